@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     fn policies() -> impl Strategy<Value = RetryPolicy> {
-        (0..3, 1_u32..500, 1_u32..500, 1.0..10.0_f64, any::<bool>()).prop_map(
+        (0_usize..3, 1_u32..500, 1_u32..500, 1.0..10.0_f64, any::<bool>()).prop_map(
             |(strategy, initial_delay_seconds, max_delay_seconds, backoff_multiplier, jitter)| RetryPolicy {
                 strategy: [RetryStrategy::Exponential, RetryStrategy::Linear, RetryStrategy::Fixed][strategy],
                 initial_delay_seconds,

@@ -32,6 +32,11 @@ impl Validator {
         self.errors.push(FieldError::new(field, message));
     }
 
+    /// Whether `field` was rejected already.
+    pub fn has(&self, field: &str) -> bool {
+        self.errors.iter().any(|error| error.field == field)
+    }
+
     /// The value, if no field was rejected.
     pub fn finish<T>(self, value: Option<T>) -> Result<T, Vec<FieldError>> {
         match value {
