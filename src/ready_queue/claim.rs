@@ -57,7 +57,7 @@ impl ReadyQueue {
     ///
     /// Each job goes to the first group of its offer that has a free slot left. A shape whose groups
     /// have none is passed over and holds up no other. Each shape is to be offered once. The cost is in
-    /// the offers and the jobs taken, not in the length of the queue.
+    /// the jobs taken and the shapes passed on the way to them, not in the length of the queue.
     ///
     /// The jobs stay among the claims until [`confirm`](Self::confirm), [`put_back`](Self::put_back),
     /// [`enqueue`](Self::enqueue) or [`remove`](Self::remove) names them. If the answer is lost they are

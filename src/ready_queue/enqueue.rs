@@ -43,7 +43,8 @@ impl ReadyQueue {
                 groups.entry((&entry.shape, score.priority())).or_default().push((score, entry.job_id));
             }
             let mut call = self.fenced(&scripts::ENQUEUE, epoch);
-            for ((shape, priority), jobs) in groups {
+            for ((shape, priority), mut jobs) in groups {
+                jobs.sort_unstable();
                 call.arg(shape.to_string()).arg(priority).arg(jobs.len());
                 for (score, id) in jobs {
                     call.arg(score.as_argument()).arg(id.to_string());

@@ -1,9 +1,9 @@
 //! The ready queue: an index in Redis of the jobs in status `queued`, in the order of dispatch.
 //!
 //! Jobs with the same requirements share a [`Shape`](crate::domain::matching::Shape) and one sorted
-//! set, ordered by priority, then by submission time, then by id. [`ReadyQueue::claim`] merges the
-//! sets of the shapes that free workers can run, so its cost lies in shapes and jobs taken, and a job
-//! that nobody can run holds up nothing but its own shape.
+//! set, ordered by priority, then by submission time, then by id. A further set orders the shapes by
+//! their best jobs. [`ReadyQueue::claim`] merges the sets of the shapes that free workers can run, so
+//! its cost lies in shapes and jobs taken, and a job that nobody can run holds up only its own shape.
 //!
 //! What holds:
 //! - The index is no authority. It may be lost, duplicated or forged at any time; whoever acts on it
@@ -16,7 +16,7 @@
 //! - An error is an error: no operation answers 0 or an empty list when Redis could not be asked.
 //!
 //! Keys, all beginning `<prefix>:{<prefix>}:` so that a cluster keeps them in one slot: `epoch`,
-//! `generation`, `shapes` (set of names), `depth` (hash, priority → jobs), `claims` (hash, id → time,
+//! `generation`, `shapes` (sorted set, name → best score), `depth` (hash, priority → jobs), `claims` (hash, id → time,
 //! score, shape) and `shape:<name>` (sorted set, one per shape with waiting jobs).
 //!
 //! What it does not do: decide who may run a job, wait for delayed jobs, or keep anything of a job but

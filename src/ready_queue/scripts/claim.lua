@@ -15,29 +15,23 @@ for group = 0, group_count - 1 do
   free_in_all = free_in_all + free[group]
 end
 
--- The first group in the offer's order with a free slot, or nil. Slots are only ever taken here, so a
--- group that was passed over need not be looked at again.
-local function free_group(offer)
-  while offer.next_group < #offer.groups do
-    local high, low = string.byte(offer.groups, offer.next_group, offer.next_group + 1)
+local offered_at = {}
+for at = first_offer, #ARGV, 2 do
+  offered_at[ARGV[at]] = at
+end
+
+-- The first group in the order of preference with a free slot, or nil. Slots are only ever taken here,
+-- so a group that was passed over need not be looked at again.
+local function free_group(s)
+  while s.next_group < #s.groups do
+    local high, low = string.byte(s.groups, s.next_group, s.next_group + 1)
     local group = high * 256 + low
     if (free[group] or 0) > 0 then
       return group
     end
-    offer.next_group = offer.next_group + 2
+    s.next_group = s.next_group + 2
   end
   return nil
-end
-
-local offers = {}
-local fetch = math.max(1, math.min(LARGEST_FETCH, math.ceil(2 * max / (#ARGV - first_offer + 1))))
-for at = first_offer, #ARGV, 2 do
-  local offer = stream(SHAPE_PREFIX .. ARGV[at], 0, math.huge, fetch)
-  offer.shape, offer.index = ARGV[at], (at - first_offer) / 2
-  offer.groups, offer.next_group, offer.taken = ARGV[at + 1], 1, 0
-  if free_group(offer) then
-    offers[#offers + 1] = offer
-  end
 end
 
 -- An id that is not a UUID in its usual form was not written by CORTEX. It is dropped: nobody could
@@ -48,34 +42,42 @@ local UUID = '^' .. H4 .. H4 .. '%-' .. H4 .. '%-' .. H4 .. '%-' .. H4 .. '%-' .
 local answer, claims, claimed = {}, {}, 0
 local claimed_at = now_ms()
 
-merge(offers, function(offer)
-  local group = free_group(offer)
+local opened = merge(registered(function(shape)
+  local at = offered_at[shape]
+  if not at then
+    return nil
+  end
+  local s = stream(shape, 0, math.huge)
+  s.index, s.groups, s.next_group = (at - first_offer) / 2, ARGV[at + 1], 1
+  return free_group(s) and s
+end), function(s)
+  local group = free_group(s)
   if not group then
     return false
   end
-  -- A shape gives its jobs from the front without leaving any out: they can be removed by rank.
-  offer.taken = offer.taken + 1
-  if string.find(offer.id, UUID) then
+  if string.find(s.id, UUID) then
     free[group] = free[group] - 1
     free_in_all = free_in_all - 1
     local n = 4 * claimed
     claimed = claimed + 1
-    answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = offer.id, offer.score_text, offer.index, group
-    claims[2 * claimed - 1] = offer.id
-    claims[2 * claimed] = claimed_at .. ' ' .. offer.score_text .. ' ' .. offer.shape
+    answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = s.id, s.score_text, s.index, group
+    claims[2 * claimed - 1] = s.id
+    claims[2 * claimed] = claimed_at .. ' ' .. s.score_text .. ' ' .. s.shape
   end
   return true
 end, function()
   return claimed >= max or free_in_all == 0
 end)
 
-for _, offer in ipairs(offers) do
-  if offer.taken > 0 then
-    redis.call('ZREMRANGEBYRANK', offer.key, 0, offer.taken - 1)
-    forget_if_empty(offer.shape)
-  elseif #offer.chunk == 0 then
-    -- Empty from the start: the set was lost, or somebody else took the last job.
-    redis.call('SREM', SHAPES, offer.shape)
+for _, s in ipairs(opened) do
+  if s.taken > 0 then
+    -- A shape gives its jobs from the front without leaving any out: they can be removed by rank.
+    redis.call('ZREMRANGEBYRANK', s.key, 0, s.taken - 1)
+  end
+  if s.ended then
+    redis.call('ZREM', SHAPES, s.shape)
+  elseif s.taken > 0 then
+    redis.call('ZADD', SHAPES, s.score_text, s.shape)
   end
 end
 for from = 1, #claims, SLICE do

@@ -80,9 +80,14 @@ local function count_above(key, priority)
   return redis.call('ZCOUNT', key, '-inf', string.format('(%.0f', (10 - priority) * BAND))
 end
 
--- A shape without jobs leaves the registry, or every model name ever used would stay there.
-local function forget_if_empty(shape)
-  if redis.call('EXISTS', SHAPE_PREFIX .. shape) == 0 then
-    redis.call('SREM', SHAPES, shape)
+-- SHAPES is a sorted set itself: each shape with jobs, and as its score the score of its best job, or
+-- a lower one. That lets a claim begin with the shapes that matter and leave the others alone. A
+-- shape without jobs is not in it, or every model name ever used would stay there.
+local function refresh_shape(shape)
+  local head = redis.call('ZRANGE', SHAPE_PREFIX .. shape, 0, 0, 'WITHSCORES')
+  if head[2] then
+    redis.call('ZADD', SHAPES, head[2], shape)
+  else
+    redis.call('ZREM', SHAPES, shape)
   end
 end

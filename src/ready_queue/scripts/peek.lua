@@ -2,21 +2,17 @@
 -- Arguments: the largest number of ids, and a priority or 0 for all.
 local limit, priority = tonumber(ARGV[FIRST_ARGUMENT]), tonumber(ARGV[FIRST_ARGUMENT + 1])
 
-local streams = {}
-for _, shape in ipairs(redis.call('SMEMBERS', SHAPES)) do
-  local key = SHAPE_PREFIX .. shape
+local ids = {}
+merge(registered(function(shape)
   local from, to = 0, math.huge
   if priority > 0 then
-    from = count_above(key, priority)
-    if priority > 1 then
-      to = count_above(key, priority - 1)
-    end
+    from = count_above(SHAPE_PREFIX .. shape, priority)
   end
-  streams[#streams + 1] = stream(key, from, to, 1)
-end
-
-local ids = {}
-merge(streams, function(s)
+  if priority > 1 then
+    to = count_above(SHAPE_PREFIX .. shape, priority - 1)
+  end
+  return stream(shape, from, to)
+end), function(s)
   ids[#ids + 1] = s.id
   return true
 end, function()

@@ -8,7 +8,7 @@ for at = FIRST_ARGUMENT, #ARGV do
     redis.call('HDEL', CLAIMS, id)
     local score, shape = read_claim(record)
     if score then
-      redis.call('SADD', SHAPES, shape)
+      redis.call('ZADD', SHAPES, 'LT', score, shape)
       -- A claimed job counts in the depth already; one that is in the set as well counted twice.
       if redis.call('ZADD', SHAPE_PREFIX .. shape, 'NX', score, id) == 1 then
         returned = returned + 1

@@ -1,16 +1,14 @@
--- Counts the depth anew from the sets and the claims, and drops empty shapes from the registry.
+-- Counts the depth anew from the sets and the claims, and sets the registry of shapes right.
 -- Arguments: the generation to set, or an empty text to leave it as it is. Answers the number of jobs.
 --
 -- Eviction takes away whole keys: after it the counters no longer agree with the sets.
 local generation = ARGV[FIRST_ARGUMENT]
 local total = 0
 
-for _, shape in ipairs(redis.call('SMEMBERS', SHAPES)) do
+for _, shape in ipairs(redis.call('ZRANGE', SHAPES, 0, -1)) do
   local key = SHAPE_PREFIX .. shape
   local size = redis.call('ZCARD', key)
-  if size == 0 then
-    redis.call('SREM', SHAPES, shape)
-  end
+  refresh_shape(shape)
   total = total + size
   local counted, priority = 0, 10
   while counted < size do

@@ -19,7 +19,7 @@ while at <= #ARGV do
       change_depth(priority_of(scores[i]), -1)
     end
   end
-  forget_if_empty(shape)
+  refresh_shape(shape)
 end
 write_depth()
 return removed
