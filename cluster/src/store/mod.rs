@@ -14,3 +14,6 @@ pub(crate) use database::Store;
 pub use database::StoreError;
 pub(crate) use log::LogStore;
 pub(crate) use machine::StateMachine;
+
+#[cfg(test)]
+mod tests;
