@@ -43,11 +43,13 @@ pub(super) async fn read_tail(mut pipe: impl AsyncRead + Unpin, keep: usize) -> 
     tail
 }
 
-/// The tail as text. A character that the cut went through is left out.
+/// The tail as text. A character that the cut went through is left out, and NUL,
+/// which no database column takes, is replaced.
 pub(super) fn tail_text(tail: &[u8]) -> String {
     let is_continuation = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
     let start = tail.iter().take_while(|byte| is_continuation(byte)).count();
-    String::from_utf8_lossy(&tail[start..]).trim().to_owned()
+    let text = String::from_utf8_lossy(&tail[start..]);
+    text.trim().replace('\0', "\u{fffd}")
 }
 
 #[cfg(test)]
@@ -71,6 +73,9 @@ mod tests {
     fn a_cut_character_is_left_out() {
         let text = "é fine".as_bytes();
         assert_eq!(tail_text(&text[1..]), "fine");
-        assert_eq!(tail_text(b"bad \xff byte\n"), "bad \u{fffd} byte");
+        assert_eq!(
+            tail_text(b"bad \xff\0 bytes\n"),
+            "bad \u{fffd}\u{fffd} bytes"
+        );
     }
 }

@@ -21,10 +21,19 @@
 //! another.
 
 mod builder;
+mod core;
 mod error;
 mod handler;
+mod heartbeat;
+mod held;
 mod identity;
+mod job;
+mod link;
+mod poll;
+mod process;
+mod report;
 mod runtime;
+mod session;
 
 pub use builder::{Worker, WorkerBuilder};
 pub use error::WorkerError;
