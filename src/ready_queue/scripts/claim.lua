@@ -36,7 +36,7 @@ end
 
 -- An id that is not a UUID in its usual form was not written by CORTEX. It is dropped: nobody could
 -- ever confirm it.
-local H4 = string.rep('[%da-f]', 4)
+local H4 = '%x%x%x%x'
 local UUID = '^' .. H4 .. H4 .. '%-' .. H4 .. '%-' .. H4 .. '%-' .. H4 .. '%-' .. H4 .. H4 .. H4 .. '$'
 
 local answer, claims, claimed = {}, {}, 0
@@ -55,7 +55,7 @@ end), function(s)
   if not group then
     return false
   end
-  if string.find(s.id, UUID) then
+  if string.find(s.id, UUID) and not string.find(s.id, '%u') then
     free[group] = free[group] - 1
     free_in_all = free_in_all - 1
     local n = 4 * claimed
@@ -69,18 +69,20 @@ end, function()
   return claimed >= max or free_in_all == 0
 end)
 
+local heads, empty = {}, {}
 for _, s in ipairs(opened) do
   if s.taken > 0 then
     -- A shape gives its jobs from the front without leaving any out: they can be removed by rank.
     redis.call('ZREMRANGEBYRANK', s.key, 0, s.taken - 1)
   end
   if s.ended then
-    redis.call('ZREM', SHAPES, s.shape)
+    empty[#empty + 1] = s.shape
   elseif s.taken > 0 then
-    redis.call('ZADD', SHAPES, s.score_text, s.shape)
+    heads[#heads + 1] = s.score_text
+    heads[#heads + 1] = s.shape
   end
 end
-for from = 1, #claims, SLICE do
-  redis.call('HSET', CLAIMS, unpack(claims, from, math.min(from + SLICE - 1, #claims)))
-end
+in_slices('ZREM', SHAPES, empty)
+in_slices('ZADD', SHAPES, heads)
+in_slices('HSET', CLAIMS, claims)
 return answer

@@ -9,8 +9,15 @@ local FIRST_ARGUMENT = 3
 -- It is passed on as the text it came in: Lua prints only 14 digits of a number.
 local BAND = 2 ^ 49
 
--- Lua's unpack puts its values on a stack of 8000; commands with many arguments are sent in slices.
-local SLICE = 1000
+-- Lua's unpack puts its values on a stack of 8000; a command that may have more is sent in slices. Even,
+-- because most arguments come in pairs.
+local SLICE = 2000
+
+local function in_slices(command, key, arguments)
+  for from = 1, #arguments, SLICE do
+    redis.call(command, key, unpack(arguments, from, math.min(from + SLICE - 1, #arguments)))
+  end
+end
 
 -- The priority of a score, 1 to 10. A score that CORTEX did not write is forced into the range.
 local function priority_of(score)
@@ -50,7 +57,7 @@ local function write_depth()
   end
 end
 
--- Forgets the claims of these ids, at most SLICE of them, and takes them out of the depth.
+-- Forgets the claims of these ids, at most 1000, and takes them out of the depth.
 -- Answers how many there were.
 local function drop_claims(ids)
   if #ids == 0 or redis.call('EXISTS', CLAIMS) == 0 then

@@ -26,7 +26,8 @@ while at <= #ARGV do
   change_depth(priority, new)
   added = added + new
 end
--- LT: only a better job moves a shape forward.
+-- LT: only a better job moves a shape forward. There is at least one group, and with 1000 jobs at most
+-- 1000, few enough for one command.
 redis.call('ZADD', SHAPES, 'LT', unpack(heads))
 write_depth()
 return added
