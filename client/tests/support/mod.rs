@@ -274,10 +274,17 @@ impl JobService for Service {
         });
         // Counts also when the caller goes away.
         let _waiting = Waiting(&self.store);
-        let job = self.store.find(|memory| memory.jobs.pop_front());
-        Ok(Response::new(
-            timeout_at(until, job).await.unwrap_or_default(),
-        ))
+        let job = self.store.find(|memory| {
+            if memory.known_ids.contains(&request.worker_id) {
+                memory.jobs.pop_front().map(Ok)
+            } else {
+                Some(Err(Status::not_found("no such worker any more")))
+            }
+        });
+        let answer = timeout_at(until, job)
+            .await
+            .unwrap_or_else(|_| Ok(PollJobResponse::default()));
+        answer.map(Response::new)
     }
 
     async fn update_job_status(
