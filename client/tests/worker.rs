@@ -308,11 +308,16 @@ async fn the_worker_id_is_kept_across_a_reconnect_and_the_job_goes_on() {
     let store = Store::new();
     let mut replicas = [Replica::start(0, &store), Replica::start(1, &store)];
     let gate = Gate::new();
-    let worker = run(worker(&[&replicas[0], &replicas[1]]), gate.clone());
+    let worker = run(worker(&[&replicas[0], &replicas[1]]).slots(2), gate.clone());
     store.add_job("a");
     gate.running(1).await;
     let first = store
         .until("a heartbeat", |m| m.heartbeats.last().map(|beat| beat.0))
+        .await;
+    store
+        .wait_for("a quiet moment with a poll under way", |m| {
+            m.statuses.len() == 1 && m.waiting_polls == 1
+        })
         .await;
     replicas[first].kill();
     store
@@ -434,12 +439,13 @@ async fn a_shutdown_lets_the_running_job_finish() {
     store
         .wait_for("the end of the last poll", |m| m.waiting_polls == 0)
         .await;
-    let polls = store.change(|m| m.polls.len());
+    let (polls, beats) = store.change(|m| (m.polls.len(), m.heartbeats.len()));
     store
-        .wait_for("a full heartbeat", |m| {
-            m.heartbeats
-                .last()
-                .is_some_and(|(_, beat)| beat.current_job_count == 2)
+        .wait_for("more heartbeats of a full worker", |m| {
+            m.heartbeats.len() > beats + 3
+                && m.heartbeats
+                    .last()
+                    .is_some_and(|(_, beat)| beat.current_job_count == 2)
         })
         .await;
     gate.open(1);
