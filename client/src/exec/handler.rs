@@ -124,7 +124,7 @@ impl Handler for ExecHandler {
                 group.kill();
                 let output = match output {
                     Some(bytes) => Ok(bytes),
-                    None => linger(stdout).await.unwrap_or(Ok(Vec::new())),
+                    None => linger(stdout).await.ok_or_else(kept_open)?,
                 };
                 conclude(status, output, stderr).await
             }
@@ -193,6 +193,13 @@ fn exit_failure(status: ExitStatus, stderr: &str) -> JobFailure {
         stderr.to_owned()
     };
     failure(&code, message)
+}
+
+fn kept_open() -> JobFailure {
+    failure(
+        "bad_output",
+        "a process that left the command's process group keeps its standard output open",
+    )
 }
 
 fn too_large() -> JobFailure {
