@@ -25,24 +25,16 @@ pub(super) fn id<T: FromStr>(v: &mut Validator, field: &str, text: &str) -> Opti
     id
 }
 
-/// Passes a registration on, or names all that is wrong with it: what `v` has noted already and what its
-/// own check finds.
-pub(super) fn checked_draft(mut v: Validator, draft: WorkerDraft) -> Result<WorkerDraft, Vec<FieldError>> {
-    match v.finish(Some(())) {
-        Ok(()) => Ok(draft),
-        Err(noted) => {
-            v = Validator::default();
-            v.absorb(draft.check(WorkerId(Uuid::nil())));
-            let more = v.finish::<()>(None).err().unwrap_or_default();
-            let mut errors = noted;
-            for error in more {
-                if errors.iter().all(|known| known.field != error.field) {
-                    errors.push(error);
-                }
-            }
-            Err(errors)
+/// Passes a registration on, or names all that is wrong with it: what `noted` holds already and what the
+/// registration's own check finds.
+pub(super) fn checked_draft(noted: Validator, draft: WorkerDraft) -> Result<WorkerDraft, Vec<FieldError>> {
+    let Err(mut errors) = noted.finish(Some(())) else { return Ok(draft) };
+    for error in draft.check(WorkerId(Uuid::nil())).err().unwrap_or_default() {
+        if errors.iter().all(|known| known.field != error.field) {
+            errors.push(error);
         }
     }
+    Err(errors)
 }
 
 /// A text from a worker, made storable: no U+0000, at most [`MAX_TEXT`] characters.

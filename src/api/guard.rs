@@ -45,10 +45,8 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     let answer = guarded(next.run(request), api.limits.request_timeout, &span).await;
     let response = answer.unwrap_or_else(|broken| match broken {
         Broken::Panicked => Problem::from(ServiceError::Internal).into_response(),
-        Broken::TooSlow if reads => {
-            Problem::new(ProblemType::StoreUnavailable, "the answer took too long").into_response()
-        }
-        Broken::TooSlow => Problem::from(ServiceError::OutcomeUnknown).into_response(),
+        Broken::TooSlow if reads => too_slow(ProblemType::StoreUnavailable).into_response(),
+        Broken::TooSlow => too_slow(ProblemType::OutcomeUnknown).into_response(),
     });
     span.record("status", response.status().as_u16());
     let took = api.ambient.instant().saturating_duration_since(started);
@@ -67,7 +65,7 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     let mut response = match guarded(next.run(request), limit, &span).await {
         Ok(response) => response,
         Err(Broken::Panicked) => status(ServiceError::Internal).into_http(),
-        Err(Broken::TooSlow) => status(ServiceError::OutcomeUnknown).into_http(),
+        Err(Broken::TooSlow) => Status::from(too_slow(ProblemType::OutcomeUnknown)).into_http(),
     };
     if known.is_some()
         && let Some(problem) = unreadable(&response)
@@ -108,6 +106,10 @@ async fn guarded(
     }
     .instrument(span.clone())
     .await
+}
+
+fn too_slow(kind: ProblemType) -> Problem {
+    Problem::new(kind, "the request was given up because it took too long")
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -124,6 +124,7 @@ fn output(v: &mut Validator, raw: Option<&RawValue>) -> Option<Payload> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -172,6 +173,17 @@ mod tests {
     fn a_patch_must_name_something_to_change() {
         for body in [json!({}), json!({"name": "n"}), json!({"status": null, "output_data": null})] {
             assert_eq!(fields(&body), ["body"], "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_makes_a_check_panic(text in any::<String>(), number in any::<f64>(), nested in any::<bool>()) {
+            for field in ["status", "output_data", "error_message", "execution_duration_ms", "assigned_worker_id"] {
+                let _ = check(&json!({field: text}));
+                let _ = check(&json!({field: number}));
+                let _ = check(&json!({field: {text.as_str(): [number, nested]}}));
+            }
         }
     }
 }

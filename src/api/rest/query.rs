@@ -141,6 +141,8 @@ fn tag(v: &mut Validator, filter: &mut JobFilter, value: Option<String>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::domain::job::JobStatus;
 
@@ -205,5 +207,13 @@ mod tests {
         assert_eq!(worker_status("status=idle"), Ok(Some(WorkerStatus::Idle)));
         assert_eq!(worker_status("x=y"), Ok(None));
         assert!(worker_status("status=sleeping").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_makes_reading_panic(name in "status|priority|tag|page|model_name", value in any::<String>()) {
+            let _ = jobs(&format!("{name}={value}"));
+            let _ = worker_status(&value);
+        }
     }
 }

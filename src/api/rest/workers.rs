@@ -59,31 +59,10 @@ pub(super) struct Registration {
 }
 
 impl Registration {
+    /// Looks at the types; the values are judged by the draft's own check. Names all that is wrong with
+    /// either.
     fn read(self) -> Result<WorkerDraft, Vec<FieldError>> {
         let mut v = Validator::default();
-        let v_ref = &mut v;
-        // The registration's own check judges the values; here only their types are looked at.
-        let mut text = |field, value: Option<Value>| match value {
-            Some(Value::String(text)) => text,
-            Some(Value::Null) | None => String::new(),
-            Some(_) => {
-                v_ref.reject(field, "must be a string");
-                String::new()
-            }
-        };
-        let (name, hostname) = (text("name", self.name), text("hostname", self.hostname));
-        let (ip_address, version) = (text("ip_address", self.ip_address), text("version", self.version));
-        let mut whole = |field, value: Option<Value>, default| match value {
-            None | Some(Value::Null) => default,
-            Some(value) => value.as_i64().unwrap_or_else(|| {
-                v.reject(field, "must be a whole number");
-                default
-            }),
-        };
-        let port = whole("port", self.port, 0);
-        let max_concurrent_jobs = whole("max_concurrent_jobs", self.max_concurrent_jobs, 1);
-        let heartbeat_interval_seconds =
-            whole("heartbeat_interval_seconds", self.heartbeat_interval_seconds, 30);
         let capabilities = match self.capabilities {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(capabilities)) => capabilities,
@@ -92,17 +71,41 @@ impl Registration {
                 Map::new()
             }
         };
+        let interval = self.heartbeat_interval_seconds;
         let draft = WorkerDraft {
-            name,
-            hostname,
-            ip_address,
-            port,
+            name: text(&mut v, "name", self.name),
+            hostname: text(&mut v, "hostname", self.hostname),
+            ip_address: text(&mut v, "ip_address", self.ip_address),
+            port: whole(&mut v, "port", self.port, 0),
             capabilities,
-            max_concurrent_jobs,
-            heartbeat_interval_seconds,
-            version: Some(version).filter(|version| !version.is_empty()),
+            max_concurrent_jobs: whole(&mut v, "max_concurrent_jobs", self.max_concurrent_jobs, 1),
+            heartbeat_interval_seconds: whole(&mut v, "heartbeat_interval_seconds", interval, 30),
+            version: Some(text(&mut v, "version", self.version)).filter(|version| !version.is_empty()),
         };
         convert::checked_draft(v, draft)
+    }
+}
+
+/// A text; empty where there is none.
+fn text(v: &mut Validator, field: &str, value: Option<Value>) -> String {
+    match value {
+        Some(Value::String(text)) => text,
+        None | Some(Value::Null) => String::new(),
+        Some(_) => {
+            v.reject(field, "must be a string");
+            String::new()
+        }
+    }
+}
+
+/// A whole number; `default` where there is none.
+fn whole(v: &mut Validator, field: &str, value: Option<Value>, default: i64) -> i64 {
+    match value {
+        None | Some(Value::Null) => default,
+        Some(value) => value.as_i64().unwrap_or_else(|| {
+            v.reject(field, "must be a whole number");
+            default
+        }),
     }
 }
 
