@@ -113,36 +113,44 @@ struct Exchange {
 
 impl Exchange {
     async fn serve(self, mut requests: Streaming<Requests>, shutdown: CancellationToken) {
-        loop {
-            let message = tokio::select! {
-                () = shutdown.cancelled() => break,
-                message = requests.message() => message,
-            };
-            match message {
-                Ok(Some(message)) => self.take(message),
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::debug!(%error, "A follower's stream broke.");
-                    break;
-                }
-            }
-            if !self.answers.has_room() {
-                tracing::warn!("A follower sends more commands than it may and fetches no answers.");
-                break;
-            }
-        }
+        let connected = tokio::select! {
+            () = shutdown.cancelled() => true,
+            () = self.read(&mut requests, |exchange| exchange.leader()) => false,
+        };
         self.polls.send_away();
         self.running.close();
-        self.running.wait().await;
+        tokio::select! {
+            () = self.running.wait() => {}
+            () = self.read(&mut requests, |_| None), if connected => self.running.wait().await,
+        }
         self.answers.finish();
     }
 
-    /// Begins the commands of a message.
-    fn take(&self, message: Requests) {
-        let leader = match &*self.route.borrow() {
+    /// Takes messages until the follower is gone or behaves badly. Cancel safe.
+    async fn read(
+        &self,
+        requests: &mut Streaming<Requests>,
+        leader: impl Fn(&Self) -> Option<Arc<dyn Commands>>,
+    ) {
+        while self.answers.has_room() {
+            match requests.message().await {
+                Ok(Some(message)) => self.take(message, leader(self)),
+                Ok(None) => return,
+                Err(error) => return tracing::debug!(%error, "A follower's stream broke."),
+            }
+        }
+        tracing::warn!("A follower sends more commands than it may and fetches no answers.");
+    }
+
+    fn leader(&self) -> Option<Arc<dyn Commands>> {
+        match &*self.route.borrow() {
             Route::Here(commands) => Some(Arc::clone(commands)),
             Route::There { .. } | Route::Nowhere => None,
-        };
+        }
+    }
+
+    /// Begins the commands of a message, or says that nobody leads here.
+    fn take(&self, message: Requests, leader: Option<Arc<dyn Commands>>) {
         for request in message.requests {
             let lane = Lane::try_from(request.lane).unwrap_or(Lane::Prompt);
             let Some(leader) = &leader else {
