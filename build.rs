@@ -1,10 +1,16 @@
-//! Compiles the descriptors of `proto/cortex.proto`, without protoc, for server reflection. The messages
-//! and the service trait come from the client crate.
+//! Compiles the protocols without an installed protoc.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    describe_cortex()?;
+    compile_peer()
+}
+
+/// The descriptors of the public protocol, for server reflection. Its messages and service traits come
+/// from the client crate.
+fn describe_cortex() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto/cortex.proto");
     let descriptors = protox::Compiler::new(["proto"])?
         .include_imports(true)
@@ -12,5 +18,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         .encode_file_descriptor_set();
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("cortex.descriptors"), descriptors)?;
+    Ok(())
+}
+
+/// The protocol between replicas. Bodies stay slices of the buffer that they arrived in.
+fn compile_peer() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto/peer.proto");
+    let descriptors = protox::compile(["peer.proto"], ["proto"])?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,0 +1,618 @@
+//! Commands on their way to the leader, over real connections that break, freeze and change.
+
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cortex::domain::ambient::System;
+use cortex::domain::execution::Usage;
+use cortex::domain::ids::{DeliveryId, JobId, WorkerId};
+use cortex::domain::job::JobStatus;
+use cortex::domain::transition::{JobEvent, JobPatch};
+use cortex::domain::worker::WorkerStatus;
+use cortex::forward::{ForwardConfig, ForwardServer, Limits, Route, Router, tune, wire};
+use cortex::services::command::{Answer, Applied, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob};
+use cortex::services::error::{Conflict, ServiceError};
+use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt, join_all};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+type Outcome = Result<Answer, ServiceError>;
+
+/// Longest wait for anything that should happen at once.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Answers each sign of life with the id of the worker that gave it.
+struct Echo;
+
+impl Commands for Echo {
+    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
+        async move {
+            tokio::task::yield_now().await;
+            Ok(echo(&command))
+        }
+        .boxed()
+    }
+}
+
+fn echo(command: &Command) -> Answer {
+    let Command::Heartbeat(heartbeat) = command else { panic!("only signs of life are sent here") };
+    Answer::Heartbeat(HeartbeatAnswer {
+        pending_jobs: vec![JobId(heartbeat.worker_id.0)],
+        cancelled_jobs: vec![],
+    })
+}
+
+/// Hands each command to the test, which decides what comes of it.
+struct Scripted(mpsc::UnboundedSender<Taken>);
+
+/// A command that a leader has taken.
+struct Taken {
+    command: Command,
+    answer: oneshot::Sender<Outcome>,
+}
+
+impl Commands for Scripted {
+    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
+        let (answer, outcome) = oneshot::channel();
+        self.0.send(Taken { command, answer }).ok().unwrap();
+        async { outcome.await.unwrap_or_else(|_| resume_unwind(Box::new("dropped"))) }.boxed()
+    }
+}
+
+fn scripted() -> (Arc<Scripted>, Script) {
+    let (sender, taken) = mpsc::unbounded_channel();
+    (Arc::new(Scripted(sender)), Script(taken))
+}
+
+struct Script(mpsc::UnboundedReceiver<Taken>);
+
+impl Script {
+    async fn next(&mut self) -> Taken {
+        timeout(SOON, self.0.recv()).await.expect("a command arrives").unwrap()
+    }
+
+    async fn answer(&mut self, outcome: Outcome) -> Command {
+        let taken = self.next().await;
+        taken.answer.send(outcome).unwrap();
+        taken.command
+    }
+}
+
+/// A replica's peer port behind a relay that can be cut.
+struct Replica {
+    peer: String,
+    leads: watch::Sender<Route>,
+    cut: CancellationToken,
+    shutdown: CancellationToken,
+}
+
+impl Replica {
+    async fn start(route: Route, config: &ForwardConfig) -> Self {
+        let (leads, follows) = watch::channel(route);
+        let shutdown = CancellationToken::new();
+        let server = ForwardServer::new(follows, config, shutdown.clone()).into_service();
+        let peer = serve(server).await;
+        let cut = CancellationToken::new();
+        Self { peer: relay(peer, cut.clone()).await, leads, cut, shutdown }
+    }
+
+    async fn leading(commands: Arc<dyn Commands>) -> Self {
+        Self::start(Route::Here(commands), &ForwardConfig::default()).await
+    }
+
+    /// A leader whose commands the test answers.
+    async fn scripted() -> (Self, Script) {
+        let (commands, script) = scripted();
+        (Self::leading(commands).await, script)
+    }
+
+    fn route(&self) -> Route {
+        Route::There { id: 1, peer: self.peer.clone() }
+    }
+}
+
+async fn serve<S: wire::forward_server::Forward>(server: wire::forward_server::ForwardServer<S>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let connections = TcpListenerStream::new(listener);
+    tokio::spawn(
+        tune(tonic::transport::Server::builder()).add_service(server).serve_with_incoming(connections),
+    );
+    address
+}
+
+/// Passes bytes both ways until `cut`, which closes every connection and refuses new ones.
+async fn relay(to: String, cut: CancellationToken) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(cut.clone().run_until_cancelled_owned(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = TcpStream::connect(&to).await.unwrap();
+            let cut = cut.clone();
+            tokio::spawn(async move {
+                cut.run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far)).await
+            });
+        }
+    }));
+    address
+}
+
+/// A port that takes connections and never says a word, like that of a stopped process.
+async fn frozen() -> (TcpListener, Route) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = listener.local_addr().unwrap().to_string();
+    (listener, Route::There { id: 9, peer })
+}
+
+struct Follower {
+    route: watch::Sender<Route>,
+    router: Arc<Router>,
+}
+
+impl Follower {
+    fn new(route: Route, config: ForwardConfig) -> Self {
+        let (route, follows) = watch::channel(route);
+        Self { route, router: Arc::new(Router::new(follows, config, Arc::new(System))) }
+    }
+
+    fn send(&self, command: Command) -> JoinHandle<Outcome> {
+        let router = Arc::clone(&self.router);
+        tokio::spawn(async move { router.execute(command).await })
+    }
+
+    /// Waits until as many calls are under way.
+    async fn calls(&self, expected: usize) {
+        let reached = async {
+            while self.router.calls() != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SOON, reached).await.unwrap_or_else(|_| panic!("{} calls", self.router.calls()));
+    }
+}
+
+/// No limit but the route's changes ends a call within a test.
+fn patient() -> ForwardConfig {
+    ForwardConfig {
+        timeout: Duration::from_secs(60),
+        answer_timeout: Duration::from_secs(60),
+        connect_timeout: Duration::from_secs(60),
+        ..ForwardConfig::default()
+    }
+}
+
+fn hasty() -> ForwardConfig {
+    ForwardConfig { timeout: Duration::from_millis(80), ..ForwardConfig::default() }
+}
+
+async fn outcome(call: JoinHandle<Outcome>) -> Outcome {
+    timeout(SOON, call).await.expect("the call ends").unwrap()
+}
+
+fn heartbeat(worker: Uuid) -> Command {
+    Command::Heartbeat(Heartbeat {
+        worker_id: WorkerId(worker),
+        status: WorkerStatus::Idle,
+        current_job_count: 0,
+        current_jobs: vec![],
+        usage: Usage::default(),
+    })
+}
+
+fn event(event: JobEvent) -> Command {
+    Command::ApplyEvent(JobId(Uuid::from_u128(7)), event)
+}
+
+fn poll(wait: Duration) -> Command {
+    let (worker_id, delivery) = (WorkerId(Uuid::nil()), DeliveryId(Uuid::nil()));
+    Command::PollJob(PollJob { worker_id, delivery, wait })
+}
+
+fn wait_of(command: &Command) -> Duration {
+    let Command::PollJob(poll) = command else { panic!("{command:?} is no long poll") };
+    poll.wait
+}
+
+fn applied() -> Outcome {
+    Ok(Answer::ApplyEvent(Applied { repeated: false, job: None }))
+}
+
+#[track_caller]
+fn is_applied(outcome: &Outcome, expected: bool) {
+    match outcome {
+        Ok(Answer::ApplyEvent(Applied { repeated, job: None })) => assert_eq!(*repeated, expected),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_answers_come_back_to_those_who_asked() {
+    let leader = Replica::leading(Arc::new(Echo)).await;
+    let follower = Follower::new(leader.route(), patient());
+    let calls = (1..=1_000).map(|n| {
+        let worker = Uuid::from_u128(n);
+        let call = follower.send(heartbeat(worker));
+        async move {
+            let Answer::Heartbeat(answer) = outcome(call).await.unwrap() else { panic!("another's answer") };
+            assert_eq!(answer.pending_jobs, [JobId(worker)]);
+        }
+    });
+    join_all(calls).await;
+    assert_eq!(follower.router.calls(), 0);
+}
+
+/// Notes how many commands each message brings.
+#[derive(Clone, Default)]
+struct Counting(Arc<Mutex<Vec<usize>>>);
+
+#[tonic::async_trait]
+impl wire::forward_server::Forward for Counting {
+    type ExchangeStream = futures::stream::BoxStream<'static, Result<wire::Answers, tonic::Status>>;
+
+    async fn exchange(
+        &self,
+        request: tonic::Request<tonic::Streaming<wire::Requests>>,
+    ) -> Result<tonic::Response<Self::ExchangeStream>, tonic::Status> {
+        let sizes = Arc::clone(&self.0);
+        let answers = request.into_inner().map(move |message| {
+            let requests = message?.requests;
+            sizes.lock().unwrap().push(requests.len());
+            let answers = requests.iter().map(|request| {
+                let command = rmp_serde::from_slice(&request.command).unwrap();
+                let result = rmp_serde::to_vec_named(&Outcome::Ok(echo(&command))).unwrap().into();
+                wire::Answer { id: request.id, result }
+            });
+            Ok(wire::Answers { answers: answers.collect() })
+        });
+        Ok(tonic::Response::new(answers.boxed()))
+    }
+}
+
+#[tokio::test]
+async fn commands_that_come_together_travel_together() {
+    let leader = Counting::default();
+    let peer = serve(wire::forward_server::ForwardServer::new(leader.clone())).await;
+    let follower = Follower::new(Route::There { id: 1, peer }, patient());
+    join_all((0..64).map(|n| {
+        let router = &follower.router;
+        async move {
+            for _ in 0..20 {
+                router.execute(heartbeat(Uuid::from_u128(n))).await.unwrap();
+            }
+        }
+    }))
+    .await;
+    let mut sizes = leader.0.lock().unwrap().clone();
+    sizes.sort_unstable();
+    assert_eq!(sizes.iter().sum::<usize>(), 64 * 20);
+    assert!(sizes[sizes.len() / 2] > 1, "{sizes:?}");
+}
+
+#[tokio::test]
+async fn a_repeatable_command_whose_answer_was_lost_is_sent_again_to_the_new_leader() {
+    let (old, mut old_script) = Replica::scripted().await;
+    let (new, mut new_script) = Replica::scripted().await;
+    let follower = Follower::new(old.route(), patient());
+    let call = follower.send(heartbeat(Uuid::from_u128(5)));
+    let executed = old_script.next().await;
+    old.cut.cancel();
+    follower.route.send_replace(new.route());
+    let repeated = new_script.next().await;
+    assert_eq!(format!("{:?}", repeated.command), format!("{:?}", executed.command));
+    repeated.answer.send(Ok(Answer::Heartbeat(HeartbeatAnswer::default()))).unwrap();
+    outcome(call).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_patch_or_a_retry_whose_answer_was_lost_has_an_unknown_outcome() {
+    for lost in [JobEvent::Retry, JobEvent::Patch(JobPatch::default())] {
+        let (leader, mut script) = Replica::scripted().await;
+        let follower = Follower::new(leader.route(), patient());
+        let call = follower.send(event(lost));
+        let _executed = script.next().await;
+        leader.cut.cancel();
+        assert_eq!(outcome(call).await.unwrap_err(), ServiceError::OutcomeUnknown);
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_does_not_know_what_it_did_is_asked_again_only_if_that_is_harmless() {
+    let (leader, mut script) = Replica::scripted().await;
+    let (local, mut local_script) = scripted();
+    let follower = Follower::new(leader.route(), patient());
+    for script in [&mut script, &mut local_script] {
+        let call = follower.send(event(JobEvent::Retry));
+        script.answer(Err(ServiceError::OutcomeUnknown)).await;
+        assert_eq!(outcome(call).await.unwrap_err(), ServiceError::OutcomeUnknown);
+        let call = follower.send(event(JobEvent::Due));
+        script.answer(Err(ServiceError::OutcomeUnknown)).await;
+        script.answer(applied()).await;
+        is_applied(&outcome(call).await, false);
+        follower.route.send_replace(Route::Here(Arc::clone(&local) as Arc<dyn Commands>));
+    }
+}
+
+#[tokio::test]
+async fn one_that_does_not_lead_makes_the_command_wait_for_the_new_route() {
+    let (first, mut script) = Replica::scripted().await;
+    let (new, mut new_script) = Replica::scripted().await;
+    first.leads.send_replace(Route::Nowhere);
+    let follower = Follower::new(first.route(), patient());
+    let call = follower.send(event(JobEvent::Patch(JobPatch::default())));
+    follower.calls(1).await;
+    follower.calls(0).await;
+    follower.route.send_replace(new.route());
+    new_script.answer(applied()).await;
+    is_applied(&outcome(call).await, false);
+    assert!(script.0.try_recv().is_err(), "one that does not lead executes nothing");
+}
+
+#[tokio::test]
+async fn a_leader_here_that_steps_down_in_mid_command_hands_it_to_the_next() {
+    let (local, mut local_script) = scripted();
+    let (new, mut new_script) = Replica::scripted().await;
+    let follower = Follower::new(Route::Here(local), patient());
+    let call = follower.send(event(JobEvent::Retry));
+    let taken = local_script.next().await;
+    follower.route.send_replace(new.route());
+    taken.answer.send(Err(ServiceError::NoLeader)).unwrap();
+    new_script.answer(applied()).await;
+    is_applied(&outcome(call).await, false);
+}
+
+#[tokio::test]
+async fn without_a_leader_a_command_gives_up_after_the_timeout() {
+    let follower = Follower::new(Route::Nowhere, hasty());
+    let begun = Instant::now();
+    assert_eq!(outcome(follower.send(event(JobEvent::Due))).await.unwrap_err(), ServiceError::NoLeader);
+    assert!(begun.elapsed() >= hasty().timeout);
+    let (listener, nobody) = frozen().await;
+    drop(listener);
+    follower.route.send_replace(nobody);
+    assert_eq!(outcome(follower.send(event(JobEvent::Due))).await.unwrap_err(), ServiceError::NoLeader);
+}
+
+#[tokio::test]
+async fn a_command_waits_for_the_first_leader() {
+    let (leader, mut script) = Replica::scripted().await;
+    let follower = Follower::new(Route::Nowhere, patient());
+    let call = follower.send(event(JobEvent::Retry));
+    tokio::task::yield_now().await;
+    follower.route.send_replace(leader.route());
+    script.answer(applied()).await;
+    is_applied(&outcome(call).await, false);
+}
+
+#[tokio::test]
+async fn a_leader_that_never_answers_is_left_as_soon_as_the_route_changes() {
+    let (old, mut old_script) = Replica::scripted().await;
+    let (new, mut new_script) = Replica::scripted().await;
+    let follower = Follower::new(old.route(), patient());
+    let repeatable = follower.send(event(JobEvent::Due));
+    let _held = old_script.next().await;
+    let once = follower.send(event(JobEvent::Retry));
+    let _held_too = old_script.next().await;
+    follower.route.send_replace(Route::Nowhere);
+    follower.route.send_replace(new.route());
+    assert_eq!(outcome(once).await.unwrap_err(), ServiceError::OutcomeUnknown);
+    new_script.answer(applied()).await;
+    is_applied(&outcome(repeatable).await, false);
+}
+
+#[tokio::test]
+async fn what_a_frozen_leader_never_accepted_was_not_done() {
+    let (_listener, stopped) = frozen().await;
+    let (new, mut script) = Replica::scripted().await;
+    let follower = Follower::new(stopped, patient());
+    let call = follower.send(event(JobEvent::Retry));
+    follower.calls(1).await;
+    follower.route.send_replace(new.route());
+    script.answer(applied()).await;
+    is_applied(&outcome(call).await, false);
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_while_nobody_is_known_to_lead_still_counts() {
+    let (leader, mut script) = Replica::scripted().await;
+    let follower = Follower::new(leader.route(), patient());
+    let call = follower.send(event(JobEvent::Retry));
+    let taken = script.next().await;
+    follower.route.send_replace(Route::Nowhere);
+    taken.answer.send(applied()).unwrap();
+    is_applied(&outcome(call).await, false);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once() {
+    let (_listener, stopped) = frozen().await;
+    let limits = Limits { queued: 2, ..Limits::default() };
+    let follower = Follower::new(stopped, ForwardConfig { limits, ..patient() });
+    let waiting = [(); 2].map(|()| follower.send(event(JobEvent::Due)));
+    follower.calls(2).await;
+    assert_eq!(outcome(follower.send(event(JobEvent::Due))).await.unwrap_err(), ServiceError::Overloaded);
+    waiting.iter().for_each(JoinHandle::abort);
+    follower.calls(0).await;
+}
+
+#[tokio::test]
+async fn a_leader_refuses_more_than_it_may_have_under_way() {
+    let (commands, mut script) = scripted();
+    let limits = Limits { in_flight: 1, ..Limits::default() };
+    let leader = Replica::start(Route::Here(commands), &ForwardConfig { limits, ..patient() }).await;
+    let follower = Follower::new(leader.route(), patient());
+    let first = follower.send(event(JobEvent::Due));
+    let taken = script.next().await;
+    assert_eq!(outcome(follower.send(event(JobEvent::Due))).await.unwrap_err(), ServiceError::Overloaded);
+    taken.answer.send(applied()).unwrap();
+    is_applied(&outcome(first).await, false);
+}
+
+#[tokio::test]
+async fn submissions_do_not_hold_up_reports() {
+    let (leader, mut script) = Replica::scripted().await;
+    let limits = Limits { in_flight: 2, ..Limits::default() };
+    let follower = Follower::new(leader.route(), ForwardConfig { limits, ..patient() });
+    let submissions = [(); 5].map(|()| follower.send(Command::SubmitJobs(vec![])));
+    let _held = [script.next().await, script.next().await];
+    follower.calls(5).await;
+    let report = follower.send(event(JobEvent::Due));
+    assert!(matches!(script.answer(applied()).await, Command::ApplyEvent(..)));
+    is_applied(&outcome(report).await, false);
+    assert!(submissions.iter().all(|call| !call.is_finished()));
+}
+
+/// Waits for a job as long as it may; there is none.
+struct Idle;
+
+impl Commands for Idle {
+    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
+        async move {
+            tokio::time::sleep(wait_of(&command)).await;
+            Ok(Answer::PollJob(None))
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_long_poll_may_wait_longer_than_other_commands() {
+    let leader = Replica::leading(Arc::new(Idle)).await;
+    let answer_timeout = Duration::from_millis(200);
+    let follower = Follower::new(leader.route(), ForwardConfig { answer_timeout, ..hasty() });
+    let begun = Instant::now();
+    let wait = Duration::from_millis(500);
+    assert!(matches!(outcome(follower.send(poll(wait))).await, Ok(Answer::PollJob(None))));
+    assert!(begun.elapsed() >= wait - Duration::from_millis(50));
+}
+
+#[tokio::test]
+async fn a_long_poll_that_is_sent_again_asks_only_for_the_rest_of_its_wait() {
+    let (old, mut old_script) = Replica::scripted().await;
+    let (new, mut new_script) = Replica::scripted().await;
+    let follower = Follower::new(old.route(), patient());
+    let call = follower.send(poll(SOON));
+    let first = old_script.next().await;
+    let begun = Instant::now();
+    assert!(wait_of(&first.command) <= SOON);
+    while begun.elapsed() < Duration::from_millis(20) {
+        tokio::task::yield_now().await;
+    }
+    old.cut.cancel();
+    follower.route.send_replace(new.route());
+    let second = new_script.answer(Ok(Answer::PollJob(None))).await;
+    assert!(wait_of(&second) <= wait_of(&first.command) - Duration::from_millis(20));
+    outcome(call).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_frees_its_place_and_ends_its_long_poll() {
+    let (leader, mut script) = Replica::scripted().await;
+    let follower = Follower::new(leader.route(), patient());
+    let call = follower.send(poll(SOON));
+    let mut taken = script.next().await;
+    assert_eq!(follower.router.calls(), 1);
+    call.abort();
+    follower.calls(0).await;
+    timeout(SOON, taken.answer.closed()).await.expect("the leader stops waiting");
+}
+
+#[tokio::test]
+async fn a_cancellation_sent_twice_that_finds_the_job_cancelled_is_a_success() {
+    let (leader, mut script) = Replica::scripted().await;
+    let follower = Follower::new(leader.route(), patient());
+    let conflict = ServiceError::Conflict(Conflict::State {
+        from: JobStatus::Cancelled,
+        action: "cancelled".to_owned(),
+    });
+    let call = follower.send(event(JobEvent::Cancel));
+    script.answer(Err(conflict.clone())).await;
+    assert_eq!(outcome(call).await.unwrap_err(), conflict, "it was cancelled before");
+    let call = follower.send(event(JobEvent::Cancel));
+    script.answer(Err(ServiceError::OutcomeUnknown)).await;
+    script.answer(Err(conflict)).await;
+    is_applied(&outcome(call).await, true);
+}
+
+#[tokio::test]
+async fn a_refused_second_copy_says_nothing_about_the_first() {
+    let (leader, mut script) = Replica::scripted().await;
+    let follower = Follower::new(leader.route(), hasty());
+    let call = follower.send(event(JobEvent::Due));
+    script.answer(Err(ServiceError::OutcomeUnknown)).await;
+    let refuse = async {
+        loop {
+            script.answer(Err(ServiceError::Overloaded)).await;
+        }
+    };
+    tokio::select! {
+        outcome = outcome(call) => assert_eq!(outcome.unwrap_err(), ServiceError::OutcomeUnknown),
+        () = refuse => {}
+    }
+}
+
+#[tokio::test]
+async fn a_follower_with_another_secret_is_refused() {
+    let (commands, mut script) = scripted();
+    let secret = |secret: &str| ForwardConfig { secret: Some(secret.to_owned()), ..hasty() };
+    let leader = Replica::start(Route::Here(commands), &secret("right")).await;
+    for config in [secret("wrong"), hasty()] {
+        let follower = Follower::new(leader.route(), config);
+        assert_eq!(outcome(follower.send(event(JobEvent::Due))).await.unwrap_err(), ServiceError::NoLeader);
+    }
+    assert!(script.0.try_recv().is_err());
+    let follower = Follower::new(leader.route(), ForwardConfig { timeout: SOON, ..secret("right") });
+    let call = follower.send(event(JobEvent::Due));
+    script.answer(applied()).await;
+    is_applied(&outcome(call).await, false);
+}
+
+#[tokio::test]
+async fn a_leader_that_shuts_down_answers_what_it_began_and_sends_long_polls_away() {
+    let (old, mut old_script) = Replica::scripted().await;
+    let (new, mut new_script) = Replica::scripted().await;
+    let follower = Follower::new(old.route(), patient());
+    let poll = follower.send(poll(SOON));
+    let _waiting = old_script.next().await;
+    let write = follower.send(event(JobEvent::Retry));
+    let begun = old_script.next().await;
+    old.shutdown.cancel();
+    follower.calls(1).await;
+    let late = follower.send(event(JobEvent::Retry));
+    follower.calls(2).await;
+    follower.calls(1).await;
+    begun.answer.send(applied()).unwrap();
+    is_applied(&outcome(write).await, false);
+    follower.route.send_replace(new.route());
+    for _ in 0..2 {
+        let taken = new_script.next().await;
+        let answer = match taken.command {
+            Command::PollJob(_) => Ok(Answer::PollJob(None)),
+            _ => applied(),
+        };
+        taken.answer.send(answer).unwrap();
+    }
+    outcome(poll).await.unwrap();
+    is_applied(&outcome(late).await, false);
+    assert!(old_script.0.try_recv().is_err(), "nothing new is begun");
+}
+
+#[tokio::test]
+async fn a_command_that_panics_harms_no_other() {
+    let (leader, mut script) = Replica::scripted().await;
+    let follower = Follower::new(leader.route(), patient());
+    let bad = follower.send(event(JobEvent::Retry));
+    let panics = script.next().await;
+    let good = follower.send(event(JobEvent::Due));
+    let succeeds = script.next().await;
+    drop(panics.answer);
+    assert_eq!(outcome(bad).await.unwrap_err(), ServiceError::Internal);
+    succeeds.answer.send(applied()).unwrap();
+    is_applied(&outcome(good).await, false);
+}
