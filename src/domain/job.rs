@@ -345,7 +345,7 @@ pub struct JobList {
 }
 
 /// Which jobs to list.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobFilter {
     /// Only jobs in this state.
     pub status: Option<JobStatus>,

@@ -6,6 +6,7 @@ use thiserror::Error;
 use crate::domain::job::JobStatus;
 use crate::domain::transition::Refusal;
 use crate::domain::validate::FieldError;
+use crate::storage::StorageError;
 
 /// Why a command or query was not carried out. Texts are public; causes are logged where they happen.
 #[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
@@ -101,5 +102,22 @@ impl From<Refusal> for ServiceError {
             Refusal::Illegal { from, action } => Conflict::State { from, action: action.to_owned() },
             Refusal::HeldByWorker(worker) => Conflict::Held(worker.to_string()),
         })
+    }
+}
+
+impl From<StorageError> for ServiceError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Fenced | StorageError::ForeignCluster(_) => Self::NoLeader,
+            StorageError::OutcomeUnknown(_) => Self::OutcomeUnknown,
+            StorageError::Unavailable(cause) => {
+                tracing::warn!(%cause, "PostgreSQL did not answer a request.");
+                Self::Unavailable { store: "PostgreSQL".to_owned() }
+            }
+            StorageError::Rejected(cause) | StorageError::Unexpected(cause) => {
+                tracing::error!(%cause, "PostgreSQL refused a statement that should be valid.");
+                Self::Internal
+            }
+        }
     }
 }

@@ -1,0 +1,338 @@
+//! Who leads, as this replica may act on it.
+//!
+//! ```text
+//!              elected, epoch committed
+//!   Following ──────────────────────────► Leading(Fresh) ◄──┐
+//!       ▲                                      │            │ quorum answers
+//!       │                      half a lease    ▼            │
+//!       ├──────────────────────────────── Leading(Stale) ───┘
+//!       │   a whole lease without quorum, or another leader
+//!       ▼
+//!    Stopped   (the Raft core ended: full disk, I/O error, removed, shut down)
+//! ```
+//!
+//! Invariants: `Leading` is published only after the `LeaderEpoch` entry that
+//! gives its epoch is committed, so each epoch is published by one replica; a
+//! leader that was without a quorum for a whole lease gets a new epoch. It does
+//! not fence: storage does, by the epoch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, ServerState};
+use serde::Serialize;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::Addresses;
+use crate::control::{ControlCommand, ControlOutcome};
+use crate::raft::{Metrics, Raft};
+use crate::transport::Contact;
+
+/// Pause before a claim that failed is repeated.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// What this replica is to the cluster right now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Leadership {
+    /// Another replica leads, or nobody does as far as this one knows.
+    Following { leader: Option<Leader> },
+    /// This replica leads, with `epoch` as its fencing token.
+    Leading {
+        term: u64,
+        epoch: u64,
+        cluster_id: Uuid,
+        quorum: Quorum,
+    },
+    /// The Raft core has ended for good; the process should end too.
+    Stopped { reason: String },
+}
+
+/// Whether the leader heard from a quorum lately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Quorum {
+    /// Within half an election timeout.
+    Fresh,
+    /// Not within half an election timeout: start nothing new.
+    Stale,
+}
+
+/// The leader and where to reach it. `http` and `grpc` may be empty for a
+/// moment, until a new member has announced them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Leader {
+    pub id: u64,
+    pub addresses: Addresses,
+}
+
+impl Leadership {
+    /// True while leading with a quorum.
+    pub fn is_leading(&self) -> bool {
+        matches!(
+            self,
+            Leadership::Leading {
+                quorum: Quorum::Fresh,
+                ..
+            }
+        )
+    }
+}
+
+/// A committed claim: this replica leads `term` with `epoch`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Claim {
+    term: u64,
+    epoch: u64,
+    cluster_id: Uuid,
+    /// Just before the entry was proposed; a quorum has answered since.
+    proven: Instant,
+}
+
+/// What one look at the metrics shows.
+#[derive(Debug, Clone)]
+struct Seen {
+    now: Instant,
+    /// The term in which openraft holds this replica for the leader.
+    leads: Option<u64>,
+    /// When the last message that a quorum answered was sent.
+    acked: Option<Instant>,
+    /// The leader heard within its lease, and until when.
+    follows: Option<(Leader, Instant)>,
+}
+
+/// The decision that follows from it.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    publish: Leadership,
+    /// The claim to go on with; none means it is void.
+    claim: Option<Claim>,
+    /// Whether an epoch must be claimed now.
+    propose: bool,
+    /// When time alone changes the verdict.
+    until: Option<Instant>,
+}
+
+/// Decides what to publish. Pure.
+fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
+    let Some(term) = seen.leads else {
+        let (leader, until) = seen.follows.clone().unzip();
+        return Verdict {
+            publish: Leadership::Following { leader },
+            claim: None,
+            propose: false,
+            until,
+        };
+    };
+    let claim = claim.filter(|claim| claim.term == term);
+    let proven = seen.acked.max(claim.map(|claim| claim.proven));
+    let stale_at = proven.map(|proven| proven + lease / 2);
+    let lost_at = proven.map(|proven| proven + lease);
+    let lost = lost_at.is_some_and(|at| at <= seen.now);
+    match claim.filter(|_| !lost) {
+        Some(claim) => {
+            let stale = stale_at.is_some_and(|at| at <= seen.now);
+            let quorum = if stale { Quorum::Stale } else { Quorum::Fresh };
+            let Claim {
+                term,
+                epoch,
+                cluster_id,
+                ..
+            } = claim;
+            Verdict {
+                publish: Leadership::Leading {
+                    term,
+                    epoch,
+                    cluster_id,
+                    quorum,
+                },
+                claim: Some(claim),
+                propose: false,
+                until: if stale { lost_at } else { stale_at },
+            }
+        }
+        None => Verdict {
+            publish: Leadership::Following { leader: None },
+            claim: None,
+            // Right after the election no quorum has answered yet; the claim
+            // itself asks it.
+            propose: !lost,
+            until: None,
+        },
+    }
+}
+
+/// Watches openraft and publishes [`Leadership`] until the core ends.
+pub(crate) struct Watcher {
+    pub node_id: u64,
+    pub raft: Raft,
+    pub contact: Arc<Contact>,
+    pub lease: Duration,
+    pub publish: watch::Sender<Leadership>,
+    pub stop: CancellationToken,
+}
+
+impl Watcher {
+    /// Runs until shutdown or the end of the Raft core.
+    pub async fn run(self) {
+        let mut metrics = self.raft.metrics();
+        let mut claim: Option<Claim> = None;
+        let mut proposal: Option<oneshot::Receiver<Option<Claim>>> = None;
+        loop {
+            let current = metrics.borrow_watched().clone();
+            if let Err(error) = &current.running_state {
+                return self.stopped(&error.to_string());
+            }
+            let verdict = judge(&self.look(&current), claim, self.lease);
+            claim = verdict.claim;
+            self.show(verdict.publish);
+            if verdict.propose && proposal.is_none() {
+                proposal = Some(self.propose(current.current_term));
+            }
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() {
+                    return self.stopped("its task ended");
+                },
+                () = wait_until(verdict.until) => {}
+                () = self.contact.changed() => {}
+                outcome = answer(&mut proposal) => {
+                    proposal = None;
+                    claim = outcome.or(claim);
+                }
+                () = self.stop.cancelled() => return self.stopped("it was shut down"),
+            }
+        }
+    }
+
+    fn look(&self, metrics: &Metrics) -> Seen {
+        let now = Instant::now();
+        let membership = metrics.membership_config.membership();
+        let leads = (metrics.state == ServerState::Leader).then_some(metrics.current_term);
+        let alone = membership.voter_ids().all(|id| id == self.node_id);
+        let acked = if alone {
+            Some(now)
+        } else {
+            metrics
+                .last_quorum_acked
+                .and_then(|at| now.checked_sub(at.elapsed()))
+        };
+        let follows = self
+            .contact
+            .current()
+            .filter(|(id, _)| metrics.current_leader == Some(*id));
+        let follows = follows.map(|(id, until)| {
+            let addresses = membership.get_node(&id).cloned().unwrap_or_default();
+            (Leader { id, addresses }, until)
+        });
+        Seen {
+            now,
+            leads,
+            acked,
+            follows,
+        }
+    }
+
+    /// Commits a `LeaderEpoch` in its own task, which outlives a slow quorum.
+    fn propose(&self, term: u64) -> oneshot::Receiver<Option<Claim>> {
+        let (done, outcome) = oneshot::channel();
+        let (raft, leader_id, lease) = (self.raft.clone(), self.node_id, self.lease);
+        tokio::spawn(async move {
+            let proven = Instant::now();
+            let command = ControlCommand::LeaderEpoch {
+                cluster_id: Uuid::new_v4(),
+                leader_id,
+            };
+            let written = timeout(lease * 2, raft.client_write(command)).await;
+            let claim = match written {
+                Ok(Ok(written)) => match written.data {
+                    ControlOutcome::Applied {
+                        cluster_id: Some(cluster_id),
+                    } => {
+                        let epoch = written.log_id.index;
+                        let committed_in = written.log_id.committed_leader_id().term;
+                        (committed_in == term).then_some(Claim {
+                            term,
+                            epoch,
+                            cluster_id,
+                            proven,
+                        })
+                    }
+                    _ => None,
+                },
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, term, "The claim of leadership was not committed.");
+                    None
+                }
+                Err(_) => None,
+            };
+            if claim.is_none() {
+                tokio::time::sleep(RETRY).await;
+            }
+            // The watcher may have ended meanwhile; then nobody asks.
+            let _ = done.send(claim);
+        });
+        outcome
+    }
+
+    fn show(&self, leadership: Leadership) {
+        self.publish.send_if_modified(|shown| {
+            if *shown == leadership {
+                return false;
+            }
+            match &leadership {
+                Leadership::Leading {
+                    term,
+                    epoch,
+                    quorum,
+                    ..
+                } => {
+                    tracing::info!(
+                        node_id = self.node_id,
+                        term,
+                        epoch,
+                        ?quorum,
+                        "This replica leads the cluster."
+                    );
+                }
+                Leadership::Following { leader } => {
+                    let leader = leader.as_ref().map(|leader| leader.id);
+                    tracing::info!(node_id = self.node_id, ?leader, "This replica follows.");
+                }
+                Leadership::Stopped { reason } => {
+                    tracing::error!(
+                        node_id = self.node_id,
+                        reason,
+                        "This replica takes part no more."
+                    );
+                }
+            }
+            *shown = leadership;
+            true
+        });
+    }
+
+    fn stopped(&self, why: &str) {
+        // A reason that was published before, such as removal, says more.
+        if !matches!(*self.publish.borrow(), Leadership::Stopped { .. }) {
+            self.show(Leadership::Stopped {
+                reason: format!("Raft stopped: {why}"),
+            });
+        }
+    }
+}
+
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn answer(proposal: &mut Option<oneshot::Receiver<Option<Claim>>>) -> Option<Claim> {
+    match proposal {
+        Some(proposal) => proposal.await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}

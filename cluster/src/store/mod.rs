@@ -1,0 +1,19 @@
+//! The durable part of a member: vote, log, committed index and snapshot, in
+//! one redb file.
+//!
+//! Every write is one transaction that is on disk before it is answered, in two
+//! phases: a commit that was answered and can't be read back is then told apart
+//! from one that never finished, so damage is reported instead of silently
+//! forgetting a vote.
+
+mod database;
+mod log;
+mod machine;
+
+pub(crate) use database::Store;
+pub use database::StoreError;
+pub(crate) use log::LogStore;
+pub(crate) use machine::StateMachine;
+
+#[cfg(test)]
+mod tests;

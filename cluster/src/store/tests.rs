@@ -1,0 +1,119 @@
+//! The store against openraft's own suite, and against damage.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use tempfile::TempDir;
+
+use super::{LogStore, StateMachine, Store, StoreError};
+use crate::raft::Types;
+
+struct Builder;
+
+impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<Types>> {
+        let dir = TempDir::new().unwrap();
+        let store = Arc::new(Store::open(dir.path(), 1).unwrap());
+        let log = LogStore::new(Arc::clone(&store));
+        Ok((dir, log, StateMachine::new(store)))
+    }
+}
+
+#[tokio::test]
+async fn the_store_passes_the_suite_of_openraft() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+/// A store with a vote and a log, closed.
+fn written(dir: &Path) {
+    use openraft::entry::RaftEntry;
+    use openraft::vote::RaftLeaderIdExt;
+    let store = Store::open(dir, 1).unwrap();
+    store.save_vote(openraft::Vote::new(3, 1)).unwrap();
+    let leader = openraft::impls::leader_id_std::LeaderId::<u64, u64>::new_committed(3, 1);
+    let entries: Vec<_> =
+        (0..50).map(|index| openraft::Entry::new_blank(openraft::LogId::new(leader, index))).collect();
+    store.append(&entries).unwrap();
+    store.close();
+}
+
+fn refusal(dir: &Path) -> StoreError {
+    match Store::open(dir, 1) {
+        Err(error) => {
+            assert!(error.to_string().contains("raft.redb"), "the file is not named: {error}");
+            error
+        }
+        Ok(_) => panic!("the store was opened"),
+    }
+}
+
+#[test]
+fn what_was_written_is_there_after_reopening() {
+    let dir = TempDir::new().unwrap();
+    written(dir.path());
+    let store = Store::open(dir.path(), 1).unwrap();
+    assert_eq!(store.vote(), Some(openraft::Vote::new(3, 1)));
+    assert_eq!(store.log_ends().unwrap().last.map(|last| last.index), Some(49));
+    assert!(!store.is_pristine().unwrap());
+}
+
+#[test]
+fn a_second_user_of_the_directory_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let _first = Store::open(dir.path(), 1).unwrap();
+    assert!(matches!(refusal(dir.path()), StoreError::InUse { .. }));
+}
+
+#[test]
+fn the_directory_of_another_member_is_refused() {
+    let dir = TempDir::new().unwrap();
+    Store::open(dir.path(), 2).unwrap().close();
+    assert!(matches!(refusal(dir.path()), StoreError::WrongNode { found: 2, expected: 1, .. }));
+}
+
+#[test]
+fn a_torn_file_is_refused() {
+    let dir = TempDir::new().unwrap();
+    written(dir.path());
+    let path = dir.path().join("raft.redb");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(std::fs::metadata(&path).unwrap().len() / 2).unwrap();
+    assert!(matches!(refusal(dir.path()), StoreError::Damaged { .. }));
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("raft.redb"), vec![7; 100_000]).unwrap();
+    assert!(matches!(refusal(dir.path()), StoreError::Damaged { .. }));
+}
+
+/// A flipped bit is either refused or was in a page that holds nothing; never
+/// does the store come up with other content than was written.
+#[test]
+fn a_flipped_bit_never_changes_what_is_read() {
+    let dir = TempDir::new().unwrap();
+    written(dir.path());
+    let path = dir.path().join("raft.redb");
+    let whole = std::fs::read(&path).unwrap();
+    let mut refused = 0;
+    for position in (0..whole.len()).step_by(whole.len() / 97).chain((0..1024).step_by(16)) {
+        let mut damaged = whole.clone();
+        damaged[position] ^= 0x10;
+        std::fs::write(&path, damaged).unwrap();
+        match Store::open(dir.path(), 1) {
+            Err(error) => {
+                assert!(error.to_string().contains("raft.redb"), "the file is not named: {error}");
+                refused += 1;
+            }
+            Ok(store) => {
+                let intact = store.vote() == Some(openraft::Vote::new(3, 1))
+                    && store.entries(0..=u64::MAX).unwrap().len() == 50;
+                assert!(intact, "the flipped bit at byte {position} changed what the store holds");
+            }
+        }
+    }
+    assert!(refused > 0, "no damage was noticed");
+}
