@@ -36,6 +36,8 @@ const ROUND: Duration = Duration::from_millis(50);
 const SLOW_ROUND: Duration = Duration::from_millis(250);
 /// How long the founder waits for the last of its peers once most have answered.
 const STRAGGLERS: Duration = Duration::from_millis(500);
+/// How often a member looks around once it is known to all.
+const LOOK: Duration = Duration::from_secs(2);
 /// How often a wait is mentioned in the log.
 const REMIND: Duration = Duration::from_secs(5);
 
@@ -155,7 +157,7 @@ impl Joiner {
         refusal.map_or(Ok(()), Err)
     }
 
-    /// Runs until this replica's membership shows its own addresses.
+    /// Runs as long as this replica does, or until it may not take part any more.
     pub async fn run(self, pristine: bool) {
         let outcome = match pristine {
             true => self.be_admitted().await,
@@ -164,7 +166,7 @@ impl Joiner {
         let outcome = match outcome {
             Ok(()) => {
                 self.gate.open();
-                self.announce().await
+                self.stay().await
             }
             refusal => refusal,
         };
@@ -194,11 +196,7 @@ impl Joiner {
             match decide(&self.round(&answers, patient)) {
                 Decision::Admit => return Ok(()),
                 Decision::Refuse(reason) => return Err(reason),
-                Decision::Found => {
-                    // Open first: the own vote must reach this replica too.
-                    self.gate.open();
-                    return self.found(&answers).await;
-                }
+                Decision::Found => return self.found(&answers).await,
                 Decision::Wait(reason) if reminded.elapsed() > REMIND => {
                     reminded = Instant::now();
                     tracing::warn!(
@@ -239,36 +237,47 @@ impl Joiner {
             .map_err(|error| format!("the cluster could not be founded: {error}"))
     }
 
-    /// Greets everyone until the leader has recorded this member's addresses.
-    async fn announce(&self) -> Result<(), String> {
-        let mut metrics = self.raft.metrics();
+    /// Announces this member until the cluster knows its addresses, follows the
+    /// addresses of the others, and notices its own removal.
+    async fn stay(&self) -> Result<(), String> {
+        let own_id = self.config.node_id;
+        let mut control = self.control.clone();
+        let mut announced = false;
         loop {
-            let recorded = {
-                let config = metrics.borrow_watched().membership_config.clone();
-                for (id, node) in config.membership().nodes() {
-                    self.peers.learn(*id, &node.peer);
+            if control.borrow_and_update().removed.contains(&own_id) {
+                return Err(format!("member {own_id} was removed from the cluster"));
+            }
+            let known = self.learn_members();
+            let recorded = known.as_ref() == Some(&self.config.advertise);
+            // Nobody tells a removed member that it was removed unless it asks.
+            let lost = *self.leadership.borrow() == Leadership::Following { leader: None };
+            if !recorded || (announced && lost) {
+                let answers = self.greet_all().await;
+                if let Some(reason) = removed(own_id, &answers) {
+                    return Err(reason);
                 }
-                config.membership().get_node(&self.config.node_id).cloned()
-            };
-            if recorded.as_ref() == Some(&self.config.advertise) {
-                return Ok(());
             }
-            let answers = self.greet_all().await;
-            if let Some(reason) = removed(self.config.node_id, &answers) {
-                return Err(reason);
-            }
-            if self.control.borrow().removed.contains(&self.config.node_id) {
-                return Err(format!(
-                    "member {} was removed from the cluster",
-                    self.config.node_id
-                ));
-            }
+            announced |= recorded;
+            let pause = sleep(if announced { LOOK } else { SLOW_ROUND });
             tokio::select! {
-                changed = metrics.changed() => if changed.is_err() { return Ok(()) },
-                () = sleep(SLOW_ROUND) => {}
+                changed = control.changed() => if changed.is_err() { return Ok(()) },
+                () = pause => {}
             }
-            sleep(ROUND).await;
         }
+    }
+
+    /// Takes the addresses of the members over; returns this member's.
+    fn learn_members(&self) -> Option<Addresses> {
+        let config = self
+            .raft
+            .metrics()
+            .borrow_watched()
+            .membership_config
+            .clone();
+        for (id, node) in config.membership().nodes() {
+            self.peers.learn(*id, &node.peer);
+        }
+        config.membership().get_node(&self.config.node_id).cloned()
     }
 
     fn round<'a>(&self, answers: &'a [GreetReply], patient: bool) -> Round<'a> {
@@ -299,5 +308,113 @@ impl Joiner {
             }
         });
         answers.collect().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An answer of a member that has neither log nor vote.
+    fn empty(node_id: u64) -> GreetReply {
+        GreetReply {
+            node_id,
+            ..GreetReply::default()
+        }
+    }
+
+    /// An answer of a member of a running cluster of three.
+    fn member(node_id: u64) -> GreetReply {
+        GreetReply {
+            initialised: true,
+            voters: vec![1, 2, 3],
+            ..empty(node_id)
+        }
+    }
+
+    fn asked_by(node_id: u64, patient: bool, answers: &[GreetReply]) -> Decision {
+        decide(&Round {
+            node_id,
+            seeds: 3,
+            may_found: node_id == 1,
+            patient,
+            answers,
+        })
+    }
+
+    #[test]
+    fn only_the_lowest_seed_founds_and_only_with_a_majority() {
+        assert_eq!(asked_by(1, false, &[empty(2), empty(3)]), Decision::Found);
+        assert!(matches!(asked_by(1, false, &[empty(2)]), Decision::Wait(_)));
+        assert_eq!(asked_by(1, true, &[empty(2)]), Decision::Found);
+        assert!(matches!(asked_by(1, true, &[]), Decision::Wait(_)));
+        assert!(matches!(
+            asked_by(2, true, &[empty(1), empty(3)]),
+            Decision::Wait(_)
+        ));
+    }
+
+    #[test]
+    fn nobody_founds_where_a_cluster_exists() {
+        assert!(!matches!(asked_by(1, true, &[member(2)]), Decision::Found));
+        assert!(!matches!(
+            asked_by(1, true, &[member(2), empty(3)]),
+            Decision::Found
+        ));
+    }
+
+    #[test]
+    fn a_replica_that_anyone_knows_as_joined_or_removed_is_refused() {
+        let marked = GreetReply {
+            joined: true,
+            ..member(2)
+        };
+        let leader = GreetReply {
+            leading: true,
+            ..member(1)
+        };
+        assert!(matches!(
+            asked_by(3, false, &[leader.clone(), marked]),
+            Decision::Refuse(_)
+        ));
+        let removed = GreetReply {
+            removed: true,
+            ..member(2)
+        };
+        assert!(matches!(
+            asked_by(3, false, &[leader, removed]),
+            Decision::Refuse(_)
+        ));
+    }
+
+    #[test]
+    fn a_new_replica_is_admitted_by_the_leader_or_by_a_cluster_that_never_had_one() {
+        let leader = GreetReply {
+            leading: true,
+            ..member(1)
+        };
+        assert_eq!(asked_by(3, false, &[leader]), Decision::Admit);
+        let founder = GreetReply {
+            virgin: true,
+            ..member(1)
+        };
+        assert_eq!(
+            asked_by(3, false, &[founder.clone(), empty(2)]),
+            Decision::Admit
+        );
+        assert!(
+            matches!(asked_by(3, false, &[founder, member(2)]), Decision::Admit),
+            "both others know of no mark"
+        );
+    }
+
+    #[test]
+    fn one_member_without_a_leader_can_not_vouch_for_an_empty_replica() {
+        assert!(matches!(asked_by(3, true, &[member(2)]), Decision::Wait(_)));
+        assert!(matches!(
+            asked_by(3, true, &[member(2), empty(1)]),
+            Decision::Wait(_)
+        ));
+        assert_eq!(asked_by(3, true, &[member(2), member(1)]), Decision::Admit);
     }
 }

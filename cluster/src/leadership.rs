@@ -278,7 +278,8 @@ impl Watcher {
 
     fn show(&self, leadership: Leadership) {
         self.publish.send_if_modified(|shown| {
-            if *shown == leadership {
+            // What has stopped stays so, whatever this task still sees.
+            if *shown == leadership || matches!(shown, Leadership::Stopped { .. }) {
                 return false;
             }
             match &leadership {
@@ -314,12 +315,9 @@ impl Watcher {
     }
 
     fn stopped(&self, why: &str) {
-        // A reason that was published before, such as removal, says more.
-        if !matches!(*self.publish.borrow(), Leadership::Stopped { .. }) {
-            self.show(Leadership::Stopped {
-                reason: format!("Raft stopped: {why}"),
-            });
-        }
+        self.show(Leadership::Stopped {
+            reason: format!("Raft stopped: {why}"),
+        });
     }
 }
 
@@ -334,5 +332,141 @@ async fn answer(proposal: &mut Option<oneshot::Receiver<Option<Claim>>>) -> Opti
     match proposal {
         Some(proposal) => proposal.await.ok().flatten(),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_millis(300);
+
+    fn millis(base: Instant, millis: u64) -> Instant {
+        base + Duration::from_millis(millis)
+    }
+
+    fn seen(now: Instant, leads: Option<u64>, acked: Option<Instant>) -> Seen {
+        Seen {
+            now,
+            leads,
+            acked,
+            follows: None,
+        }
+    }
+
+    fn claim(term: u64, proven: Instant) -> Claim {
+        Claim {
+            term,
+            epoch: 9,
+            cluster_id: Uuid::nil(),
+            proven,
+        }
+    }
+
+    fn leading(quorum: Quorum) -> Leadership {
+        Leadership::Leading {
+            term: 5,
+            epoch: 9,
+            cluster_id: Uuid::nil(),
+            quorum,
+        }
+    }
+
+    #[test]
+    fn an_elected_replica_claims_before_it_leads() {
+        let now = Instant::now();
+        let verdict = judge(&seen(now, Some(5), None), None, LEASE);
+        assert_eq!(
+            (verdict.publish, verdict.propose),
+            (Leadership::Following { leader: None }, true)
+        );
+        let verdict = judge(&seen(now, Some(5), None), Some(claim(5, now)), LEASE);
+        assert_eq!(
+            (verdict.publish, verdict.propose),
+            (leading(Quorum::Fresh), false)
+        );
+    }
+
+    #[test]
+    fn a_claim_of_another_term_is_void() {
+        let now = Instant::now();
+        let verdict = judge(&seen(now, Some(6), Some(now)), Some(claim(5, now)), LEASE);
+        assert_eq!(
+            (verdict.publish, verdict.claim, verdict.propose),
+            (Leadership::Following { leader: None }, None, true)
+        );
+    }
+
+    #[test]
+    fn a_silent_quorum_makes_stale_then_ends_the_lead_and_a_late_answer_restores_it() {
+        let start = Instant::now();
+        let at = |now, acked| {
+            judge(
+                &seen(millis(start, now), Some(5), Some(millis(start, acked))),
+                Some(claim(5, start)),
+                LEASE,
+            )
+        };
+        assert_eq!(at(149, 0).publish, leading(Quorum::Fresh));
+        assert_eq!(
+            at(149, 0).until,
+            Some(millis(start, 150)),
+            "time alone makes it stale"
+        );
+        assert_eq!(at(150, 0).publish, leading(Quorum::Stale));
+        assert_eq!(
+            at(150, 0).until,
+            Some(millis(start, 300)),
+            "time alone ends the lead"
+        );
+        assert_eq!(
+            at(299, 200).publish,
+            leading(Quorum::Fresh),
+            "the same epoch goes on"
+        );
+        let lost = at(300, 0);
+        assert_eq!(
+            (lost.publish, lost.claim, lost.propose),
+            (Leadership::Following { leader: None }, None, false)
+        );
+    }
+
+    #[test]
+    fn a_leader_whose_quorum_returns_after_its_lease_claims_again() {
+        let start = Instant::now();
+        let verdict = judge(
+            &seen(millis(start, 900), Some(5), Some(millis(start, 880))),
+            None,
+            LEASE,
+        );
+        assert!(verdict.propose);
+    }
+
+    #[test]
+    fn a_follower_knows_its_leader_only_while_it_hears_from_it() {
+        let now = Instant::now();
+        let leader = Leader {
+            id: 2,
+            addresses: Addresses::default(),
+        };
+        let hears = Seen {
+            follows: Some((leader.clone(), millis(now, 300))),
+            ..seen(now, None, None)
+        };
+        let verdict = judge(&hears, Some(claim(5, now)), LEASE);
+        assert_eq!(
+            verdict.publish,
+            Leadership::Following {
+                leader: Some(leader)
+            }
+        );
+        assert_eq!(
+            (verdict.claim, verdict.until),
+            (None, Some(millis(now, 300)))
+        );
+        assert_eq!(
+            judge(&seen(now, None, None), None, LEASE).publish,
+            Leadership::Following { leader: None }
+        );
     }
 }

@@ -329,3 +329,41 @@ fn choose_successor(
     });
     best.ok_or(TransferError::NoCandidate)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A replica that is its whole cluster; nobody needs to reach it.
+    async fn alone(dir: &tempfile::TempDir) -> (Node, RaftServer) {
+        let peer = "127.0.0.1:1".to_owned();
+        let advertise = Addresses {
+            peer: peer.clone(),
+            http: peer.clone(),
+            grpc: peer.clone(),
+        };
+        let seeds = vec![crate::config::Seed { id: 1, peer }];
+        Node::start(ClusterConfig::new(1, dir.path(), advertise, seeds))
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replica_whose_disk_fails_stops_and_says_so() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (node, _service) = alone(&dir).await;
+        let mut leadership = node.leadership();
+        leadership.wait_for(Leadership::is_leading).await.unwrap();
+        // Every later write fails, as it does on a full disk.
+        node.inner.store.close();
+        let command = ControlCommand::Unset { key: "x".into() };
+        assert!(node.propose(command).await.is_err());
+        let stopped =
+            leadership.wait_for(|leadership| matches!(leadership, Leadership::Stopped { .. }));
+        tokio::time::timeout(Duration::from_secs(5), stopped)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(!node.status().running);
+    }
+}

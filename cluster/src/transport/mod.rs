@@ -3,6 +3,8 @@
 mod network;
 mod peers;
 mod service;
+#[cfg(test)]
+mod tests;
 
 /// Generated from `proto/raft.proto`.
 pub(crate) mod proto {
