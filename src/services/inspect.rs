@@ -88,7 +88,7 @@ pub enum Role {
     /// Stands for election just now.
     Candidate,
     /// Follows and votes.
-    Voter,
+    Follower,
     /// Follows without a vote.
     Learner,
 }
@@ -97,7 +97,7 @@ pub enum Role {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClusterView {
     /// The replica that answers.
-    pub node_id: u64,
+    pub id: u64,
     /// The cluster's identity, once it has one.
     pub cluster_id: Option<String>,
     /// The leader, if one is known.
@@ -119,23 +119,16 @@ pub struct MemberView {
     pub id: u64,
     /// What it does.
     pub role: Role,
-    /// Where it can be reached.
-    pub addresses: AddressesView,
+    /// Its listener for other replicas, `host:port`.
+    pub peer: String,
+    /// Its REST listener, `host:port`.
+    pub http: String,
+    /// Its listener for workers, `host:port`.
+    pub grpc: String,
     /// Milliseconds since it last answered the leader; only the leader knows.
     pub last_contact_ms: Option<u64>,
     /// Log entries that it lacks; only the leader knows.
     pub log_lag: Option<u64>,
-}
-
-/// A replica's listeners as `host:port`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct AddressesView {
-    /// For other replicas.
-    pub peer: String,
-    /// REST.
-    pub http: String,
-    /// Workers.
-    pub grpc: String,
 }
 
 #[cfg(test)]
@@ -148,7 +141,7 @@ mod tests {
             postgres: Component::up(),
             redis: Component::up(),
             raft: Component::up(),
-            role: Role::Voter,
+            role: Role::Follower,
             leader: Some(1),
         };
         assert_eq!(healthy.condition(), Condition::Ok);

@@ -6,6 +6,7 @@ mod crash;
 pub mod error;
 pub mod facade;
 mod fleet;
+pub mod inspect;
 pub mod leader;
 pub mod queries;
 
