@@ -1,6 +1,10 @@
 //! Replicas for the tests: any number of gRPC servers over one memory, each of
 //! which can be killed, frozen or made to refuse.
 
+#![allow(dead_code, reason = "each test program uses a part of this")]
+
+pub mod handlers;
+
 use std::{
     collections::{HashSet, VecDeque},
     net::{SocketAddr, TcpListener},
@@ -375,4 +379,10 @@ pub fn run(builder: WorkerBuilder, handler: impl Handler) -> Running {
         task: tokio::spawn(worker.run(handler, shutdown.clone())),
         shutdown,
     }
+}
+
+/// Whether the last heartbeat named a job.
+pub fn holds(memory: &Memory, job_id: &str) -> bool {
+    let last = memory.heartbeats.last();
+    last.is_some_and(|(_, beat)| beat.current_jobs.iter().any(|id| id == job_id))
 }
