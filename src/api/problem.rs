@@ -152,13 +152,12 @@ impl ProblemType {
         }
     }
 
-    /// The `Retry-After` header in seconds, for what may pass by itself.
+    /// The `Retry-After` header in seconds, for what may pass by itself. An unknown outcome has none: to
+    /// send the request again may carry it out twice.
     const fn retry_after(self) -> Option<u32> {
         match self {
             Self::QueueFull => Some(RETRY_LATER),
-            Self::Overloaded | Self::NoLeader | Self::StoreUnavailable | Self::OutcomeUnknown => {
-                Some(RETRY_SOON)
-            }
+            Self::Overloaded | Self::NoLeader | Self::StoreUnavailable => Some(RETRY_SOON),
             Self::MalformedRequest
             | Self::InvalidFields
             | Self::NotFound
@@ -168,6 +167,7 @@ impl ProblemType {
             | Self::Conflict
             | Self::BodyTooLarge
             | Self::UnsupportedMediaType
+            | Self::OutcomeUnknown
             | Self::Internal => None,
         }
     }

@@ -13,7 +13,7 @@ use crate::config::{LogFormat, LogLevel};
 
 /// Libraries whose lower levels drown ours; `RUST_LOG` brings them back.
 const QUIET: &str =
-    "h2=warn,hyper=warn,hyper_util=warn,tower=warn,tonic=warn,rustls=warn,reqwest=warn,sqlx=warn";
+    "openraft=error,h2=warn,hyper=warn,hyper_util=warn,tower=warn,tonic=warn,rustls=warn,reqwest=warn,sqlx=warn";
 
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,8 @@ pub fn init(level: LogLevel, format: LogFormat) -> Result<(), LoggingError> {
     use tracing_subscriber::util::SubscriberInitExt;
 
     let filter = filter(level, std::env::var("RUST_LOG").ok().as_deref())?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     match format {
         LogFormat::Text => builder.finish().try_init()?,
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init()?,

@@ -270,14 +270,13 @@ pub struct WorkerList {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClusterStatus {
-    /// The cluster's identity.
-    #[serde(alias = "id", skip_serializing_if = "Option::is_none")]
-    pub cluster_id: Option<String>,
     /// The replica that answered.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub node_id: Option<u64>,
+    pub id: Option<u64>,
+    /// The cluster's identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<String>,
     /// The leader, if there is one.
-    #[serde(alias = "leader_id")]
     pub leader: Option<u64>,
     /// The Raft term.
     #[serde(skip_serializing_if = "Option::is_none")]

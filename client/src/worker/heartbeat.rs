@@ -1,19 +1,13 @@
 //! Heartbeats: they keep the worker's leases, tell it which jobs were taken
 //! away, and are the first to notice a replica that froze.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    task::JoinSet,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
-use super::{core::Core, process::ProcessUsage, report::Lease};
-use crate::{
-    backoff::Backoff,
-    proto::{HeartbeatRequest, HeartbeatResponse},
-};
+use super::{core::Core, process::ProcessUsage};
+use crate::{backoff::Backoff, proto::HeartbeatRequest};
 
 /// Shorter than other calls' deadlines, because everything else moves to the
 /// next replica with a failed heartbeat.
@@ -26,35 +20,35 @@ pub(super) async fn send_heartbeats(core: Arc<Core>) {
     let mut backoff = Backoff::default();
     let mut ticks = interval(core.heartbeat_period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut rejections = Rejections::default();
+    let mut leaving = false;
     loop {
-        ticks.tick().await;
-        while !beat(&core, &mut usage, &mut backoff, &mut rejections).await {}
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // At once, so that nothing more is assigned.
+            () = core.draining.cancelled(), if !leaving => leaving = true,
+        }
+        while !beat(&core, &mut usage, &mut backoff).await {}
         backoff.reset();
     }
 }
 
 /// Sends one heartbeat and acts on its answer. Answers whether it was answered.
-async fn beat(
-    core: &Arc<Core>,
-    usage: &mut ProcessUsage,
-    backoff: &mut Backoff,
-    rejections: &mut Rejections,
-) -> bool {
+async fn beat(core: &Arc<Core>, usage: &mut ProcessUsage, backoff: &mut Backoff) -> bool {
     let connection = core.link.current();
     let registered = core.session.current();
     let held = core.held.snapshot();
     let jobs = held.job_ids();
-    // Draining, the worker claims to be full, so that it is given nothing more.
-    let count = if core.draining.is_cancelled() {
-        jobs.len().max(core.slots)
-    } else {
-        jobs.len()
+    // A worker that leaves is given nothing more, and what it has not fetched
+    // goes to others.
+    let status = match (core.draining.is_cancelled(), jobs.is_empty()) {
+        (true, _) => "offline",
+        (false, true) => "idle",
+        (false, false) => "busy",
     };
     let request = HeartbeatRequest {
         worker_id: registered.worker_id.to_string(),
-        status: if count == 0 { "idle" } else { "busy" }.to_owned(),
-        current_job_count: i32::try_from(count).unwrap_or(i32::MAX),
+        status: status.to_owned(),
+        current_job_count: i32::try_from(jobs.len()).unwrap_or(i32::MAX),
         current_jobs: jobs,
         metrics: usage.sample(),
     };
@@ -69,45 +63,12 @@ async fn beat(
             if !answer.acknowledged {
                 warn!("a heartbeat was not acknowledged");
             }
-            if core.draining.is_cancelled() {
-                rejections.give_back(core, answer);
-            }
             true
         }
         Err(failure) => {
             core.recover_session(&connection, registered.number, &failure, backoff)
                 .await;
             false
-        }
-    }
-}
-
-/// Jobs that were assigned to a draining worker and will not be fetched.
-#[derive(Default)]
-struct Rejections {
-    known: HashSet<String>,
-    under_way: JoinSet<()>,
-}
-
-impl Rejections {
-    /// Rejects every job that waits for this worker, each once: what the server
-    /// assigns again it will take back when it is not fetched.
-    fn give_back(&mut self, core: &Arc<Core>, answer: HeartbeatResponse) {
-        while self.under_way.try_join_next().is_some() {}
-        for job_id in answer.pending_jobs {
-            if core.held.contains(&job_id) || !self.known.insert(job_id.clone()) {
-                continue;
-            }
-            let core = Arc::clone(core);
-            self.under_way.spawn(async move {
-                // The lease token only comes with a fetch.
-                let lease = Lease {
-                    job_id,
-                    execution_id: String::new(),
-                    attempt: 0,
-                };
-                core.reject(&lease).await;
-            });
         }
     }
 }
