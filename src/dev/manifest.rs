@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -46,7 +47,10 @@ impl Manifest {
         let (path, unfinished) = (path(data_dir), data_dir.join("cluster.json.new"));
         let failed = || DevError::io(format!("write {}", path.display()));
         let text = serde_json::to_vec_pretty(self).map_err(|error| failed()(error.into()))?;
-        let mut file = fs::File::create(&unfinished).map_err(failed())?;
+        let mut options = fs::OpenOptions::new();
+        // The URLs may hold passwords.
+        let mut file =
+            options.create(true).truncate(true).write(true).mode(0o600).open(&unfinished).map_err(failed())?;
         file.write_all(&text).and_then(|()| file.write_all(b"\n")).map_err(failed())?;
         fs::rename(&unfinished, &path).map_err(failed())
     }
