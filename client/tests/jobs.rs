@@ -268,7 +268,7 @@ async fn every_read_asks_for_its_own_path() {
         ok(&json!({"executions": []})),
         ok(&json!({"total_jobs": 3, "timeout": 1})),
         ok(&json!({"workers": [], "total": 0})),
-        ok(&json!({"id": "c", "leader": 1, "members": [{"id": 1, "role": "leader", "zone": "a"}]})),
+        ok(&json!({"id": 2, "cluster_id": "c", "leader": 1, "members": [{"id": 1, "role": "leader", "zone": "a"}]})),
         ok(&job()),
         Reply::Answer(204, "", String::new()),
     ])

@@ -68,7 +68,7 @@ async fn every_service_error_looks_like_this_over_rest() {
         ),
         (
             ServiceError::OutcomeUnknown,
-            Some("1"),
+            None,
             json!({"type": "urn:cortex:problem:outcome-unknown", "title": "The outcome is unknown", "status": 503,
                 "detail": "the outcome of the request is unknown: the connection to the leader or to PostgreSQL \
                     broke"}),

@@ -31,5 +31,5 @@ async fn status(args: &ClusterStatusArgs) -> Result<(), CommandError> {
             optional(member.log_lag),
         ]);
     }
-    print_table(&table)
+    print_table(table)
 }

@@ -73,7 +73,7 @@ async fn get(args: &JobArgs) -> Result<(), CommandError> {
     ] {
         table.add_row([name, &value]);
     }
-    print_table(&table)
+    print_table(table)
 }
 
 async fn list(args: &ListArgs) -> Result<(), CommandError> {
@@ -89,7 +89,7 @@ async fn list(args: &ListArgs) -> Result<(), CommandError> {
     if args.client.output == Output::Json {
         return print_json(&list);
     }
-    print_table(&job_table(&list.jobs))?;
+    print_table(job_table(&list.jobs))?;
     print_line(&format!("page {} of {}, {} jobs", list.page, list.pages, list.total))
 }
 

@@ -84,8 +84,11 @@ pub(super) fn table(columns: &[&str]) -> Table {
     table
 }
 
-/// Prints a table, without spaces at the ends of lines.
-pub(super) fn print_table(table: &Table) -> Result<(), CommandError> {
+/// Prints a table, two spaces between its columns and none at the ends of lines.
+pub(super) fn print_table(mut table: Table) -> Result<(), CommandError> {
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 2));
+    });
     let text = table.to_string();
     text.lines().try_for_each(|line| print_line(line.trim_end()))
 }

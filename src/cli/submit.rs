@@ -27,7 +27,7 @@ pub(super) async fn run(args: &SubmitArgs) -> Result<(), CommandError> {
     match (args.client.output, &jobs[..]) {
         (Output::Json, [job]) => print_json(job)?,
         (Output::Json, jobs) => print_json(&jobs)?,
-        (Output::Table, jobs) => print_table(&job_table(jobs))?,
+        (Output::Table, jobs) => print_table(job_table(jobs))?,
     }
     if args.wait { watch::all_completed(&jobs) } else { Ok(()) }
 }

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cortex_client::{CancellationToken, ExecHandler, SleepHandler, Worker, WorkerError};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::WorkerArgs;
 use super::output::{CommandError, finish};
+use super::signals;
 use crate::config::{LogFormat, LogLevel};
 use crate::telemetry::logging;
 
@@ -19,7 +19,7 @@ pub async fn run(args: WorkerArgs) -> ExitCode {
 async fn work(args: WorkerArgs) -> Result<(), CommandError> {
     logging::init(LogLevel::Info, LogFormat::Text).map_err(|error| CommandError::Usage(error.to_string()))?;
     let (shutdown, abort) = (CancellationToken::new(), CancellationToken::new());
-    listen_for_signals(shutdown.clone(), abort.clone())?;
+    signals::cancel_in_turn([shutdown.clone(), abort.clone()])?;
     let mut builder = Worker::builder()
         .endpoints(args.endpoint)
         .name(args.name)
@@ -40,20 +40,4 @@ async fn work(args: WorkerArgs) -> Result<(), CommandError> {
         (None, None) => return Err(CommandError::Usage("one of --exec and --sleep-ms is needed".to_owned())),
     };
     result.map_err(|error: WorkerError| CommandError::Failed(error.to_string()))
-}
-
-fn listen_for_signals(shutdown: CancellationToken, abort: CancellationToken) -> Result<(), CommandError> {
-    let failed = |error| CommandError::Failed(format!("cannot listen for signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    tokio::spawn(async move {
-        for token in [shutdown, abort] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            token.cancel();
-        }
-    });
-    Ok(())
 }

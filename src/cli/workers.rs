@@ -31,5 +31,5 @@ async fn list(args: &WorkersListArgs) -> Result<(), CommandError> {
             worker.last_heartbeat,
         ]);
     }
-    print_table(&table)
+    print_table(table)
 }

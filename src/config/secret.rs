@@ -29,10 +29,10 @@ impl fmt::Display for Secret {
         let rest = rest.split(['?', '#']).next().unwrap_or_default();
         match rest.rsplit_once('@') {
             None => write!(f, "{scheme}://{rest}"),
-            Some((login, place)) => {
-                let user = login.split(':').next().unwrap_or_default();
-                write!(f, "{scheme}://{user}:{HIDDEN}@{place}")
-            }
+            Some((login, place)) => match login.split_once(':') {
+                Some((user, _password)) => write!(f, "{scheme}://{user}:{HIDDEN}@{place}"),
+                None => write!(f, "{scheme}://{login}@{place}"),
+            },
         }
     }
 }
@@ -57,6 +57,7 @@ mod tests {
             ("redis://:hunter2@redis:6379/0", "redis://:[hidden]@redis:6379/0"),
             ("postgres://u:p@hunter2@db/x", "postgres://u:[hidden]@db/x"),
             ("redis://redis:6379", "redis://redis:6379"),
+            ("postgres://cortex@db/x", "postgres://cortex@db/x"),
             ("hunter2", "[hidden]"),
         ] {
             let secret = Secret::new(value);

@@ -52,7 +52,7 @@ pub enum Answer {
 pub struct Applied {
     /// The same report had been accepted before; nothing changed now.
     pub repeated: bool,
-    /// The job afterwards, for events that come from clients.
+    /// The job afterwards, for a manual retry and a PATCH.
     pub job: Option<Box<Job>>,
 }
 

@@ -60,8 +60,8 @@ impl Services {
     }
 
     /// Calls a job off.
-    pub async fn cancel_job(&self, id: JobId) -> Result<Job> {
-        self.apply_for_job(id, JobEvent::Cancel).await
+    pub async fn cancel_job(&self, id: JobId) -> Result<()> {
+        self.report(id, JobEvent::Cancel).await.map(drop)
     }
 
     /// Makes a job due at once; an ended one is revived and spends a retry.

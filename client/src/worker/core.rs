@@ -27,7 +27,6 @@ pub(super) struct Core {
     pub(super) link: Link,
     pub(super) session: Session,
     pub(super) held: Arc<HeldJobs>,
-    pub(super) slots: usize,
     pub(super) heartbeat_period: Duration,
     pub(super) poll_wait: Duration,
     /// Fetch nothing more.
@@ -45,7 +44,6 @@ impl Core {
     pub(super) fn new(
         link: Link,
         session: Session,
-        slots: usize,
         heartbeat_period: Duration,
         poll_wait: Duration,
     ) -> Self {
@@ -53,7 +51,6 @@ impl Core {
             link,
             session,
             held: Arc::default(),
-            slots,
             heartbeat_period,
             poll_wait,
             draining: CancellationToken::new(),

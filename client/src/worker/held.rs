@@ -83,14 +83,6 @@ impl HeldJobs {
         }
     }
 
-    /// Whether any attempt at this job is held.
-    pub(super) fn contains(&self, job_id: &str) -> bool {
-        self.lock()
-            .jobs
-            .values()
-            .any(|entry| entry.job_id == job_id)
-    }
-
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -41,7 +41,6 @@ pub(super) async fn run<H: Handler>(
     let core = Arc::new(Core::new(
         link,
         session,
-        settings.slots,
         settings.heartbeat_period,
         settings.poll_wait,
     ));

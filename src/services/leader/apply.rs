@@ -254,7 +254,7 @@ async fn write_changes(
 /// What the caller of an event is answered; clients get to see the job.
 async fn applied(transaction: &mut FencedTransaction, item: &EventItem) -> Result<Applied, StorageError> {
     let job = match &item.event {
-        JobEvent::Cancel | JobEvent::Retry | JobEvent::Patch(_) => transaction.job(item.job).await?,
+        JobEvent::Retry | JobEvent::Patch(_) => transaction.job(item.job).await?,
         _ => None,
     };
     Ok(Applied { repeated: false, job: job.map(Box::new) })
