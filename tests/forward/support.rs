@@ -1,6 +1,7 @@
 //! Leaders that do as the test says, relays that can be cut, and what is sent.
 
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -82,9 +83,24 @@ impl wire::forward_server::Forward for Counting {
                 let result = rmp_serde::to_vec_named(&Outcome::Ok(echo(&command))).unwrap().into();
                 wire::Answer { id: request.id, result }
             });
-            Ok(wire::Answers { answers: answers.collect() })
+            Ok(wire::Answers { answers: answers.collect(), concluding: false })
         });
         Ok(tonic::Response::new(answers.boxed()))
+    }
+}
+
+/// Counts events.
+#[derive(Default)]
+pub struct Counter(pub AtomicUsize);
+
+impl Commands for Counter {
+    fn execute(&self, _: Command) -> BoxFuture<'_, Outcome> {
+        async move {
+            tokio::task::yield_now().await;
+            self.0.fetch_add(1, Ordering::Relaxed);
+            applied()
+        }
+        .boxed()
     }
 }
 
@@ -225,6 +241,7 @@ pub fn patient() -> ForwardConfig {
         timeout: Duration::from_secs(60),
         answer_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
+        keep_alive_interval: Duration::from_secs(60),
         ..ForwardConfig::default()
     }
 }
