@@ -59,8 +59,8 @@ mod tests {
 
     #[test]
     fn an_error_survives_the_way() {
-        let outcome = Err(ServiceError::QueueFull { limit: 7 });
-        assert_eq!(decode_outcome(&encode_outcome(&outcome)).unwrap_err(), outcome.unwrap_err());
+        let full = ServiceError::QueueFull { limit: 7 };
+        assert_eq!(decode_outcome(&encode_outcome(&Err(full.clone()))).unwrap_err(), full);
     }
 
     #[test]

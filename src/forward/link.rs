@@ -42,7 +42,7 @@ impl Link {
 
     /// Whether calls to the leader at `peer` may use this link.
     pub(super) fn serves(&self, peer: &str) -> bool {
-        self.peer == peer && !self.outbox.is_closed()
+        self.peer == peer && self.outbox.is_usable()
     }
 
     /// Calls that are queued or written.
@@ -91,9 +91,12 @@ async fn drive(
     tokio::select! {
         biased;
         () = left(&peer, &mut route) => tracing::debug!(%peer, "Commands go elsewhere now."),
-        status = carry(&peer, &config, outbox) => {
-            tracing::warn!(%peer, error = %describe(&status), "The stream to the leader has ended.");
-        }
+        outcome = carry(&peer, &config, outbox) => match outcome {
+            Ok(()) => tracing::debug!(%peer, "The leader has concluded the stream."),
+            Err(status) => {
+                tracing::warn!(%peer, error = %describe(&status), "The stream to the leader broke.");
+            }
+        },
     }
 }
 
@@ -104,19 +107,16 @@ async fn left(peer: &str, route: &mut watch::Receiver<Route>) {
     let _ = route.wait_for(|route| route.is_known() && !route.leads_to(peer)).await;
 }
 
-async fn carry(peer: &str, config: &ForwardConfig, outbox: &Arc<Outbox>) -> Status {
-    let mut answers = match connect(peer, config, outbox).await {
-        Ok(answers) => answers,
-        Err(status) => return status,
-    };
+async fn carry(peer: &str, config: &ForwardConfig, outbox: &Arc<Outbox>) -> Result<(), Status> {
+    let mut answers = connect(peer, config, outbox).await?;
     outbox.open();
-    loop {
-        match answers.message().await {
-            Ok(Some(message)) => outbox.settle(message.answers),
-            Ok(None) => return Status::unavailable("the leader ended the stream"),
-            Err(status) => return status,
+    while let Some(message) = answers.message().await? {
+        outbox.settle(message.answers);
+        if message.concluding {
+            outbox.conclude();
         }
     }
+    Ok(())
 }
 
 async fn connect(

@@ -33,7 +33,7 @@ pub(super) enum Reply {
 pub(super) enum Refused {
     /// Too much waits already.
     Full,
-    /// The stream has ended.
+    /// The stream has ended, or is about to.
     Closed,
 }
 
@@ -58,6 +58,8 @@ enum Phase {
     /// The leader has not accepted the stream yet, so nothing is written.
     Opening,
     Open,
+    /// The leader takes nothing new; what was written is still answered.
+    Concluding,
     Closed,
 }
 
@@ -95,8 +97,9 @@ impl Outbox {
     pub(super) fn enqueue(self: &Arc<Self>, lane: Lane, command: Bytes) -> Result<Ticket, Refused> {
         let (reply, receiver) = oneshot::channel();
         let mut inner = self.lock();
-        if inner.phase == Phase::Closed {
-            return Err(Refused::Closed);
+        match inner.phase {
+            Phase::Opening | Phase::Open => {}
+            Phase::Concluding | Phase::Closed => return Err(Refused::Closed),
         }
         let id = inner.next_id;
         let Inner { lanes, calls, .. } = &mut *inner;
@@ -126,6 +129,22 @@ impl Outbox {
         wake(inner);
     }
 
+    /// Writes no more and gives back what was not written.
+    pub(super) fn conclude(&self) {
+        let mut inner = self.lock();
+        if inner.phase == Phase::Closed {
+            return;
+        }
+        inner.phase = Phase::Concluding;
+        let ids: Vec<u64> = inner.lanes.iter_mut().flat_map(|queue| queue.ids.drain(..)).collect();
+        let calls: Vec<Call> = ids.into_iter().filter_map(|id| inner.take(id)).collect();
+        wake(inner);
+        for call in calls {
+            // A caller that has gone away needs no reply, here and below.
+            let _ = call.reply.send(Reply::NotSent);
+        }
+    }
+
     /// Ends the stream and settles every call.
     pub(super) fn close(&self) {
         let mut inner = self.lock();
@@ -136,14 +155,16 @@ impl Outbox {
         wake(inner);
         for call in calls.into_values() {
             let reply = if call.queued.is_some() { Reply::NotSent } else { Reply::Unknown };
-            // A caller that has gone away needs no reply, here and below.
             let _ = call.reply.send(reply);
         }
     }
 
-    /// Whether the stream has ended.
-    pub(super) fn is_closed(&self) -> bool {
-        self.lock().phase == Phase::Closed
+    /// Whether the stream takes commands.
+    pub(super) fn is_usable(&self) -> bool {
+        match self.lock().phase {
+            Phase::Opening | Phase::Open => true,
+            Phase::Concluding | Phase::Closed => false,
+        }
     }
 
     /// Hands answers to their callers.
@@ -169,7 +190,7 @@ impl Outbox {
     fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<Requests>> {
         let mut inner = self.lock();
         match inner.phase {
-            Phase::Closed => return Poll::Ready(None),
+            Phase::Concluding | Phase::Closed => return Poll::Ready(None),
             Phase::Open => {
                 if let Some(batch) = inner.take_batch(&self.limits) {
                     return Poll::Ready(Some(batch));

@@ -132,3 +132,18 @@ fn a_call_can_be_taken_back_until_it_is_written() {
     answer(&outbox, 2);
     assert_eq!(ticket.reply.try_recv().unwrap(), Reply::Answered(Bytes::from_static(b"done")));
 }
+
+#[test]
+fn a_leader_that_concludes_gets_nothing_more_and_still_answers_what_it_has() {
+    let outbox = open();
+    let mut tickets: Vec<_> = (0..3).map(|_| outbox.enqueue(Lane::Bulk, command(1)).ok().unwrap()).collect();
+    assert_eq!(ids(&batch(&outbox).unwrap()), [1, 2]);
+    outbox.conclude();
+    assert_eq!(tickets[2].reply.try_recv().unwrap(), Reply::NotSent);
+    assert!(matches!(outbox.poll_batch(&Context::from_waker(Waker::noop())), Poll::Ready(None)));
+    assert_eq!(outbox.enqueue(Lane::Bulk, command(1)).err(), Some(Refused::Closed));
+    answer(&outbox, 1);
+    assert_eq!(tickets[0].reply.try_recv().unwrap(), Reply::Answered(Bytes::from_static(b"done")));
+    outbox.close();
+    assert_eq!(tickets[1].reply.try_recv().unwrap(), Reply::Unknown);
+}

@@ -51,7 +51,7 @@ pub fn tune(server: tonic::transport::Server) -> tonic::transport::Server {
 
 impl ForwardServer {
     /// Runs commands wherever `route` is [`Route::Here`]. After `shutdown` each stream takes nothing
-    /// new, answers what it has begun and ends; long polls are sent away.
+    /// new, answers what it has begun and ends once the follower has seen that; long polls are sent away.
     pub fn new(route: watch::Receiver<Route>, config: &ForwardConfig, shutdown: CancellationToken) -> Self {
         Self { route, secret: config.secret.clone(), limits: config.limits.clone(), shutdown }
     }
@@ -87,6 +87,9 @@ impl Forward for ForwardServer {
         request: tonic::Request<Streaming<Requests>>,
     ) -> Result<Response<Answering>, Status> {
         self.admit(request.metadata())?;
+        if self.shutdown.is_cancelled() {
+            return Err(Status::unavailable("this replica is about to stop"));
+        }
         let answers = Arc::new(AnswerQueue::new(&self.limits));
         let exchange = Exchange {
             route: self.route.clone(),
@@ -119,10 +122,12 @@ impl Exchange {
         };
         self.polls.send_away();
         self.running.close();
-        tokio::select! {
-            () = self.running.wait() => {}
-            () = self.read(&mut requests, |_| None), if connected => self.running.wait().await,
+        if connected {
+            // What is on its way is refused, so that nobody is left in doubt about it.
+            self.answers.conclude();
+            self.read(&mut requests, |_| None).await;
         }
+        self.running.wait().await;
         self.answers.finish();
     }
 
@@ -248,6 +253,8 @@ struct AnswerQueue {
 #[derive(Default)]
 struct Waiting {
     answers: VecDeque<(wire::Answer, Option<OwnedSemaphorePermit>)>,
+    /// The follower is to be told that nothing new is taken.
+    concluding: bool,
     /// No answer will follow.
     finished: bool,
     /// The follower has gone.
@@ -277,6 +284,12 @@ impl AnswerQueue {
 
     fn has_room(&self) -> bool {
         self.lock().answers.len() <= self.room
+    }
+
+    fn conclude(&self) {
+        let mut waiting = self.lock();
+        waiting.concluding = true;
+        wake(waiting);
     }
 
     fn finish(&self) {
@@ -316,8 +329,9 @@ impl Stream for Answering {
             answers.push(answer);
             drop(slot);
         }
-        if !answers.is_empty() {
-            return Poll::Ready(Some(Ok(Answers { answers })));
+        let concluding = std::mem::take(&mut waiting.concluding);
+        if concluding || !answers.is_empty() {
+            return Poll::Ready(Some(Ok(Answers { answers, concluding })));
         }
         if waiting.finished {
             return Poll::Ready(None);

@@ -1,236 +1,23 @@
 //! Commands on their way to the leader, over real connections that break, freeze and change.
 
-use std::panic::resume_unwind;
-use std::sync::{Arc, Mutex};
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cortex::domain::ambient::System;
-use cortex::domain::execution::Usage;
-use cortex::domain::ids::{DeliveryId, JobId, WorkerId};
+use cortex::domain::ids::JobId;
 use cortex::domain::job::JobStatus;
 use cortex::domain::transition::{JobEvent, JobPatch};
-use cortex::domain::worker::WorkerStatus;
-use cortex::forward::{ForwardConfig, ForwardServer, Limits, Route, Router, tune, wire};
-use cortex::services::command::{Answer, Applied, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob};
+use cortex::forward::{ForwardConfig, Limits, Route, wire};
+use cortex::services::command::{Answer, Command, Commands, HeartbeatAnswer};
 use cortex::services::error::{Conflict, ServiceError};
-use futures::StreamExt;
-use futures::future::{BoxFuture, FutureExt, join_all};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use futures::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
-use tokio_stream::wrappers::TcpListenerStream;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-type Outcome = Result<Answer, ServiceError>;
-
-/// Longest wait for anything that should happen at once.
-const SOON: Duration = Duration::from_secs(5);
-
-/// Answers each sign of life with the id of the worker that gave it.
-struct Echo;
-
-impl Commands for Echo {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
-        async move {
-            tokio::task::yield_now().await;
-            Ok(echo(&command))
-        }
-        .boxed()
-    }
-}
-
-fn echo(command: &Command) -> Answer {
-    let Command::Heartbeat(heartbeat) = command else { panic!("only signs of life are sent here") };
-    Answer::Heartbeat(HeartbeatAnswer {
-        pending_jobs: vec![JobId(heartbeat.worker_id.0)],
-        cancelled_jobs: vec![],
-    })
-}
-
-/// Hands each command to the test, which decides what comes of it.
-struct Scripted(mpsc::UnboundedSender<Taken>);
-
-/// A command that a leader has taken.
-struct Taken {
-    command: Command,
-    answer: oneshot::Sender<Outcome>,
-}
-
-impl Commands for Scripted {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
-        let (answer, outcome) = oneshot::channel();
-        self.0.send(Taken { command, answer }).ok().unwrap();
-        async { outcome.await.unwrap_or_else(|_| resume_unwind(Box::new("dropped"))) }.boxed()
-    }
-}
-
-fn scripted() -> (Arc<Scripted>, Script) {
-    let (sender, taken) = mpsc::unbounded_channel();
-    (Arc::new(Scripted(sender)), Script(taken))
-}
-
-struct Script(mpsc::UnboundedReceiver<Taken>);
-
-impl Script {
-    async fn next(&mut self) -> Taken {
-        timeout(SOON, self.0.recv()).await.expect("a command arrives").unwrap()
-    }
-
-    async fn answer(&mut self, outcome: Outcome) -> Command {
-        let taken = self.next().await;
-        taken.answer.send(outcome).unwrap();
-        taken.command
-    }
-}
-
-/// A replica's peer port behind a relay that can be cut.
-struct Replica {
-    peer: String,
-    leads: watch::Sender<Route>,
-    cut: CancellationToken,
-    shutdown: CancellationToken,
-}
-
-impl Replica {
-    async fn start(route: Route, config: &ForwardConfig) -> Self {
-        let (leads, follows) = watch::channel(route);
-        let shutdown = CancellationToken::new();
-        let server = ForwardServer::new(follows, config, shutdown.clone()).into_service();
-        let peer = serve(server).await;
-        let cut = CancellationToken::new();
-        Self { peer: relay(peer, cut.clone()).await, leads, cut, shutdown }
-    }
-
-    async fn leading(commands: Arc<dyn Commands>) -> Self {
-        Self::start(Route::Here(commands), &ForwardConfig::default()).await
-    }
-
-    /// A leader whose commands the test answers.
-    async fn scripted() -> (Self, Script) {
-        let (commands, script) = scripted();
-        (Self::leading(commands).await, script)
-    }
-
-    fn route(&self) -> Route {
-        Route::There { id: 1, peer: self.peer.clone() }
-    }
-}
-
-async fn serve<S: wire::forward_server::Forward>(server: wire::forward_server::ForwardServer<S>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let connections = TcpListenerStream::new(listener);
-    tokio::spawn(
-        tune(tonic::transport::Server::builder()).add_service(server).serve_with_incoming(connections),
-    );
-    address
-}
-
-/// Passes bytes both ways until `cut`, which closes every connection and refuses new ones.
-async fn relay(to: String, cut: CancellationToken) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    tokio::spawn(cut.clone().run_until_cancelled_owned(async move {
-        while let Ok((mut near, _)) = listener.accept().await {
-            let mut far = TcpStream::connect(&to).await.unwrap();
-            let cut = cut.clone();
-            tokio::spawn(async move {
-                cut.run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far)).await
-            });
-        }
-    }));
-    address
-}
-
-/// A port that takes connections and never says a word, like that of a stopped process.
-async fn frozen() -> (TcpListener, Route) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let peer = listener.local_addr().unwrap().to_string();
-    (listener, Route::There { id: 9, peer })
-}
-
-struct Follower {
-    route: watch::Sender<Route>,
-    router: Arc<Router>,
-}
-
-impl Follower {
-    fn new(route: Route, config: ForwardConfig) -> Self {
-        let (route, follows) = watch::channel(route);
-        Self { route, router: Arc::new(Router::new(follows, config, Arc::new(System))) }
-    }
-
-    fn send(&self, command: Command) -> JoinHandle<Outcome> {
-        let router = Arc::clone(&self.router);
-        tokio::spawn(async move { router.execute(command).await })
-    }
-
-    /// Waits until as many calls are under way.
-    async fn calls(&self, expected: usize) {
-        let reached = async {
-            while self.router.calls() != expected {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(SOON, reached).await.unwrap_or_else(|_| panic!("{} calls", self.router.calls()));
-    }
-}
-
-/// No limit but the route's changes ends a call within a test.
-fn patient() -> ForwardConfig {
-    ForwardConfig {
-        timeout: Duration::from_secs(60),
-        answer_timeout: Duration::from_secs(60),
-        connect_timeout: Duration::from_secs(60),
-        ..ForwardConfig::default()
-    }
-}
-
-fn hasty() -> ForwardConfig {
-    ForwardConfig { timeout: Duration::from_millis(80), ..ForwardConfig::default() }
-}
-
-async fn outcome(call: JoinHandle<Outcome>) -> Outcome {
-    timeout(SOON, call).await.expect("the call ends").unwrap()
-}
-
-fn heartbeat(worker: Uuid) -> Command {
-    Command::Heartbeat(Heartbeat {
-        worker_id: WorkerId(worker),
-        status: WorkerStatus::Idle,
-        current_job_count: 0,
-        current_jobs: vec![],
-        usage: Usage::default(),
-    })
-}
-
-fn event(event: JobEvent) -> Command {
-    Command::ApplyEvent(JobId(Uuid::from_u128(7)), event)
-}
-
-fn poll(wait: Duration) -> Command {
-    let (worker_id, delivery) = (WorkerId(Uuid::nil()), DeliveryId(Uuid::nil()));
-    Command::PollJob(PollJob { worker_id, delivery, wait })
-}
-
-fn wait_of(command: &Command) -> Duration {
-    let Command::PollJob(poll) = command else { panic!("{command:?} is no long poll") };
-    poll.wait
-}
-
-fn applied() -> Outcome {
-    Ok(Answer::ApplyEvent(Applied { repeated: false, job: None }))
-}
-
-#[track_caller]
-fn is_applied(outcome: &Outcome, expected: bool) {
-    match outcome {
-        Ok(Answer::ApplyEvent(Applied { repeated, job: None })) => assert_eq!(*repeated, expected),
-        other => panic!("{other:?}"),
-    }
-}
+use support::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_answers_come_back_to_those_who_asked() {
@@ -246,33 +33,6 @@ async fn a_thousand_answers_come_back_to_those_who_asked() {
     });
     join_all(calls).await;
     assert_eq!(follower.router.calls(), 0);
-}
-
-/// Notes how many commands each message brings.
-#[derive(Clone, Default)]
-struct Counting(Arc<Mutex<Vec<usize>>>);
-
-#[tonic::async_trait]
-impl wire::forward_server::Forward for Counting {
-    type ExchangeStream = futures::stream::BoxStream<'static, Result<wire::Answers, tonic::Status>>;
-
-    async fn exchange(
-        &self,
-        request: tonic::Request<tonic::Streaming<wire::Requests>>,
-    ) -> Result<tonic::Response<Self::ExchangeStream>, tonic::Status> {
-        let sizes = Arc::clone(&self.0);
-        let answers = request.into_inner().map(move |message| {
-            let requests = message?.requests;
-            sizes.lock().unwrap().push(requests.len());
-            let answers = requests.iter().map(|request| {
-                let command = rmp_serde::from_slice(&request.command).unwrap();
-                let result = rmp_serde::to_vec_named(&Outcome::Ok(echo(&command))).unwrap().into();
-                wire::Answer { id: request.id, result }
-            });
-            Ok(wire::Answers { answers: answers.collect() })
-        });
-        Ok(tonic::Response::new(answers.boxed()))
-    }
 }
 
 #[tokio::test]
@@ -468,19 +228,6 @@ async fn submissions_do_not_hold_up_reports() {
     assert!(submissions.iter().all(|call| !call.is_finished()));
 }
 
-/// Waits for a job as long as it may; there is none.
-struct Idle;
-
-impl Commands for Idle {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
-        async move {
-            tokio::time::sleep(wait_of(&command)).await;
-            Ok(Answer::PollJob(None))
-        }
-        .boxed()
-    }
-}
-
 #[tokio::test]
 async fn a_long_poll_may_wait_longer_than_other_commands() {
     let leader = Replica::leading(Arc::new(Idle)).await;
@@ -579,28 +326,39 @@ async fn a_leader_that_shuts_down_answers_what_it_began_and_sends_long_polls_awa
     let (new, mut new_script) = Replica::scripted().await;
     let follower = Follower::new(old.route(), patient());
     let poll = follower.send(poll(SOON));
-    let _waiting = old_script.next().await;
+    let mut waiting = old_script.next().await;
     let write = follower.send(event(JobEvent::Retry));
     let begun = old_script.next().await;
     old.shutdown.cancel();
-    follower.calls(1).await;
-    let late = follower.send(event(JobEvent::Retry));
-    follower.calls(2).await;
-    follower.calls(1).await;
+    timeout(SOON, waiting.answer.closed()).await.expect("the long poll is sent away");
     begun.answer.send(applied()).unwrap();
     is_applied(&outcome(write).await, false);
     follower.route.send_replace(new.route());
-    for _ in 0..2 {
-        let taken = new_script.next().await;
-        let answer = match taken.command {
-            Command::PollJob(_) => Ok(Answer::PollJob(None)),
-            _ => applied(),
-        };
-        taken.answer.send(answer).unwrap();
-    }
+    new_script.answer(Ok(Answer::PollJob(None))).await;
     outcome(poll).await.unwrap();
-    is_applied(&outcome(late).await, false);
-    assert!(old_script.0.try_recv().is_err(), "nothing new is begun");
+}
+
+#[tokio::test]
+async fn a_planned_shutdown_leaves_nobody_in_doubt() {
+    let counters = [Arc::new(Counter::default()), Arc::new(Counter::default())];
+    let [old, new] = counters.clone().map(|counter| Replica::leading(counter));
+    let (old, new) = (old.await, new.await);
+    let follower = Follower::new(old.route(), patient());
+    let mut calls = Vec::new();
+    for n in 0..500 {
+        calls.push(follower.send(event(JobEvent::Retry)));
+        tokio::task::yield_now().await;
+        if n == 250 {
+            old.shutdown.cancel();
+        }
+    }
+    follower.route.send_replace(new.route());
+    for call in calls {
+        is_applied(&outcome(call).await, false);
+    }
+    let [old, new] = counters.map(|counter| counter.0.load(Ordering::Relaxed));
+    assert!(old > 0 && new > 0, "{old} and {new}");
+    assert_eq!(old + new, 500);
 }
 
 #[tokio::test]
