@@ -29,11 +29,14 @@ use uuid::Uuid;
 
 use crate::config::Addresses;
 use crate::control::{ControlCommand, ControlOutcome};
-use crate::raft::{Metrics, Raft};
+use crate::raft::{Raft, Role};
 use crate::transport::Contact;
 
 /// Pause before a claim that failed is repeated.
 const RETRY: Duration = Duration::from_millis(20);
+
+/// How soon the return of a quorum is noticed.
+const RECOVER: Duration = Duration::from_millis(10);
 
 /// What this replica is to the cluster right now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -150,7 +153,11 @@ fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
                 },
                 claim: Some(claim),
                 propose: false,
-                until: if stale { lost_at } else { stale_at },
+                until: if stale {
+                    lost_at.min(Some(seen.now + RECOVER))
+                } else {
+                    stale_at
+                },
             }
         }
         None => Verdict {
@@ -159,7 +166,7 @@ fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
             // Right after the election no quorum has answered yet; the claim
             // itself asks it.
             propose: !lost,
-            until: None,
+            until: lost.then(|| seen.now + RECOVER),
         },
     }
 }
@@ -177,23 +184,22 @@ pub(crate) struct Watcher {
 impl Watcher {
     /// Runs until shutdown or the end of the Raft core.
     pub async fn run(self) {
-        let mut metrics = self.raft.metrics();
+        // These change with role, term and members alone. The full metrics are
+        // sent anew with every tick and would wake this task 100 times a second.
+        let mut roles = self.raft.server_metrics();
         let mut claim: Option<Claim> = None;
         let mut proposal: Option<oneshot::Receiver<Option<Claim>>> = None;
         loop {
-            let current = metrics.borrow_watched().clone();
-            if let Err(error) = &current.running_state {
-                return self.stopped(&error.to_string());
-            }
-            let verdict = judge(&self.look(&current), claim, self.lease);
+            let role = roles.borrow_watched().clone();
+            let verdict = judge(&self.look(&role), claim, self.lease);
             claim = verdict.claim;
             self.show(verdict.publish);
             if verdict.propose && proposal.is_none() {
-                proposal = Some(self.propose(current.current_term));
+                proposal = Some(self.propose(role.vote.leader_id.term));
             }
             tokio::select! {
-                changed = metrics.changed() => if changed.is_err() {
-                    return self.stopped("its task ended");
+                changed = roles.changed() => if changed.is_err() {
+                    return self.stopped();
                 },
                 () = wait_until(verdict.until) => {}
                 () = self.contact.changed() => {}
@@ -201,27 +207,25 @@ impl Watcher {
                     proposal = None;
                     claim = outcome.or(claim);
                 }
-                () = self.stop.cancelled() => return self.stopped("it was shut down"),
+                () = self.stop.cancelled() => {
+                    return self.show(Leadership::Stopped { reason: "it was shut down".to_owned() });
+                }
             }
         }
     }
 
-    fn look(&self, metrics: &Metrics) -> Seen {
+    fn look(&self, role: &Role) -> Seen {
         let now = Instant::now();
-        let membership = metrics.membership_config.membership();
-        let leads = (metrics.state == ServerState::Leader).then_some(metrics.current_term);
+        let membership = role.membership_config.membership();
+        let leads = (role.state == ServerState::Leader).then_some(role.vote.leader_id.term);
         let alone = membership.voter_ids().all(|id| id == self.node_id);
-        let acked = if alone {
-            Some(now)
-        } else {
-            metrics
-                .last_quorum_acked
-                .and_then(|at| now.checked_sub(at.elapsed()))
+        let acked = match leads {
+            Some(_) if alone => Some(now),
+            Some(_) => self.last_acked(now),
+            None => None,
         };
-        let follows = self
-            .contact
-            .current()
-            .filter(|(id, _)| metrics.current_leader == Some(*id));
+        let heard = self.contact.current();
+        let follows = heard.filter(|(id, _)| role.current_leader == Some(*id));
         let follows = follows.map(|(id, until)| {
             let addresses = membership.get_node(&id).cloned().unwrap_or_default();
             (Leader { id, addresses }, until)
@@ -232,6 +236,12 @@ impl Watcher {
             acked,
             follows,
         }
+    }
+
+    fn last_acked(&self, now: Instant) -> Option<Instant> {
+        let metrics = self.raft.data_metrics();
+        let acked = metrics.borrow_watched().last_quorum_acked;
+        acked.and_then(|at| now.checked_sub(at.elapsed()))
     }
 
     /// Commits a `LeaderEpoch` in its own task, which outlives a slow quorum.
@@ -314,7 +324,11 @@ impl Watcher {
         });
     }
 
-    fn stopped(&self, why: &str) {
+    fn stopped(&self) {
+        let running = self.raft.metrics().borrow_watched().running_state.clone();
+        let why = running
+            .err()
+            .map_or_else(|| "its task ended".to_owned(), |error| error.to_string());
         self.show(Leadership::Stopped {
             reason: format!("Raft stopped: {why}"),
         });
@@ -416,6 +430,11 @@ mod tests {
         assert_eq!(at(150, 0).publish, leading(Quorum::Stale));
         assert_eq!(
             at(150, 0).until,
+            Some(millis(start, 160)),
+            "an answer is looked for often"
+        );
+        assert_eq!(
+            at(295, 0).until,
             Some(millis(start, 300)),
             "time alone ends the lead"
         );

@@ -106,23 +106,30 @@ impl Node {
         let log = LogStore::new(Arc::clone(&store));
         let raft = Raft::new(config.node_id, raft_config, network, log, machine).await;
         let raft = raft.map_err(|error| StartError::Raft(error.to_string()))?;
-        let gate = Arc::new(Gate::default());
-        let (leadership, _) = watch::channel(Leadership::Following { leader: None });
-
         let joiner = Joiner {
-            config: config.clone(),
-            raft: raft.clone(),
-            peers: Arc::clone(&peers),
-            gate: Arc::clone(&gate),
-            control: control.clone(),
-            leadership: leadership.clone(),
+            config,
+            raft,
+            peers,
+            gate: Arc::new(Gate::default()),
+            control,
+            leadership: watch::Sender::new(Leadership::Following { leader: None }),
         };
         if let Err(reason) = joiner.first_round(pristine).await {
             // It never took part, so there is nothing to lose if this fails.
-            let _ = raft.shutdown().await;
+            let _ = joiner.raft.shutdown().await;
             return Err(StartError::Refused(reason));
         }
+        Ok(Self::assemble(joiner, store, pristine))
+    }
 
+    /// Starts the tasks of a replica that may go on, and makes its service.
+    fn assemble(joiner: Joiner, store: Arc<Store>, pristine: bool) -> (Node, RaftServer) {
+        let config = joiner.config.clone();
+        let (raft, control, leadership) = (
+            joiner.raft.clone(),
+            joiner.control.clone(),
+            joiner.leadership.clone(),
+        );
         let membership = Arc::new(Membership::new(
             config.node_id,
             config.advertise.clone(),
@@ -136,8 +143,8 @@ impl Node {
             secret: config.secret.clone(),
             raft: raft.clone(),
             store: Arc::clone(&store),
-            peers,
-            gate,
+            peers: Arc::clone(&joiner.peers),
+            gate: Arc::clone(&joiner.gate),
             contact: Arc::clone(&contact),
             control: control.clone(),
             leadership: leadership.subscribe(),
@@ -158,6 +165,9 @@ impl Node {
         tasks.spawn(async move {
             token.run_until_cancelled(joiner.run(pristine)).await;
         });
+        let server = RaftServer::new(service)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
         let inner = Inner {
             config,
             raft,
@@ -168,15 +178,8 @@ impl Node {
             stop,
             tasks,
         };
-        let server = RaftServer::new(service)
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
-        Ok((
-            Node {
-                inner: Arc::new(inner),
-            },
-            server,
-        ))
+        let inner = Arc::new(inner);
+        (Node { inner }, server)
     }
 
     /// This replica's id.

@@ -24,3 +24,4 @@ pub(crate) type StoredMembership = alias::StoredMembershipOf<Types>;
 pub(crate) type SnapshotMeta = alias::SnapshotMetaOf<Types>;
 pub(crate) type Snapshot = alias::SnapshotOf<Types, Vec<u8>>;
 pub(crate) type Metrics = openraft::RaftMetrics<Types>;
+pub(crate) type Role = openraft::metrics::RaftServerMetrics<Types>;
