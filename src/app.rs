@@ -109,8 +109,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     };
     let forward_service =
         ForwardServer::new(routes.clone(), &forwarding, shutdown.child_token()).into_service();
-    let (stop_peers, peers_stopped) = (CancellationToken::new(), shutdown.child_token());
-    drop(peers_stopped);
+    let stop_peers = CancellationToken::new();
     let peer_server = forward::tune(tonic::transport::Server::builder())
         .add_service(raft)
         .add_service(forward_service)
@@ -173,7 +172,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     if outcome.is_none() {
         tracing::info!("The replica is stopping.");
         retire.cancel();
-        wait_until_retired(&node).await;
+        if node.status().members.len() > 1 {
+            wait_until_retired(&node).await;
+        }
     }
     close.cancel();
     for server in servers {

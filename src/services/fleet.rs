@@ -252,6 +252,7 @@ impl Fleet {
         if let Some(lease) = worker.unfetched.pop_front() {
             return Polled::Fetch(lease);
         }
+        worker.pollers.retain(|poller| !poller.reply.is_closed());
         let (reply, receiver) = oneshot::channel();
         worker.pollers.push_back(Poller { delivery, reply });
         Polled::Wait(receiver)

@@ -1,11 +1,12 @@
 //! One round of scheduling: free slots, the best jobs for them, one transaction.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::feed::FeedItem;
 use super::{Core, DISPATCH_SLOT, Leader};
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
-use crate::domain::matching::Shape;
 use crate::domain::placement::{self, Group};
 use crate::domain::transition::JobEvent;
 use crate::ready_queue::{self, MAX_CLAIM, Offer, QueueError};
@@ -13,6 +14,9 @@ use crate::services::command::Assignment;
 use crate::services::crash;
 use crate::services::fleet::{FETCH_WITHIN, Poller};
 use crate::storage::{Claim, StorageError, Taken};
+
+/// How long a shape is offered after it was last known to have jobs.
+const SHAPE_KEPT: Duration = Duration::from_secs(1);
 
 /// Why a round came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +52,9 @@ impl Leader {
         let claimed = core.parts.queue.claim(core.parts.fence.epoch, most, &slots, &offers).await;
         let claims = claimed.inspect_err(|error| core.note_queue_failure(error))?;
         crash::point("after_claim");
-        core.forget_empty_shapes(&offers, &claims, claims.len() < most);
+        if claims.len() < most {
+            core.forget_empty_shapes(&offers, &claims, &slots);
+        }
         for claim in &claims {
             let priority = claim.priority.to_string();
             core.parts.metrics.jobs_dequeued.with_label_values(&[&priority]).inc();
@@ -102,7 +108,7 @@ impl Leader {
             claims.iter().map(|claim| (claim.job_id, claim.priority)).collect();
         let mut taken: HashMap<LeaseId, Taken> = taken.into_iter().map(|job| (job.lease, job)).collect();
         let count = i64::try_from(taken.len()).unwrap_or(0);
-        core.waiting.fetch_sub(count, std::sync::atomic::Ordering::Relaxed);
+        core.waiting.fetch_sub(count, Ordering::Relaxed);
         for Placed { claim, poller } in placed {
             core.feed(FeedItem::Settle(claim.job_id));
             let Some(job) = taken.remove(&claim.lease) else {
@@ -135,23 +141,25 @@ impl Core {
             .collect()
     }
 
-    /// A round that found less than it could take has seen every offered shape to its end. A shape that
-    /// got new jobs meanwhile was noted again and stays.
-    fn forget_empty_shapes(&self, offers: &[Offer], claims: &[ready_queue::Claim], all_seen: bool) {
-        if !all_seen {
-            return;
-        }
-        let began = self.now().checked_sub(std::time::Duration::from_secs(1));
-        let mut served = vec![false; offers.len()];
+    /// A round that took less than it could has seen those shapes to their end for which slots were left.
+    /// A shape that got jobs a moment ago was noted then, and stays.
+    fn forget_empty_shapes(
+        &self,
+        offers: &[Offer],
+        claims: &[ready_queue::Claim],
+        slots: &[ready_queue::Group],
+    ) {
+        let mut left: Vec<u32> = slots.iter().map(|group| group.free_slots).collect();
         for claim in claims {
-            if let Some(served) = served.get_mut(claim.offer) {
-                *served = true;
+            if let Some(left) = left.get_mut(usize::from(claim.group)) {
+                *left = left.saturating_sub(1);
             }
         }
+        let has_slots = |group: &u16| left.get(usize::from(*group)).is_some_and(|left| *left > 0);
+        let now = self.now();
         let mut shapes = self.shapes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (offer, _) in offers.iter().zip(served).filter(|(_, served)| !served) {
-            let old = |shape: &Shape| shapes.get(shape).is_some_and(|noted| began.is_some_and(|began| *noted < began));
-            if old(&offer.shape) {
+        for offer in offers.iter().filter(|offer| offer.groups.iter().any(has_slots)) {
+            if shapes.get(&offer.shape).is_some_and(|noted| now.duration_since(*noted) >= SHAPE_KEPT) {
                 shapes.remove(&offer.shape);
             }
         }

@@ -224,6 +224,7 @@ impl Leader {
         let stats = core.parts.database.stats().await?;
         core.waiting.store(stats.pending + stats.queued, Ordering::Relaxed);
         let held = i64::try_from(core.parts.queue.total().await?).unwrap_or(i64::MAX);
+        core.note_shapes(core.parts.queue.shapes().await?.into_iter().map(|(shape, _)| shape));
         let differs = held != stats.queued;
         if differs && memory.differed {
             tracing::warn!(held, queued = stats.queued, "The ready queue differs from PostgreSQL; it is reconciled.");

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::Histogram;
 use tokio::sync::oneshot;
@@ -18,6 +19,9 @@ use crate::services::command::{Assignment, Heartbeat, HeartbeatAnswer, PollJob};
 use crate::services::crash;
 use crate::services::error::ServiceError;
 use crate::services::fleet::Polled;
+
+/// How often a call whose time is up looks whether the job that was on its way still is.
+const RECHECK: Duration = Duration::from_millis(20);
 
 /// A fetch that is to be written down before the job is handed over.
 pub(super) struct Fetch {
@@ -109,11 +113,14 @@ impl Leader {
             () = tokio::time::sleep_until(deadline) => {}
             _ = ended.wait_for(Option::is_some) => return Err(ServiceError::NoLeader),
         }
-        if self.core.fleet().stop_waiting(poll.worker_id, poll.delivery) {
-            return Ok(None);
+        // A job may be on its way to this call: then its commit decides, and what was not committed
+        // leaves the call waiting again.
+        while !self.core.fleet().stop_waiting(poll.worker_id, poll.delivery) {
+            if let Ok(job) = tokio::time::timeout(RECHECK, &mut receiver).await {
+                return Ok(job.ok());
+            }
         }
-        // A job is on its way to this call: its commit decides.
-        Ok(receiver.await.ok())
+        Ok(receiver.try_recv().ok())
     }
 
     /// Writes down that the job is fetched, then hands it over. `None` if the lease has ended.
