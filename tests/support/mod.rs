@@ -94,3 +94,12 @@ fn new_folder() -> PathBuf {
     std::fs::create_dir_all(&path).unwrap();
     path
 }
+
+/// Waits until `condition` holds, looking again every few milliseconds; panics with `what` after a minute.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,248 @@
+//! PostgreSQL alone: migrations, the fence, and what the statements promise.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cortex::domain::ambient::{Ambient, System};
+use cortex::domain::ids::{ClusterId, Epoch, JobId, LeaseId, WorkerId};
+use cortex::domain::job::{JobDefaults, JobDraft, JobFilter, JobStatus, NewJob};
+use cortex::domain::retry::RetryPolicy;
+use cortex::domain::worker::{NewWorker, WorkerDraft};
+use cortex::storage::{Claim, Database, DatabaseOptions, Fence, StorageError};
+use serde_json::json;
+use support::Stores;
+
+struct Setting {
+    database: Database,
+    pool: sqlx::PgPool,
+    cluster: ClusterId,
+}
+
+impl Setting {
+    async fn fresh() -> Self {
+        let stores = Stores::fresh().await;
+        let database = open(&stores.database_url);
+        database.migrate().await.unwrap();
+        Self { database, pool: stores.pool(2).await, cluster: ClusterId(System.uuid()) }
+    }
+
+    fn fence(&self, epoch: i64) -> Fence {
+        Fence { cluster_id: self.cluster, epoch: Epoch(epoch) }
+    }
+
+    async fn lead(&self, epoch: i64) -> Fence {
+        let fence = self.fence(epoch);
+        self.database.take_over(fence, 1, 1).await.unwrap();
+        fence
+    }
+}
+
+fn open(url: &str) -> Database {
+    let seconds = Duration::from_secs(10);
+    Database::connect_lazily(&DatabaseOptions {
+        url: url.to_owned(),
+        max_connections: 4,
+        acquire_timeout: seconds,
+        max_lifetime: seconds * 60,
+    })
+    .unwrap()
+}
+
+fn job(fields: serde_json::Value) -> NewJob {
+    let mut body = json!({"name": "n", "model_name": "m", "model_version": "1", "input_data": {"a": 1}});
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let draft: JobDraft = serde_json::from_str(&body.to_string()).unwrap();
+    let defaults = JobDefaults { retry: RetryPolicy::default(), timeout_seconds: 60 };
+    draft.check(JobId(System.uuid()), &defaults).unwrap()
+}
+
+fn worker() -> NewWorker {
+    WorkerDraft {
+        name: "w".into(),
+        hostname: System.uuid().to_string(),
+        ip_address: "127.0.0.1".into(),
+        port: 1,
+        capabilities: serde_json::Map::new(),
+        max_concurrent_jobs: 1,
+        heartbeat_interval_seconds: 30,
+        version: None,
+    }
+    .check(WorkerId(System.uuid()))
+    .unwrap()
+}
+
+async fn store(setting: &Setting, fence: Fence, jobs: &[&NewJob]) {
+    let mut transaction = setting.database.begin(fence).await.unwrap();
+    assert_eq!(transaction.insert_jobs(0, jobs).await.unwrap().len(), jobs.len());
+    transaction.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn replicas_that_start_together_migrate_once() {
+    let stores = Stores::fresh().await;
+    let databases: Vec<_> = (0..3).map(|_| open(&stores.database_url)).collect();
+    let (a, b, c) =
+        tokio::join!(databases[0].migrate(), databases[1].migrate(), databases[2].migrate());
+    (a.unwrap(), b.unwrap(), c.unwrap());
+    let pool = stores.pool(1).await;
+    let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations WHERE success")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap().count();
+    assert_eq!(usize::try_from(applied).unwrap(), files);
+}
+
+#[tokio::test]
+async fn an_epoch_that_was_replaced_writes_nothing() {
+    let setting = Setting::fresh().await;
+    let old = setting.lead(5).await;
+    setting.lead(9).await;
+    assert!(matches!(setting.database.begin(old).await, Err(StorageError::Fenced)));
+    let back = setting.database.take_over(setting.fence(8), 1, 1).await;
+    assert!(matches!(back, Err(StorageError::Fenced)), "an epoch never goes back");
+    // The connections that met the fence are fit for the next transaction.
+    for _ in 0..8 {
+        assert!(setting.database.begin(old).await.is_err());
+    }
+    store(&setting, setting.fence(9), &[&job(json!({}))]).await;
+}
+
+#[tokio::test]
+async fn taking_over_waits_for_the_transactions_of_the_old_leader() {
+    let setting = Setting::fresh().await;
+    let old = setting.lead(1).await;
+    let new_job = job(json!({}));
+    let mut transaction = setting.database.begin(old).await.unwrap();
+    transaction.insert_jobs(0, &[&new_job]).await.unwrap();
+    let database = setting.database.clone();
+    let next = setting.fence(2);
+    let taking_over = tokio::spawn(async move { database.take_over(next, 2, 2).await });
+    support::eventually("the new leader waits for the lock", async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+        .fetch_one(&setting.pool)
+        .await
+        .unwrap();
+        waiting == 1
+    })
+    .await;
+    assert!(!taking_over.is_finished());
+    transaction.commit().await.unwrap();
+    taking_over.await.unwrap().unwrap();
+    assert!(setting.database.job(new_job.id).await.unwrap().is_some(), "the old leader's commit counts");
+}
+
+#[tokio::test]
+async fn a_leader_that_freezes_in_a_transaction_does_not_hold_up_the_next_one() {
+    let setting = Setting::fresh().await;
+    let old = setting.lead(1).await;
+    let new_job = job(json!({}));
+    let mut frozen = setting.database.begin(old).await.unwrap();
+    frozen.insert_jobs(0, &[&new_job]).await.unwrap();
+    setting.database.take_over(setting.fence(2), 2, 2).await.unwrap();
+    assert!(frozen.commit().await.is_err());
+    assert!(setting.database.job(new_job.id).await.unwrap().is_none(), "nothing of it is written");
+}
+
+#[tokio::test]
+async fn another_cluster_s_database_is_left_alone() {
+    let setting = Setting::fresh().await;
+    setting.lead(1).await;
+    let foreign = Fence { cluster_id: ClusterId(System.uuid()), epoch: Epoch(100) };
+    let refused = setting.database.take_over(foreign, 1, 1).await;
+    assert!(matches!(refused, Err(StorageError::ForeignCluster(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_submission_that_is_sent_twice_is_stored_once() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let new_job = job(json!({}));
+    store(&setting, fence, &[&new_job]).await;
+    store(&setting, fence, &[&new_job, &job(json!({}))]).await;
+    let stats = setting.database.stats().await.unwrap();
+    assert_eq!((stats.total_jobs, stats.queued), (2, 2));
+}
+
+#[tokio::test]
+async fn a_job_is_assigned_once_and_only_while_it_is_queued() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let new_job = job(json!({}));
+    store(&setting, fence, &[&new_job]).await;
+    let mut taken = Vec::new();
+    for _ in 0..2 {
+        let mut transaction = setting.database.begin(fence).await.unwrap();
+        let (worker, _) = transaction.register_worker(&worker()).await.unwrap();
+        let claim = Claim {
+            job_id: new_job.id,
+            worker_id: worker.id,
+            lease: LeaseId(System.uuid()),
+            delivery: None,
+        };
+        taken.push(transaction.assign_jobs(0, &[claim], 30).await.unwrap().len());
+        transaction.commit().await.unwrap();
+    }
+    assert_eq!(taken, [1, 0]);
+    let stats = setting.database.stats().await.unwrap();
+    assert_eq!((stats.queued, stats.assigned), (0, 1));
+    assert_eq!(setting.database.live_leases().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_database_refuses_what_the_state_machine_forbids() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let new_job = job(json!({}));
+    store(&setting, fence, &[&new_job]).await;
+    for change in [
+        "status = 'lost'",
+        "status = 'pending'",
+        "status = 'assigned'",
+        "status = 'running'",
+        "status = 'completed'",
+        "completed_at = now()",
+        "lease_id = gen_random_uuid()",
+        "priority = 11",
+        "retry_count = -1",
+        "timeout_seconds = 0",
+    ] {
+        let statement = format!("UPDATE jobs SET {change} WHERE id = '{}'", new_job.id);
+        let refused = sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&setting.pool).await;
+        assert!(refused.is_err(), "accepted {change}");
+    }
+}
+
+#[tokio::test]
+async fn every_combination_of_filters_finds_its_jobs() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let wanted = job(json!({"priority": 7, "created_by": "me", "tags": {"k": "v", "l": "w"}}));
+    let other = job(json!({"model_name": "other", "tags": {"k": "x"}}));
+    store(&setting, fence, &[&wanted, &other]).await;
+    for mask in 0..32 {
+        let on = |bit: i32| mask & (1 << bit) != 0;
+        let tags: BTreeMap<_, _> = [("k".to_owned(), "v".to_owned())].into();
+        let filter = JobFilter {
+            status: on(0).then_some(JobStatus::Queued),
+            priority: on(1).then_some(7),
+            model_name: on(2).then(|| "m".to_owned()),
+            created_by: on(3).then(|| "me".to_owned()),
+            tags: if on(4) { tags } else { BTreeMap::new() },
+        };
+        let found = setting.database.jobs(&filter, 1, 10).await.unwrap();
+        let expected = if mask & !1 == 0 { vec![other.id, wanted.id] } else { vec![wanted.id] };
+        let ids: Vec<_> = found.jobs.iter().map(|job| job.id).collect();
+        assert_eq!(ids, expected, "{filter:?}");
+        assert_eq!(found.total, i64::try_from(expected.len()).unwrap(), "{filter:?}");
+    }
+    let second = setting.database.jobs(&JobFilter::default(), 2, 1).await.unwrap();
+    assert_eq!((second.jobs[0].id, second.pages, second.total), (wanted.id, 2, 2));
+    let nothing = JobFilter { status: Some(JobStatus::Failed), ..JobFilter::default() };
+    assert!(setting.database.jobs(&nothing, 1, 10).await.unwrap().jobs.is_empty());
+}
