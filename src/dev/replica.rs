@@ -88,7 +88,8 @@ impl Replica {
         let mut config = json!({
             "server": {"host": "127.0.0.1", "http_port": self.http.port(), "grpc_port": self.grpc.port()},
             "database": {"url": literal(common.database_url)},
-            "queue": {"redis_url": literal(common.redis_url)},
+            // Room to try things out with; the default is meant for production.
+            "queue": {"redis_url": literal(common.redis_url), "max_queue_size": 1_000_000},
             "security": {"require_auth": common.require_auth},
             "cluster": {
                 "node_id": self.id,

@@ -52,11 +52,12 @@ pub struct Scheduler {
     pub enabled: bool,
     /// Longest time between two looks at the queue; events wake the scheduler earlier. Default 1.0 seconds; 0.01 to 60.
     pub poll_interval: Duration,
-    /// Jobs asked from the queue in one round. Default 10; 1 to 10000.
+    /// Most jobs of one scheduling round; rounds follow each other without a pause while there is work.
+    /// Default 200; 1 to 1000.
     pub batch_size: u32,
     /// Silence after which a worker loses its leases. Default 300 seconds; 1 to 86400.
     pub worker_timeout: Duration,
-    /// Run time of a job that sets none. Default 3600 seconds; 1 to 2592000 (thirty days).
+    pub job_timeout_default: Duration,
     pub job_timeout_default: Duration,
 }
 

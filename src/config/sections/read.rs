@@ -91,9 +91,9 @@ fn scheduler(section: &mut Section<'_>) -> Scheduler {
     Scheduler {
         enabled: section.flag("enabled", true),
         poll_interval: section.seconds("poll_interval", 0.01..=60.0, 1.0),
-        batch_size: section.whole("batch_size", 1..=10_000, 10),
+        batch_size: section.whole("batch_size", 1..=1_000, 200),
         worker_timeout: section.seconds("worker_timeout", 1.0..=86_400.0, 300.0),
-        job_timeout_default: section.seconds("job_timeout_default", 1.0..=THIRTY_DAYS as f64, 3600.0),
+        job_timeout_default: section.seconds("job_timeout_default", 1.0..=86_400.0, 3600.0),
     }
 }
 

@@ -122,7 +122,7 @@ fn a_message_names_the_key_the_limits_the_value_and_its_origin() {
         error.unwrap_err().to_string(),
         "the configuration has 2 problems:
   server.http_port: must be a whole number from 1 to 65535, is \"http\" (in environment variable CORTEX__SERVER__HTTP_PORT)
-  scheduler.batch_size: must be a whole number from 1 to 10000, is 0 (in the configuration)"
+  scheduler.batch_size: must be a whole number from 1 to 1000, is 0 (in the configuration)"
     );
     let error = with_stores("server: {reload: true}").unwrap_err().to_string();
     assert!(
@@ -219,8 +219,8 @@ fn broken_yaml_and_unreadable_files_say_so() {
 
 #[test]
 fn limits_are_inclusive() {
-    assert!(with_stores("scheduler: {batch_size: 10000, poll_interval: 0.01}").is_ok());
-    assert_eq!(faults(with_stores("scheduler: {batch_size: 10001}")), ["scheduler.batch_size"]);
+    assert!(with_stores("scheduler: {batch_size: 1000, poll_interval: 0.01}").is_ok());
+    assert_eq!(faults(with_stores("scheduler: {batch_size: 1001}")), ["scheduler.batch_size"]);
     assert_eq!(faults(with_stores("scheduler: {poll_interval: 0.009}")), ["scheduler.poll_interval"]);
     assert!(with_stores(&format!("security: {{payload_keys: ['{}']}}", "0a".repeat(32))).is_ok());
     assert!(with_stores(&format!("security: {{payload_keys: ['{}=']}}", "a".repeat(43))).is_ok());

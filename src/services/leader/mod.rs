@@ -68,7 +68,7 @@ pub struct LeaderParts {
     pub worker_timeout: Duration,
     /// `scheduler.batch_size`: most jobs of one scheduling round.
     pub batch_size: usize,
-    /// `queue.max_queue_size`: most jobs that wait.
+    /// `queue.max_queue_size`: most jobs that wait; 0 means any number.
     pub max_queue_size: u64,
 }
 

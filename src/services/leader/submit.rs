@@ -52,7 +52,7 @@ impl Core {
     fn check_room(&self, more: usize) -> Result<(), ServiceError> {
         let waiting = u64::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(0);
         let limit = self.parts.max_queue_size;
-        if waiting.saturating_add(more as u64) > limit {
+        if limit > 0 && waiting.saturating_add(more as u64) > limit {
             return Err(ServiceError::QueueFull { limit });
         }
         Ok(())
