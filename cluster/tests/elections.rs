@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Ground, leader_of};
+use common::{Ground, leader_of, within};
 use cortex_cluster::{ControlCommand, Leadership, Quorum, TransferError};
 
 #[tokio::test]
@@ -19,7 +19,9 @@ async fn three_replicas_that_start_together_elect_one_leader_with_one_epoch() {
     for replica in replicas.iter().filter(|replica| replica.id != led.id) {
         replica.follows(led.id).await;
         let mut control = replica.node.control();
-        let seen = control.wait_for(|control| control.epoch > 0).await.unwrap();
+        let seen = within(control.wait_for(|control| control.epoch > 0))
+            .await
+            .unwrap();
         assert_eq!(
             (seen.epoch, seen.epoch_leader, seen.cluster_id),
             (led.epoch, led.id, Some(led.cluster_id))
@@ -116,7 +118,7 @@ async fn a_leader_without_a_quorum_becomes_stale_and_then_leads_no_more() {
     let mut leadership = leader.node.leadership();
     leadership.borrow_and_update();
     followers.into_iter().for_each(common::Replica::kill);
-    leadership.changed().await.unwrap();
+    within(leadership.changed()).await.unwrap();
     let stale = leadership.borrow_and_update().clone();
     let Leadership::Leading {
         epoch,
@@ -127,7 +129,7 @@ async fn a_leader_without_a_quorum_becomes_stale_and_then_leads_no_more() {
         panic!("{stale:?} is not stale")
     };
     assert_eq!(epoch, led.epoch);
-    leadership.changed().await.unwrap();
+    within(leadership.changed()).await.unwrap();
     assert_eq!(
         *leadership.borrow_and_update(),
         Leadership::Following { leader: None }

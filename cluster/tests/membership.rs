@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Ground, all_joined, eventually, leader_of};
+use common::{Ground, all_joined, eventually, leader_of, within};
 use cortex_cluster::{Addresses, ChangeError, ControlCommand, Leadership, Role, StartError};
 
 #[tokio::test]
@@ -57,15 +57,14 @@ async fn a_cluster_that_was_killed_as_a_whole_comes_back_as_itself() {
     assert_eq!(second.cluster_id, first.cluster_id);
     for replica in &replicas {
         let mut control = replica.node.control();
-        control
-            .wait_for(|control| {
-                control
-                    .settings
-                    .get("kept")
-                    .is_some_and(|value| value == "yes")
-            })
-            .await
-            .unwrap();
+        within(control.wait_for(|control| {
+            control
+                .settings
+                .get("kept")
+                .is_some_and(|value| value == "yes")
+        }))
+        .await
+        .unwrap();
     }
 }
 
@@ -378,8 +377,7 @@ async fn a_member_far_behind_catches_up_by_a_snapshot() {
     config.snapshot_every = 10;
     let behind = ground.start_with(config.clone()).await.unwrap();
     let mut control = behind.node.control();
-    control
-        .wait_for(|control| control.settings.len() == 40)
+    within(control.wait_for(|control| control.settings.len() == 40))
         .await
         .unwrap();
     let applied = behind.node.status().applied_index;

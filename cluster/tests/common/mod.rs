@@ -272,6 +272,13 @@ pub async fn all_joined<'a>(replicas: impl IntoIterator<Item = &'a Replica>, ids
     }
 }
 
+/// Waits for `what`, so that a failing test ends.
+pub async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what)
+        .await
+        .expect("what is awaited happens")
+}
+
 /// Waits for a condition that no channel announces.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let wait = async {
