@@ -1,0 +1,15 @@
+//! CORTEX: a highly available job orchestrator.
+
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod dev;
+pub mod domain;
+pub mod forward;
+pub mod leadership;
+pub mod loops;
+pub mod ready_queue;
+pub mod services;
+pub mod storage;
+pub mod telemetry;

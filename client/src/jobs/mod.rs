@@ -1,0 +1,13 @@
+//! The REST surface, typed.
+
+mod client;
+mod error;
+mod models;
+mod transport;
+
+pub use client::{JobsClient, JobsClientBuilder};
+pub use error::{ClientError, FieldError, Problem};
+pub use models::{
+    ClusterMember, ClusterStatus, Execution, Health, Job, JobFilter, JobList, JobStats, JobUpdate,
+    NewJob, WorkerInfo, WorkerList,
+};

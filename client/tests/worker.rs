@@ -1,0 +1,274 @@
+//! What the worker runtime does with jobs.
+
+mod support;
+
+use std::sync::atomic::Ordering;
+
+use cortex_client::{
+    AssignedJob, CancellationToken, ExecHandler, Handler, JobFailure,
+    proto::{JobCompletionResponse, PollJobResponse},
+};
+use serde_json::{Value, json};
+use support::{
+    Replica, Store,
+    handlers::{Echo, Gate, reaches},
+    holds, job, run, worker,
+};
+use tonic::Status;
+
+#[tokio::test]
+async fn a_job_is_run_and_completed_with_its_lease_token() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let worker = run(
+        worker(&[&replica])
+            .slots(3)
+            .models(["echo", "other"])
+            .gpu(true)
+            .memory_gb(1.5)
+            .token(Some("secret")),
+        Echo,
+    );
+    store.add_job("a");
+    store
+        .wait_for("the completion", |m| m.completions.len() == 1)
+        .await;
+    worker.stop().await;
+    store.change(|memory| {
+        let (_, completion) = &memory.completions[0];
+        assert!(completion.success);
+        assert_eq!(completion.job_id, "a");
+        assert_eq!(completion.worker_id, "worker-1");
+        assert_eq!(completion.execution_id, "lease-a");
+        assert_eq!(completion.attempt_number, 2);
+        assert_eq!(&completion.output_data[..], br#"{"id":"a"}"#);
+        let registration = &memory.registrations[0];
+        assert_eq!(registration.max_concurrent_jobs, 3);
+        assert_eq!(registration.heartbeat_interval_seconds, 5);
+        assert_eq!(registration.ip_address, "127.0.0.1");
+        assert_eq!(registration.capabilities["models"], r#"["echo","other"]"#);
+        assert_eq!(registration.capabilities["gpu"], "true");
+        assert_eq!(registration.capabilities["memory_gb"], "1.5");
+        assert!(memory.tokens.iter().all(|token| token == "Bearer secret"));
+        assert!(memory.tokens.len() > 3);
+    });
+}
+
+#[tokio::test]
+async fn a_job_is_reported_running_and_named_in_heartbeats() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let gate = Gate::new();
+    let worker = run(worker(&[&replica]), gate.clone());
+    store
+        .wait_for("an idle heartbeat", |m| {
+            m.heartbeats.last().is_some_and(|(_, beat)| {
+                beat.status == "idle" && beat.metrics.contains_key("memory_usage_mb")
+            })
+        })
+        .await;
+    store.add_job("a");
+    let status = store.until("the report", |m| m.statuses.pop()).await;
+    assert_eq!(status.status, "running");
+    assert_eq!(status.execution_id, "lease-a");
+    assert_eq!(status.attempt_number, 2);
+    store
+        .wait_for("the job in a heartbeat", |m| holds(m, "a"))
+        .await;
+    store.change(|m| {
+        let (_, beat) = m.heartbeats.last().unwrap();
+        assert_eq!((beat.status.as_str(), beat.current_job_count), ("busy", 1));
+    });
+    gate.open(1);
+    store
+        .wait_for("an idle heartbeat", |m| !holds(m, "a"))
+        .await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn an_unacknowledged_completion_keeps_its_job_in_the_heartbeats() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let failures = (0..4).map(|_| Err(Status::unavailable("no leader")));
+    store.change(|m| m.completion_answers.extend(failures));
+    let worker = run(worker(&[&replica]), Echo);
+    store.add_job("a");
+    store
+        .wait_for("the second attempt", |m| m.completions.len() >= 2)
+        .await;
+    store
+        .wait_for("the job in a heartbeat", |m| holds(m, "a"))
+        .await;
+    store.wait_for("letting go", |m| !holds(m, "a")).await;
+    store.change(|m| assert_eq!(m.completions.len(), 5));
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_completion_is_dropped() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    store.change(|m| {
+        m.completion_answers.push_back(Ok(JobCompletionResponse {
+            acknowledged: false,
+            message: "stale lease".to_owned(),
+        }));
+    });
+    let worker = run(worker(&[&replica]), Echo);
+    store.add_job("a");
+    store.add_job("b");
+    store
+        .wait_for("the next completion", |m| m.completions.len() == 2)
+        .await;
+    worker.stop().await;
+    store.change(|m| {
+        let ids: Vec<_> = m
+            .completions
+            .iter()
+            .map(|(_, c)| c.job_id.as_str())
+            .collect();
+        assert_eq!(ids, ["a", "b"]);
+    });
+}
+
+#[tokio::test]
+async fn an_output_that_the_server_cannot_take_fails_the_job() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let refusal = Err(Status::invalid_argument("output too large"));
+    store.change(|m| m.completion_answers.push_back(refusal));
+    let worker = run(worker(&[&replica]), Echo);
+    store.add_job("a");
+    store
+        .wait_for("the replacement", |m| m.completions.len() == 2)
+        .await;
+    worker.stop().await;
+    store.change(|m| {
+        let (_, second) = &m.completions[1];
+        assert!(!second.success);
+        assert_eq!(second.error_code, "bad_output");
+        assert_eq!(second.execution_id, "lease-a");
+    });
+}
+
+#[tokio::test]
+async fn a_cancelled_jobs_handler_is_told_and_success_is_not_reported() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let gate = Gate::new();
+    let worker = run(worker(&[&replica]).slots(2), gate.clone());
+    store.add_job("a");
+    store.add_job("b");
+    gate.running(2).await;
+    store.change(|m| m.cancelled.push("a".to_owned()));
+    reaches(&gate.cancelled, 1).await;
+    let (_, completion) = store.until("the completion", |m| m.completions.pop()).await;
+    assert_eq!(completion.job_id, "a");
+    assert!(!completion.success);
+    assert_eq!(completion.error_code, "cancelled");
+    gate.open(1);
+    let (_, completion) = store
+        .until("the other's completion", |m| m.completions.pop())
+        .await;
+    assert!(completion.job_id == "b" && completion.success);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_whose_lease_is_gone_at_its_start_is_stopped() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    store.change(|m| m.refuse_statuses = true);
+    let gate = Gate::new();
+    let worker = run(worker(&[&replica]), gate.clone());
+    store.add_job("a");
+    reaches(&gate.cancelled, 1).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn no_more_jobs_run_than_there_are_slots() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let gate = Gate::new();
+    for id in 0..30 {
+        store.add_job(&id.to_string());
+    }
+    let worker = run(worker(&[&replica]).slots(12), gate.clone());
+    gate.running(12).await;
+    store
+        .wait_for("all running reports", |m| m.statuses.len() == 12)
+        .await;
+    store.change(|m| assert_eq!(m.jobs.len(), 18, "a job is fetched for a free slot only"));
+    gate.open(30);
+    store
+        .wait_for("all completions", |m| m.completions.len() == 30)
+        .await;
+    assert_eq!(gate.most.load(Ordering::SeqCst), 12);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_that_passes_its_timeout_is_cancelled_and_fails() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let gate = Gate::new();
+    let worker = run(worker(&[&replica]), gate.clone());
+    store.add(PollJobResponse {
+        timeout_seconds: 1,
+        ..job("a")
+    });
+    let (_, completion) = store.until("the completion", |m| m.completions.pop()).await;
+    assert!(!completion.success);
+    assert_eq!(completion.error_code, "timeout");
+    assert!(completion.duration_ms >= 1000);
+    assert_eq!(*gate.cancelled.borrow(), 1);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_that_passes_its_timeout_is_killed_with_its_grandchildren() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let command = format!(
+        "sh -c 'sleep 1000; true' & echo $! > {}; wait",
+        file.display()
+    );
+    let worker = run(worker(&[&replica]), ExecHandler::new(command));
+    store.add(PollJobResponse {
+        timeout_seconds: 1,
+        ..job("a")
+    });
+    let (_, completion) = store.until("the completion", |m| m.completions.pop()).await;
+    assert_eq!(completion.error_code, "timeout");
+    let pid = std::fs::read_to_string(file).unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    // Init may not have reaped it yet.
+    assert!(stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z ")));
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_panic_fails_its_job_and_not_the_worker() {
+    struct Panics;
+    impl Handler for Panics {
+        async fn run(&self, job: AssignedJob, _: CancellationToken) -> Result<Value, JobFailure> {
+            assert_ne!(job.id, "a", "no");
+            Ok(json!([1]))
+        }
+    }
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let worker = run(worker(&[&replica]), Panics);
+    store.add_job("a");
+    let (_, completion) = store.until("the completion", |m| m.completions.pop()).await;
+    assert_eq!(completion.error_code, "panic");
+    assert!(completion.error_message.contains("no"));
+    store.add_job("b");
+    let (_, completion) = store.until("the completion", |m| m.completions.pop()).await;
+    assert_eq!(completion.error_code, "bad_output");
+    worker.stop().await;
+}

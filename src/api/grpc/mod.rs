@@ -1,0 +1,7 @@
+//! The worker protocol: `cortex.JobService`, health (`grpc.health.v1`) and server reflection.
+
+mod jobs;
+mod parse;
+mod routes;
+
+pub use routes::{ServingStatus, routes};

@@ -1,0 +1,214 @@
+//! What surrounds every request: a span, a deadline, a net for panics, and the observer.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use tonic::{Code, Status};
+use tracing::{Instrument, Span, error, field, info_span, warn};
+
+use super::convert::MAX_WAIT;
+use super::problem::{PROBLEM_METADATA, Problem, ProblemType, status};
+use super::state::Api;
+use crate::services::error::ServiceError;
+
+/// The methods of `cortex.JobService`, as label values.
+const RPC_METHODS: [&str; 5] = ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobStatus", "CompleteJob"];
+/// Where those methods live.
+const RPC_PREFIX: &str = "/cortex.JobService/";
+/// Label value for whatever a client made up, so that no client can add label values.
+const OTHER: &str = "other";
+
+/// Is told about every request once it is answered. Must not block.
+pub trait Observe: Send + Sync + 'static {
+    /// `route` is the pattern that matched (`/api/v1/jobs/{id}`) or `unmatched`.
+    fn http(&self, method: &'static str, route: &str, status: u16, took: Duration);
+
+    /// `method` is the method's name or `other`; `code` is gRPC's name of it, such as `NOT_FOUND`. A stream
+    /// is reported when it begins.
+    fn grpc(&self, method: &'static str, code: &'static str, took: Duration);
+}
+
+/// Surrounds a REST request.
+pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let started = api.ambient.instant();
+    let method = method_label(request.method());
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let reads = request.method().is_safe();
+    let span = info_span!("api.http.request", method, route, status = field::Empty);
+    let answer = guarded(next.run(request), api.limits.request_timeout, &span).await;
+    let response = answer.unwrap_or_else(|broken| match broken {
+        Broken::Panicked => Problem::from(ServiceError::Internal).into_response(),
+        Broken::TooSlow if reads => too_slow(ProblemType::StoreUnavailable).into_response(),
+        Broken::TooSlow => too_slow(ProblemType::OutcomeUnknown).into_response(),
+    });
+    span.record("status", response.status().as_u16());
+    let took = api.ambient.instant().saturating_duration_since(started);
+    api.observer.http(method, route, response.status().as_u16(), took);
+    response
+}
+
+/// Surrounds a gRPC call.
+pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let started = api.ambient.instant();
+    let ours = request.uri().path().strip_prefix(RPC_PREFIX);
+    let known = ours.and_then(|name| RPC_METHODS.into_iter().find(|method| *method == name));
+    let method = known.unwrap_or(OTHER);
+    let span = info_span!("api.grpc.call", method, code = field::Empty);
+    let limit = api.limits.request_timeout + MAX_WAIT;
+    let mut response = match guarded(next.run(request), limit, &span).await {
+        Ok(response) => response,
+        Err(Broken::Panicked) => status(ServiceError::Internal).into_http(),
+        Err(Broken::TooSlow) => Status::from(too_slow(ProblemType::OutcomeUnknown)).into_http(),
+    };
+    if known.is_some()
+        && let Some(problem) = unreadable(&response)
+    {
+        response = Status::from(problem).into_http();
+    }
+    let code = code_name(code_of(&response));
+    span.record("code", code);
+    api.observer.grpc(method, code, api.ambient.instant().saturating_duration_since(started));
+    response
+}
+
+/// Why there is no answer.
+enum Broken {
+    Panicked,
+    TooSlow,
+}
+
+/// Runs a handler inside `span`, for at most `limit`.
+async fn guarded(
+    answer: impl Future<Output = Response>,
+    limit: Duration,
+    span: &Span,
+) -> Result<Response, Broken> {
+    let caught = AssertUnwindSafe(answer).catch_unwind();
+    async {
+        match tokio::time::timeout(limit, caught).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(panic)) => {
+                error!(panic = panic_text(panic.as_ref()), "A request handler panicked.");
+                Err(Broken::Panicked)
+            }
+            Err(_) => {
+                warn!(limit_ms = limit.as_millis(), "A request was given up because it took too long.");
+                Err(Broken::TooSlow)
+            }
+        }
+    }
+    .instrument(span.clone())
+    .await
+}
+
+fn too_slow(kind: ProblemType) -> Problem {
+    Problem::new(kind, "the request was given up because it took too long")
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+/// A message that could not be decoded. The transport calls that its own internal error; the statuses of
+/// the handlers are told apart by their metadata.
+fn unreadable(response: &Response) -> Option<Problem> {
+    if response.headers().contains_key(PROBLEM_METADATA) {
+        return None;
+    }
+    let cause = response.extensions().get::<Status>().map_or("", Status::message);
+    match code_of(response) {
+        Code::Internal => Some(Problem::new(
+            ProblemType::MalformedRequest,
+            format!("the request message cannot be decoded: {cause}"),
+        )),
+        Code::OutOfRange => Some(Problem::new(ProblemType::BodyTooLarge, cause)),
+        _ => None,
+    }
+}
+
+/// The code of a call that ended before it answered; an answer carries its code in the trailers.
+fn code_of(response: &Response) -> Code {
+    match response.headers().get(Status::GRPC_STATUS) {
+        Some(code) => Code::from_bytes(code.as_bytes()),
+        None if response.status() == StatusCode::OK => Code::Ok,
+        None => Code::Unknown,
+    }
+}
+
+fn method_label(method: &Method) -> &'static str {
+    const KNOWN: [Method; 7] = [
+        Method::GET,
+        Method::POST,
+        Method::PATCH,
+        Method::DELETE,
+        Method::PUT,
+        Method::HEAD,
+        Method::OPTIONS,
+    ];
+    const LABELS: [&str; 7] = ["GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"];
+    KNOWN.iter().position(|known| known == method).map_or(OTHER, |at| LABELS[at])
+}
+
+const fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_cannot_make_up_label_values() {
+        assert_eq!(method_label(&Method::PATCH), "PATCH");
+        assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap()), OTHER);
+    }
+
+    #[test]
+    fn only_statuses_of_the_transport_are_taken_for_unreadable_messages() {
+        let decoding: Response = Status::internal("failed to decode").into_http();
+        assert_eq!(unreadable(&decoding).map(|problem| problem.kind()), Some(ProblemType::MalformedRequest));
+        let large: Response = Status::out_of_range("too large").into_http();
+        assert_eq!(unreadable(&large).map(|problem| problem.kind()), Some(ProblemType::BodyTooLarge));
+        let ours: Response = status(ServiceError::Internal).into_http();
+        assert_eq!(unreadable(&ours), None);
+        assert_eq!(code_of(&ours), Code::Internal);
+    }
+
+    #[tokio::test]
+    async fn a_panic_and_a_hang_become_answers() {
+        let limit = Duration::from_millis(1);
+        let panics = async { panic!("on purpose") };
+        assert!(matches!(guarded(panics, limit, &Span::none()).await, Err(Broken::Panicked)));
+        let hangs = std::future::pending();
+        assert!(matches!(guarded(hangs, limit, &Span::none()).await, Err(Broken::TooSlow)));
+    }
+}

@@ -1,0 +1,17 @@
+//! REST and gRPC: transport mapping, and nothing else.
+//!
+//! A handler parses what arrived, calls one use case of [`crate::services`], and shows the answer. What
+//! went wrong, there or on the way there, is named by [`problem`] alone.
+//!
+//! Invariant: nothing that a client sends makes an answer of the 5xx kind; those say that a part of the
+//! system is down or defective.
+
+mod convert;
+mod guard;
+pub mod grpc;
+pub mod problem;
+pub mod rest;
+mod state;
+
+pub use guard::Observe;
+pub use state::{Api, Limits};

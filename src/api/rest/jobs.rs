@@ -1,0 +1,189 @@
+//! `/jobs`.
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::body::JsonObject;
+use super::path::JobPath;
+use super::query;
+use crate::api::convert::{self, MAX_DURATION_MS, MAX_TEXT};
+use crate::api::problem::Problem;
+use crate::api::state::Api;
+use crate::domain::execution::Execution;
+use crate::domain::job::{Job, JobDraft, JobList, JobStats, JobStatus};
+use crate::domain::payload::Payload;
+use crate::domain::transition::JobPatch;
+use crate::domain::validate::{FieldError, Validator};
+
+type Answer<T> = Result<Json<T>, Problem>;
+
+/// `POST /jobs`: 201 and the job as accepted.
+pub(super) async fn submit(
+    State(api): State<Api>,
+    JsonObject(draft): JsonObject<JobDraft>,
+) -> Result<impl IntoResponse, Problem> {
+    let job = api.services.submit_job(draft).await?;
+    let location = [(header::LOCATION, format!("/api/v1/jobs/{}", job.id))];
+    Ok((StatusCode::CREATED, location, Json(job)))
+}
+
+/// `GET /jobs`: a page of jobs, newest first.
+pub(super) async fn list(State(api): State<Api>, RawQuery(query): RawQuery) -> Answer<JobList> {
+    let wanted = query::jobs(query.as_deref().unwrap_or_default()).map_err(Problem::invalid)?;
+    Ok(Json(api.services.queries.jobs(&wanted.filter, wanted.page, wanted.page_size).await?))
+}
+
+/// `GET /jobs/stats/summary`: jobs by state.
+pub(super) async fn stats(State(api): State<Api>) -> Answer<JobStats> {
+    Ok(Json(api.services.queries.stats().await?))
+}
+
+/// `GET /jobs/{id}`.
+pub(super) async fn show(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Job> {
+    Ok(Json(api.services.queries.job(id).await?))
+}
+
+/// `PATCH /jobs/{id}`: drives a job from outside.
+pub(super) async fn update(
+    State(api): State<Api>,
+    JobPath(id): JobPath,
+    JsonObject(draft): JsonObject<PatchDraft>,
+) -> Answer<Job> {
+    let patch = draft.check().map_err(Problem::invalid)?;
+    Ok(Json(api.services.patch_job(id, patch).await?))
+}
+
+/// `DELETE /jobs/{id}`: calls a job off.
+pub(super) async fn cancel(State(api): State<Api>, JobPath(id): JobPath) -> Result<StatusCode, Problem> {
+    api.services.cancel_job(id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /jobs/{id}/retry`: makes a job due at once.
+pub(super) async fn retry(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Job> {
+    Ok(Json(api.services.retry_job(id).await?))
+}
+
+/// `GET /jobs/{id}/executions`: the attempts, oldest first.
+pub(super) async fn executions(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Vec<Execution>> {
+    Ok(Json(api.services.queries.executions(id).await?))
+}
+
+/// A change as it arrives: every field loosely typed, so that all that is wrong can be named.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct PatchDraft {
+    status: Option<Value>,
+    output_data: Option<Box<RawValue>>,
+    error_message: Option<Value>,
+    error_stack: Option<Value>,
+    execution_duration_ms: Option<Value>,
+    assigned_worker_id: Option<Value>,
+}
+
+impl PatchDraft {
+    /// Checks every bound and names all fields that break one. `null` is the same as absent.
+    fn check(self) -> Result<JobPatch, Vec<FieldError>> {
+        let mut v = Validator::default();
+        let patch = JobPatch {
+            status: status(&mut v, self.status.as_ref()),
+            output_data: output(&mut v, self.output_data.as_deref()),
+            error_message: v.optional_text("error_message", self.error_message.as_ref(), 0, MAX_TEXT),
+            error_stack: v.optional_text("error_stack", self.error_stack.as_ref(), 0, MAX_TEXT),
+            execution_duration_ms: v.integer(
+                "execution_duration_ms",
+                self.execution_duration_ms.as_ref(),
+                0,
+                MAX_DURATION_MS,
+            ),
+            assigned_worker_id: v
+                .optional_text("assigned_worker_id", self.assigned_worker_id.as_ref(), 0, MAX_TEXT)
+                .and_then(|text| convert::id(&mut v, "assigned_worker_id", &text)),
+        };
+        let patch = v.finish(Some(patch))?;
+        if patch == JobPatch::default() {
+            return Err(vec![FieldError::new("body", "names no field to change")]);
+        }
+        Ok(patch)
+    }
+}
+
+fn status(v: &mut Validator, value: Option<&Value>) -> Option<JobStatus> {
+    let text = v.optional_text("status", value, 0, MAX_TEXT)?;
+    text.parse().map_err(|message: String| v.reject("status", message)).ok()
+}
+
+fn output(v: &mut Validator, raw: Option<&RawValue>) -> Option<Payload> {
+    let raw = raw.filter(|raw| raw.get() != "null")?;
+    Payload::parse(raw.get()).map_err(|message| v.reject("output_data", message)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(body: &Value) -> Result<JobPatch, Vec<FieldError>> {
+        serde_json::from_str::<PatchDraft>(&body.to_string()).unwrap().check()
+    }
+
+    fn fields(body: &Value) -> Vec<String> {
+        check(body).unwrap_err().into_iter().map(|error| error.field).collect()
+    }
+
+    #[test]
+    fn reads_every_field() {
+        let patch =
+            check(&json!({"status": "failed", "output_data": {}, "error_message": "", "error_stack": "s",
+            "execution_duration_ms": 0, "assigned_worker_id": "00000000-0000-0000-0000-000000000001"}))
+            .unwrap();
+        assert_eq!(patch.status, Some(JobStatus::Failed));
+        assert_eq!(patch.output_data.map(|output| output.is_empty()), Some(true));
+        assert_eq!((patch.error_message.as_deref(), patch.error_stack.as_deref()), (Some(""), Some("s")));
+        assert_eq!(patch.execution_duration_ms, Some(0));
+        assert!(patch.assigned_worker_id.is_some());
+    }
+
+    #[test]
+    fn names_every_bad_field_at_once() {
+        let body = json!({"status": "done", "output_data": [], "error_message": 1, "error_stack": "\0",
+            "execution_duration_ms": -1, "assigned_worker_id": "x"});
+        assert_eq!(
+            fields(&body),
+            [
+                "status",
+                "output_data",
+                "error_message",
+                "error_stack",
+                "execution_duration_ms",
+                "assigned_worker_id"
+            ]
+        );
+        assert_eq!(fields(&json!({"error_message": "x".repeat(MAX_TEXT + 1)})), ["error_message"]);
+        assert_eq!(fields(&json!({"execution_duration_ms": 2_147_483_648_i64})), ["execution_duration_ms"]);
+    }
+
+    #[test]
+    fn a_patch_must_name_something_to_change() {
+        for body in [json!({}), json!({"name": "n"}), json!({"status": null, "output_data": null})] {
+            assert_eq!(fields(&body), ["body"], "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_makes_a_check_panic(text in any::<String>(), number in any::<f64>(), nested in any::<bool>()) {
+            for field in ["status", "output_data", "error_message", "execution_duration_ms", "assigned_worker_id"] {
+                let _ = check(&json!({field: text}));
+                let _ = check(&json!({field: number}));
+                let _ = check(&json!({field: {text.as_str(): [number, nested]}}));
+            }
+        }
+    }
+}

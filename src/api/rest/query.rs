@@ -1,0 +1,219 @@
+//! Query parameters: decoded strictly, and all bad ones named at once.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use crate::domain::job::JobFilter;
+use crate::domain::validate::{FieldError, Validator, check_text};
+use crate::domain::worker::WorkerStatus;
+
+/// Most tags that one listing can filter by.
+const MAX_TAGS: usize = 32;
+/// Last page that can be asked for.
+const MAX_PAGE: i64 = i32::MAX as i64;
+/// Largest page, in jobs.
+const MAX_PAGE_SIZE: i64 = 100;
+
+/// Which jobs to list, and which part of them.
+#[derive(Debug)]
+pub(super) struct JobsQuery {
+    pub(super) filter: JobFilter,
+    /// From 1.
+    pub(super) page: i64,
+    /// 1 to 100.
+    pub(super) page_size: i64,
+}
+
+/// Reads the parameters of a job listing. Unknown ones are ignored; of repeated ones the last counts.
+pub(super) fn jobs(query: &str) -> Result<JobsQuery, Vec<FieldError>> {
+    let mut v = Validator::default();
+    let mut wanted = JobsQuery { filter: JobFilter::default(), page: 1, page_size: 50 };
+    for (name, value) in pairs(query) {
+        let filter = &mut wanted.filter;
+        match name.as_str() {
+            "status" | "status_filter" => filter.status = choice(&mut v, &name, value),
+            "priority" => {
+                filter.priority = whole(&mut v, &name, value, 1, 10).and_then(|n| u8::try_from(n).ok());
+            }
+            "model_name" => filter.model_name = text(&mut v, &name, value),
+            "created_by" => filter.created_by = text(&mut v, &name, value),
+            "tag" => tag(&mut v, filter, value),
+            "page" => wanted.page = whole(&mut v, &name, value, 1, MAX_PAGE).unwrap_or(1),
+            "page_size" => wanted.page_size = whole(&mut v, &name, value, 1, MAX_PAGE_SIZE).unwrap_or(1),
+            _ => {}
+        }
+    }
+    v.finish(Some(wanted))
+}
+
+/// Reads the parameters of a worker listing.
+pub(super) fn worker_status(query: &str) -> Result<Option<WorkerStatus>, Vec<FieldError>> {
+    let mut v = Validator::default();
+    let mut status = None;
+    for (name, value) in pairs(query) {
+        if name == "status" {
+            status = choice(&mut v, &name, value);
+        }
+    }
+    v.finish(Some(status))
+}
+
+/// The decoded name, and the decoded value unless it cannot be decoded.
+fn pairs(query: &str) -> impl Iterator<Item = (String, Option<String>)> {
+    query.split('&').filter(|pair| !pair.is_empty()).filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        Some((decode(name)?, decode(value)))
+    })
+}
+
+/// Undoes form encoding; `None` if a `%` is not followed by two hexadecimal digits or the bytes are not
+/// UTF-8.
+fn decode(text: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'+' => b' ',
+            b'%' => hex(bytes.next()?)? << 4 | hex(bytes.next()?)?,
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+fn decoded(v: &mut Validator, name: &str, value: Option<String>) -> Option<String> {
+    if value.is_none() {
+        v.reject(name, "must be percent-encoded UTF-8");
+    }
+    value
+}
+
+fn choice<T: FromStr<Err: Display>>(v: &mut Validator, name: &str, value: Option<String>) -> Option<T> {
+    match decoded(v, name, value)?.parse() {
+        Ok(value) => Some(value),
+        Err(message) => {
+            v.reject(name, message.to_string());
+            None
+        }
+    }
+}
+
+fn whole(v: &mut Validator, name: &str, value: Option<String>, min: i64, max: i64) -> Option<i64> {
+    let number = decoded(v, name, value)?.parse().ok().filter(|number| (min..=max).contains(number));
+    if number.is_none() {
+        v.reject(name, format!("must be a whole number from {min} to {max}"));
+    }
+    number
+}
+
+fn text(v: &mut Validator, name: &str, value: Option<String>) -> Option<String> {
+    let value = decoded(v, name, value)?;
+    match check_text(&value, 1, 255) {
+        Ok(()) => Some(value),
+        Err(message) => {
+            v.reject(name, message);
+            None
+        }
+    }
+}
+
+/// Adds `key:value`; a key that is given twice must have the same value, or no job could match.
+fn tag(v: &mut Validator, filter: &mut JobFilter, value: Option<String>) {
+    let Some(value) = decoded(v, "tag", value) else { return };
+    let Some((key, value)) = value.split_once(':') else {
+        return v.reject("tag", "must be key:value");
+    };
+    if let Err(message) = check_text(key, 1, 255).and_then(|()| check_text(value, 0, 4096)) {
+        return v.reject("tag", message);
+    }
+    if filter.tags.get(key).is_some_and(|known| known != value) {
+        return v.reject("tag", format!("gives {key:.64} two values"));
+    }
+    filter.tags.insert(key.to_owned(), value.to_owned());
+    if filter.tags.len() > MAX_TAGS && !v.has("tag") {
+        v.reject("tag", format!("may be given at most {MAX_TAGS} times"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::job::JobStatus;
+
+    fn fields(query: &str) -> Vec<String> {
+        jobs(query).unwrap_err().into_iter().map(|error| error.field).collect()
+    }
+
+    #[test]
+    fn without_parameters_the_first_fifty_jobs_are_listed() {
+        let wanted = jobs("").unwrap();
+        assert_eq!((wanted.page, wanted.page_size, wanted.filter.status), (1, 50, None));
+    }
+
+    #[test]
+    fn reads_every_filter() {
+        let query = "status_filter=queued&priority=7&model_name=a%2Fb+c&created_by=%C3%A9&tag=env:prod&tag=k:a:b\
+            &page=2&page_size=100&unknown=1&tag=env:prod";
+        let wanted = jobs(query).unwrap();
+        assert_eq!((wanted.page, wanted.page_size), (2, 100));
+        assert_eq!((wanted.filter.status, wanted.filter.priority), (Some(JobStatus::Queued), Some(7)));
+        assert_eq!(wanted.filter.model_name.as_deref(), Some("a/b c"));
+        assert_eq!(wanted.filter.created_by.as_deref(), Some("é"));
+        let tags: Vec<_> = wanted.filter.tags.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(tags, [("env", "prod"), ("k", "a:b")]);
+        assert_eq!(jobs("status=failed").unwrap().filter.status, Some(JobStatus::Failed));
+    }
+
+    #[test]
+    fn names_every_bad_parameter_at_once() {
+        let query = "status=done&priority=11&model_name=%00&created_by=&tag=novalue&page=0&page_size=101";
+        assert_eq!(
+            fields(query),
+            ["status", "priority", "model_name", "created_by", "tag", "page", "page_size"]
+        );
+    }
+
+    #[test]
+    fn undecodable_and_extreme_values_are_refused() {
+        for query in [
+            "model_name=%ff",
+            "model_name=%zz",
+            "model_name=%2",
+            "page=9223372036854775807",
+            "page=1e3",
+            "page=%20",
+            "page_size=-1",
+            "page_size=",
+            "priority=5.0",
+            "tag=:v",
+            "tag=a%00:v",
+            "tag=a:b&tag=a:c",
+            "status",
+        ] {
+            assert_eq!(fields(query).len(), 1, "{query}");
+        }
+        let many: String = (0..=MAX_TAGS).map(|n| format!("&tag=k{n}:v")).collect();
+        assert_eq!(fields(&many), ["tag"]);
+    }
+
+    #[test]
+    fn workers_are_filtered_by_state() {
+        assert_eq!(worker_status("status=idle"), Ok(Some(WorkerStatus::Idle)));
+        assert_eq!(worker_status("x=y"), Ok(None));
+        assert!(worker_status("status=sleeping").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_makes_reading_panic(name in "status|priority|tag|page|model_name", value in any::<String>()) {
+            let _ = jobs(&format!("{name}={value}"));
+            let _ = worker_status(&value);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What the API needs from the rest of the process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::guard::Observe;
+use crate::domain::ambient::Ambient;
+use crate::services::facade::Services;
+use crate::services::inspect::Inspect;
+
+/// Everything that the handlers call. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    /// The use cases.
+    pub services: Services,
+    /// Health and cluster views.
+    pub inspect: Arc<dyn Inspect>,
+    /// Renders the metrics in Prometheus' text format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Is told about every request.
+    pub observer: Arc<dyn Observe>,
+    /// Measures how long requests take.
+    pub ambient: Arc<dyn Ambient>,
+    /// Bounds on what one request may cost.
+    pub limits: Limits,
+}
+
+/// Bounds on what one request may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest request body or message in bytes (`limits.max_body_bytes`).
+    pub max_body_bytes: usize,
+    /// Longest that a REST request may take; a gRPC call may take as much on top of what it asked to wait.
+    pub request_timeout: Duration,
+}
+
+impl Default for Limits {
+    /// 1 MiB, 30 seconds.
+    fn default() -> Self {
+        Self { max_body_bytes: 1 << 20, request_timeout: Duration::from_secs(30) }
+    }
+}

@@ -1,0 +1,402 @@
+//! One replica, put together from its parts and taken apart in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use cortex_cluster::{ClusterConfig, Node, StartError};
+use futures::future::BoxFuture;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+
+use crate::api::{self, Api, Observe};
+use crate::config::Config;
+use crate::domain::ambient::{Ambient, System};
+use crate::domain::ids::{ClusterId, Epoch};
+use crate::domain::job::JobDefaults;
+use crate::forward::{self, ForwardConfig, ForwardServer, Route, Router};
+use crate::leadership::{self, RaftStopped};
+use crate::ready_queue::{QueueError, ReadyQueue};
+use crate::services::Services;
+use crate::services::inspect::{ClusterView, Component, Health, Inspect, MemberView, Role};
+use crate::services::leader::LeaderParts;
+use crate::services::queries::Queries;
+use crate::storage::{Database, DatabaseOptions, Fence, StorageError};
+use crate::telemetry::Metrics;
+
+/// How long a store may take to answer a health check.
+const CHECK_WITHIN: Duration = Duration::from_secs(1);
+/// Pause between two tries to reach PostgreSQL at the start.
+const RECONNECT: Duration = Duration::from_millis(500);
+/// How long open requests may take after the signal to stop.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// Threads that serve other replicas, so that Raft is heard however busy the API is.
+const PEER_THREADS: usize = 2;
+
+/// Why a replica could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configuration asks for something that this version does not have.
+    #[error("{0}")]
+    Config(&'static str),
+    /// A listener could not be opened.
+    #[error("cannot listen on {address} for {purpose}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// For whom.
+        purpose: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// PostgreSQL cannot be used as configured.
+    #[error("database.url cannot be used: {0}")]
+    Database(#[source] StorageError),
+    /// The schema could not be brought up to date.
+    #[error("the database schema could not be migrated: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// Redis cannot be used as configured.
+    #[error("queue.redis_url cannot be used: {0}")]
+    Queue(#[from] QueueError),
+    /// Raft could not start.
+    #[error(transparent)]
+    Cluster(#[from] StartError),
+    /// Raft ended.
+    #[error(transparent)]
+    Stopped(#[from] RaftStopped),
+    /// The machine did not let us.
+    #[error("the replica could not be started: {0}")]
+    Io(#[from] std::io::Error),
+    /// The API could not be built.
+    #[error("the gRPC services could not be built: {0}")]
+    Grpc(String),
+}
+
+/// The three listeners.
+struct Listeners {
+    http: TcpListener,
+    grpc: TcpListener,
+    peer: TcpListener,
+}
+
+/// Runs one replica until `shutdown`, then hands the leadership over and stops.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
+    if config.security.require_auth {
+        return Err(AppError::Config(
+            "security.require_auth is true, and this version cannot authenticate anybody yet: set it to \
+             false and keep the ports private",
+        ));
+    }
+    let listeners = listen(&config).await?;
+    let database = open_database(&config, &shutdown).await?;
+    let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;
+    let peers = peer_runtime()?;
+    let started = peers.spawn(Node::start(cluster_config(&config))).await;
+    let (node, raft) = started.map_err(std::io::Error::other)??;
+
+    let ambient: Arc<dyn Ambient> = Arc::new(System);
+    let metrics = Arc::new(Metrics::new());
+    let (route, routes) = watch::channel(Route::Nowhere);
+    let forwarding = ForwardConfig {
+        timeout: config.cluster.forward_timeout,
+        secret: config.cluster.secret.as_ref().map(|secret| secret.expose().to_owned()),
+        ..ForwardConfig::default()
+    };
+    let forward_service =
+        ForwardServer::new(routes.clone(), &forwarding, shutdown.child_token()).into_service();
+    let stop_peers = CancellationToken::new();
+    let peer_server = forward::tune(tonic::transport::Server::builder())
+        .add_service(raft)
+        .add_service(forward_service)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listeners.peer).with_nodelay(Some(true)),
+            stop_peers.clone().cancelled_owned(),
+        );
+    let peer_server = peers.spawn(peer_server);
+
+    let defaults = job_defaults(&config);
+    let router = Router::new(routes, forwarding, Arc::clone(&ambient));
+    let api = Api {
+        services: Services::new(
+            Arc::new(router),
+            Arc::clone(&ambient),
+            defaults.clone(),
+            Queries::new(database.clone()),
+        ),
+        inspect: Arc::new(Inspector {
+            node: node.clone(),
+            database: database.clone(),
+            queue: queue.clone(),
+        }),
+        metrics: renderer(&metrics, &node),
+        observer: Arc::new(Observer(Arc::clone(&metrics))),
+        ambient: Arc::clone(&ambient),
+        limits: api::Limits { max_body_bytes: config.limits.max_body_bytes, ..api::Limits::default() },
+    };
+    let (retire, stop) = (CancellationToken::new(), CancellationToken::new());
+    let parts = leadership::Parts {
+        node: node.clone(),
+        route,
+        leader: LeaderParts {
+            database: database.clone(),
+            queue,
+            // Filled in with every leadership.
+            fence: Fence { cluster_id: ClusterId(uuid::Uuid::nil()), epoch: Epoch(0) },
+            ambient,
+            metrics,
+            defaults,
+            worker_timeout: config.scheduler.worker_timeout,
+            batch_size: config.scheduler.batch_size as usize,
+            max_queue_size: config.queue.max_queue_size,
+        },
+        poll_interval: config.scheduler.poll_interval,
+        scheduling: config.scheduler.enabled,
+        retire: retire.clone(),
+        stop: stop.clone(),
+    };
+    let mut leading = tokio::spawn(leadership::run(parts));
+    let close = CancellationToken::new();
+    let servers = serve(api, listeners.http, listeners.grpc, &close).await?;
+    tracing::info!(node_id = config.cluster.node_id, http = %config.http_listen(), grpc = %config.grpc_listen(),
+        "The replica is up.");
+
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => None,
+        ended = &mut leading => Some(ended),
+    };
+    if outcome.is_none() {
+        tracing::info!("The replica is stopping.");
+        retire.cancel();
+        if node.status().members.len() > 1 {
+            wait_until_retired(&node).await;
+        }
+    }
+    close.cancel();
+    for server in servers {
+        finish(server).await;
+    }
+    stop.cancel();
+    node.shutdown().await;
+    stop_peers.cancel();
+    finish(peer_server).await;
+    peers.shutdown_background();
+    database.close().await;
+    match outcome {
+        Some(Ok(Err(stopped))) => Err(stopped.into()),
+        Some(Err(panic)) => Err(RaftStopped(format!("leadership ended unexpectedly: {panic}")).into()),
+        Some(Ok(Ok(()))) | None => Ok(()),
+    }
+}
+
+/// Brings the schema up to date, waiting for PostgreSQL if it is not there yet.
+pub async fn open_database(config: &Config, shutdown: &CancellationToken) -> Result<Database, AppError> {
+    let database = Database::connect_lazily(&DatabaseOptions {
+        url: config.database.url.expose().to_owned(),
+        max_connections: config.database.pool_size,
+        acquire_timeout: config.database.pool_timeout.min(Duration::from_secs(5)),
+        max_lifetime: config.database.pool_recycle,
+    })
+    .map_err(AppError::Database)?;
+    let mut waiting = false;
+    while let Err(error) = database.ping().await {
+        if !waiting {
+            tracing::warn!(%error, "PostgreSQL does not answer yet; the replica waits for it.");
+            waiting = true;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Err(AppError::Database(error)),
+            () = tokio::time::sleep(RECONNECT) => {}
+        }
+    }
+    database.migrate().await?;
+    Ok(database)
+}
+
+async fn listen(config: &Config) -> Result<Listeners, AppError> {
+    let open = async |address: SocketAddr, purpose: &'static str| {
+        let opened = TcpListener::bind(address).await;
+        opened.map_err(|source| AppError::Listen { address, purpose, source })
+    };
+    Ok(Listeners {
+        http: open(config.http_listen(), "HTTP").await?,
+        grpc: open(config.grpc_listen(), "gRPC").await?,
+        peer: open(config.cluster.peer_listen, "other replicas").await?,
+    })
+}
+
+fn peer_runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(PEER_THREADS)
+        .thread_name("cortex-peer")
+        .enable_all()
+        .build()
+}
+
+fn cluster_config(config: &Config) -> ClusterConfig {
+    let cluster = &config.cluster;
+    let advertise = cortex_cluster::Addresses {
+        peer: cluster.advertise.peer.clone(),
+        http: cluster.advertise.http.clone(),
+        grpc: cluster.advertise.grpc.clone(),
+    };
+    let seeds = cluster
+        .seeds
+        .iter()
+        .map(|seed| cortex_cluster::Seed { id: seed.id, peer: seed.address.clone() })
+        .collect();
+    ClusterConfig {
+        heartbeat: cluster.heartbeat,
+        election_timeout: cluster.election_timeout,
+        ..ClusterConfig::new(cluster.node_id, &cluster.data_dir, advertise, seeds)
+    }
+}
+
+fn job_defaults(config: &Config) -> JobDefaults {
+    let timeout = u32::try_from(config.scheduler.job_timeout_default.as_secs()).unwrap_or(u32::MAX);
+    JobDefaults { retry: config.retry.into(), timeout_seconds: timeout }
+}
+
+async fn serve(
+    api: Api,
+    http: TcpListener,
+    grpc: TcpListener,
+    close: &CancellationToken,
+) -> Result<[JoinHandle<()>; 2], AppError> {
+    let (routes, serving) =
+        api::grpc::routes(api.clone()).await.map_err(|error| AppError::Grpc(error.to_string()))?;
+    let http = http.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let rest = axum::serve(http, api::rest::router(api)).with_graceful_shutdown(close.clone().cancelled_owned());
+    let rest = tokio::spawn(async move {
+        if let Err(error) = rest.await {
+            tracing::error!(%error, "The HTTP listener failed.");
+        }
+    });
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .add_routes(routes);
+    let (incoming, closed) = (TcpIncoming::from(grpc).with_nodelay(Some(true)), close.clone());
+    let grpc = tokio::spawn(async move {
+        serving.set(true).await;
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, closed.cancelled_owned()).await {
+            tracing::error!(%error, "The gRPC listener failed.");
+        }
+    });
+    Ok([rest, grpc])
+}
+
+/// Waits until another replica leads, so that requests that are still open can be carried to it.
+async fn wait_until_retired(node: &Node) {
+    let mut leadership = node.leadership();
+    let followed = leadership.wait_for(|now| {
+        !matches!(now, cortex_cluster::Leadership::Leading { .. })
+    });
+    drop(tokio::time::timeout(CLOSE_WITHIN, followed).await);
+}
+
+async fn finish<T>(task: JoinHandle<T>) {
+    let abort = task.abort_handle();
+    if tokio::time::timeout(CLOSE_WITHIN, task).await.is_err() {
+        abort.abort();
+    }
+}
+
+/// Looks at the parts of a running replica.
+struct Inspector {
+    node: Node,
+    database: Database,
+    queue: ReadyQueue,
+}
+
+impl Inspect for Inspector {
+    fn health(&self) -> BoxFuture<'_, Health> {
+        Box::pin(async move {
+            let (postgres, redis) = tokio::join!(
+                check(self.database.ping()),
+                check(self.queue.ping()),
+            );
+            let status = self.node.status();
+            let raft = match (status.running, status.leader) {
+                (false, _) => Component::down("the Raft core has stopped"),
+                (true, None) => Component::down("no leader is known"),
+                (true, Some(_)) => Component::up(),
+            };
+            Health { postgres, redis, raft, role: role(status.role), leader: status.leader }
+        })
+    }
+
+    fn alive(&self) -> bool {
+        self.node.status().running
+    }
+
+    fn cluster(&self) -> ClusterView {
+        let status = self.node.status();
+        ClusterView {
+            id: status.node_id,
+            cluster_id: status.cluster_id.map(|id| id.to_string()),
+            leader: status.leader,
+            term: status.term,
+            epoch: status.epoch,
+            role: role(status.role),
+            members: status
+                .members
+                .into_iter()
+                .map(|member| MemberView {
+                    id: member.id,
+                    role: role(member.role),
+                    peer: member.addresses.peer,
+                    http: member.addresses.http,
+                    grpc: member.addresses.grpc,
+                    last_contact_ms: member.last_contact_ms,
+                    log_lag: member.log_lag,
+                })
+                .collect(),
+        }
+    }
+}
+
+async fn check<E: std::fmt::Display>(answer: impl Future<Output = Result<(), E>>) -> Component {
+    match tokio::time::timeout(CHECK_WITHIN, answer).await {
+        Ok(Ok(())) => Component::up(),
+        Ok(Err(error)) => Component::down(error.to_string()),
+        Err(_) => Component::down("no answer within a second"),
+    }
+}
+
+fn role(role: cortex_cluster::Role) -> Role {
+    match role {
+        cortex_cluster::Role::Leader => Role::Leader,
+        cortex_cluster::Role::Candidate => Role::Candidate,
+        cortex_cluster::Role::Voter => Role::Follower,
+        cortex_cluster::Role::Learner => Role::Learner,
+    }
+}
+
+fn renderer(metrics: &Arc<Metrics>, node: &Node) -> Arc<dyn Fn() -> String + Send + Sync> {
+    let (metrics, node) = (Arc::clone(metrics), node.clone());
+    Arc::new(move || {
+        metrics.raft_term.set(node.status().term.cast_signed());
+        metrics.render()
+    })
+}
+
+/// Counts requests.
+struct Observer(Arc<Metrics>);
+
+impl Observe for Observer {
+    fn http(&self, method: &str, route: &str, status: u16, took: Duration) {
+        let status = status.to_string();
+        self.0.http_requests.with_label_values(&[method, route, &status]).inc();
+        self.0.http_request.with_label_values(&[method, route]).observe(took.as_secs_f64());
+    }
+
+    fn grpc(&self, method: &str, code: &str, took: Duration) {
+        self.0.grpc_requests.with_label_values(&[method, code]).inc();
+        self.0.grpc_request.with_label_values(&[method]).observe(took.as_secs_f64());
+    }
+}

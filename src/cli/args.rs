@@ -1,0 +1,369 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A highly available job orchestrator for fleets of ML workers.
+#[derive(Debug, Parser)]
+#[command(name = "cortex", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one replica
+    Serve(ServeArgs),
+    /// Run a whole cluster on this machine, with its own PostgreSQL and Redis
+    Dev(DevArgs),
+    /// Bring the database up to date
+    Migrate(MigrateArgs),
+    /// Run jobs
+    Worker(WorkerArgs),
+    /// Submit and follow jobs
+    #[command(subcommand)]
+    Jobs(JobsCommand),
+    /// Look at the workers
+    #[command(subcommand)]
+    Workers(WorkersCommand),
+    /// Look at the replicas
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+}
+
+/// Arguments of `cortex serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Arguments of `cortex migrate`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct MigrateArgs {
+    /// Configuration file that names the database
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The database
+    #[arg(long, value_name = "URL")]
+    pub database_url: Option<String>,
+}
+
+/// Arguments of `cortex dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// Number of replicas, each a process of its own
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=i64::from(crate::dev::MAX_REPLICAS)))]
+    pub replicas: u16,
+    /// Number of demo workers
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=i64::from(crate::dev::MAX_WORKERS)))]
+    pub workers: u16,
+    /// Folder of all data and logs
+    #[arg(long, value_name = "DIR", default_value = ".cortex")]
+    pub data_dir: PathBuf,
+    /// HTTP port of the first replica; the others follow. 0 chooses free ports
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub http_port: u16,
+    /// gRPC port of the first replica; the others follow. 0 chooses free ports
+    #[arg(long, value_name = "PORT", default_value_t = 9090)]
+    pub grpc_port: u16,
+    /// Peer port of the first replica; the others follow. 0 chooses free ports
+    #[arg(long, value_name = "PORT", default_value_t = 7070)]
+    pub peer_port: u16,
+    /// Use this PostgreSQL instead of a private one
+    #[arg(long, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// Use this Redis instead of a private one
+    #[arg(long, value_name = "URL")]
+    pub redis_url: Option<String>,
+    /// Set a configuration key (dotted path) in every replica; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Require a token for every call
+    #[arg(long)]
+    pub auth: bool,
+    /// Token of the demo workers, with --auth
+    #[arg(long, env = "CORTEX_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+/// Arguments of `cortex worker`.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// gRPC addresses of the replicas, comma-separated
+    #[arg(long, value_name = "URL[,URL...]", default_value = "http://127.0.0.1:9090")]
+    pub endpoint: String,
+    /// Bearer token
+    #[arg(long, env = "CORTEX_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Name; a worker that restarts under its name is the same worker
+    #[arg(long, default_value = "worker")]
+    pub name: String,
+    /// Models that it can run, comma-separated; any if left out
+    #[arg(long, value_name = "MODEL[,MODEL...]", value_delimiter = ',')]
+    pub models: Option<Vec<String>>,
+    /// It has a GPU
+    #[arg(long)]
+    pub gpu: bool,
+    /// Memory that jobs may ask for, in GB
+    #[arg(long, value_name = "GB")]
+    pub memory_gb: Option<f64>,
+    /// Jobs at a time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub slots: u16,
+    /// How a job is run.
+    #[command(flatten)]
+    pub action: WorkerAction,
+}
+
+/// How `cortex worker` runs a job: exactly one of the two.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct WorkerAction {
+    /// Shell command to run per job: input JSON on stdin, output JSON on stdout
+    #[arg(long, value_name = "CMD")]
+    pub exec: Option<String>,
+    /// Do nothing for this many milliseconds per job
+    #[arg(long, value_name = "N")]
+    pub sleep_ms: Option<u64>,
+}
+
+/// What every command has that calls a replica.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    /// HTTP addresses of the replicas, comma-separated
+    #[arg(
+        long,
+        value_name = "URL[,URL...]",
+        env = "CORTEX_ENDPOINT",
+        default_value = "http://127.0.0.1:8080"
+    )]
+    pub endpoint: String,
+    /// Bearer token
+    #[arg(long, env = "CORTEX_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// How to print the answer
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs: the replica's answer
+    Json,
+}
+
+/// Commands about jobs.
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Submit a job, or several alike
+    Submit(SubmitArgs),
+    /// Show one job
+    Get(JobArgs),
+    /// List jobs, newest first
+    List(ListArgs),
+    /// Print every change of jobs until they are finished
+    Watch(JobIdsArgs),
+    /// Cancel jobs
+    Cancel(JobIdsArgs),
+    /// Run finished jobs again, or waiting ones at once
+    Retry(JobIdsArgs),
+}
+
+/// Arguments of `cortex jobs submit`.
+#[derive(Debug, Args)]
+pub struct SubmitArgs {
+    /// Name of the job; the model's if left out
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Model that the job needs
+    #[arg(long)]
+    pub model: String,
+    /// Version of the model
+    #[arg(long, default_value = "1")]
+    pub model_version: String,
+    /// Input: a JSON object, @FILE to read it from a file, - from standard input
+    #[arg(long, value_name = "JSON|@FILE|-")]
+    pub input: String,
+    /// 1 (lowest) to 10
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=10))]
+    pub priority: Option<i32>,
+    /// Retries after the first attempt, 0 to 10
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..=10))]
+    pub max_retries: Option<i32>,
+    /// Longest run time of an attempt
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(1..))]
+    pub timeout_seconds: Option<i32>,
+    /// Label; may be repeated
+    #[arg(long = "tag", value_name = "KEY=VALUE")]
+    pub tags: Vec<String>,
+    /// Requirements, retry policy and other metadata: a JSON object
+    #[arg(long, value_name = "JSON")]
+    pub metadata: Option<String>,
+    /// Submit this many jobs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub count: u32,
+    /// Wait until they are finished; fail unless all completed
+    #[arg(long)]
+    pub wait: bool,
+    /// Which replicas, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Arguments of `cortex jobs get`.
+#[derive(Debug, Args)]
+pub struct JobArgs {
+    /// The job
+    pub id: String,
+    /// Which replicas, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Arguments of commands on several jobs.
+#[derive(Debug, Args)]
+pub struct JobIdsArgs {
+    /// The jobs
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Which replicas, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Arguments of `cortex jobs list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only jobs in this state
+    #[arg(long)]
+    pub status: Option<String>,
+    /// Only jobs of this priority
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=10))]
+    pub priority: Option<i32>,
+    /// Only jobs that need this model
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Only jobs that this user submitted
+    #[arg(long)]
+    pub created_by: Option<String>,
+    /// Which page
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub page: u32,
+    /// Jobs per page
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub page_size: u32,
+    /// Which replicas, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Commands about workers.
+#[derive(Debug, Subcommand)]
+pub enum WorkersCommand {
+    /// List the workers
+    List(WorkersListArgs),
+}
+
+/// Arguments of `cortex workers list`.
+#[derive(Debug, Args)]
+pub struct WorkersListArgs {
+    /// Only workers in this state
+    #[arg(long)]
+    pub status: Option<String>,
+    /// Which replicas, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Commands about the replicas.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show the replicas and who leads
+    Status(ClusterStatusArgs),
+}
+
+/// Arguments of `cortex cluster status`.
+#[derive(Debug, Args)]
+pub struct ClusterStatusArgs {
+    /// Which replicas, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn dev_has_the_documented_defaults() {
+        let Command::Dev(dev) = parse("cortex dev").unwrap().command else { panic!("not dev") };
+        assert_eq!((dev.replicas, dev.workers), (3, 2));
+        assert_eq!((dev.http_port, dev.grpc_port, dev.peer_port), (8080, 9090, 7070));
+        assert_eq!(dev.data_dir.to_str(), Some(".cortex"));
+        assert!(!dev.auth);
+    }
+
+    #[test]
+    fn usage_errors_exit_with_2() {
+        for line in [
+            "cortex",
+            "cortex serve",
+            "cortex migrate",
+            "cortex migrate --config a --database-url b",
+            "cortex worker",
+            "cortex worker --sleep-ms 1 --exec true",
+            "cortex worker --sleep-ms 1 --slots 0",
+            "cortex dev --replicas 0",
+            "cortex jobs submit --model m",
+            "cortex jobs submit --model m --input {} --priority 11",
+            "cortex jobs watch",
+            "cortex jobs list --output xml",
+            "cortex jobs list --page-size 101",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_of_this_stage_is_understood() {
+        for line in [
+            "cortex serve --config cortex.yaml",
+            "cortex migrate --database-url postgres://db/x",
+            "cortex worker --endpoint http://a:1,http://b:2 --name n --models a,b --gpu --memory-gb 1.5 --slots 4 --exec cat",
+            "cortex jobs submit --name n --model m --model-version 2 --input {} --priority 10 --max-retries 0 --timeout-seconds 5 --tag a=b --tag c=d --metadata {} --count 3 --wait",
+            "cortex jobs get 1 --output json",
+            "cortex jobs list --status failed --endpoint http://a:1",
+            "cortex jobs watch 1 2",
+            "cortex jobs cancel 1",
+            "cortex jobs retry 1 --token t",
+            "cortex workers list --status idle",
+            "cortex cluster status",
+            "cortex dev --set a.b=c --set d.e=f --database-url x --redis-url y --auth",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+        assert_eq!(parse("cortex --version").unwrap_err().kind(), ErrorKind::DisplayVersion);
+    }
+}

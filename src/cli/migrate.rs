@@ -1,0 +1,36 @@
+//! `cortex migrate`: the database schema.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::args::MigrateArgs;
+use super::output::{CommandError, finish, print_line};
+use crate::config::Config;
+use crate::storage::{Database, DatabaseOptions};
+
+/// Brings the schema up to date and says so.
+pub async fn run(args: MigrateArgs) -> ExitCode {
+    finish(migrate(args).await)
+}
+
+async fn migrate(args: MigrateArgs) -> Result<(), CommandError> {
+    let failed = |error: &dyn std::fmt::Display| CommandError::Failed(error.to_string());
+    let url = match (args.database_url, args.config) {
+        (Some(url), _) => url,
+        (None, Some(file)) => {
+            Config::load(&file).map_err(|error| failed(&error))?.database.url.expose().to_owned()
+        }
+        (None, None) => {
+            return Err(CommandError::Usage("one of --config and --database-url is needed".to_owned()));
+        }
+    };
+    let options = DatabaseOptions {
+        url,
+        max_connections: 1,
+        acquire_timeout: Duration::from_secs(30),
+        max_lifetime: Duration::from_secs(3600),
+    };
+    let database = Database::connect_lazily(&options).map_err(|error| failed(&error))?;
+    database.migrate().await.map_err(|error| failed(&error))?;
+    print_line("The database schema is up to date.")
+}

@@ -1,0 +1,16 @@
+//! The commands of the `cortex` program: each takes its arguments apart, calls, and prints.
+//!
+//! Exit status: 0 done, 1 the request was refused or failed, 2 usage.
+
+pub mod args;
+pub mod cluster;
+pub mod dev;
+pub mod jobs;
+pub mod migrate;
+mod output;
+pub mod serve;
+mod signals;
+mod submit;
+mod watch;
+pub mod worker;
+pub mod workers;

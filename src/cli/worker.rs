@@ -1,0 +1,43 @@
+//! `cortex worker`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cortex_client::{CancellationToken, ExecHandler, SleepHandler, Worker, WorkerError};
+
+use super::args::WorkerArgs;
+use super::output::{CommandError, finish};
+use super::signals;
+use crate::config::{LogFormat, LogLevel};
+use crate::telemetry::logging;
+
+/// Runs jobs until SIGTERM or Ctrl-C, then drains; a second signal ends the drain.
+pub async fn run(args: WorkerArgs) -> ExitCode {
+    finish(work(args).await)
+}
+
+async fn work(args: WorkerArgs) -> Result<(), CommandError> {
+    logging::init(LogLevel::Info, LogFormat::Text).map_err(|error| CommandError::Usage(error.to_string()))?;
+    let (shutdown, abort) = (CancellationToken::new(), CancellationToken::new());
+    signals::cancel_in_turn([shutdown.clone(), abort.clone()])?;
+    let mut builder = Worker::builder()
+        .endpoints(args.endpoint)
+        .name(args.name)
+        .gpu(args.gpu)
+        .slots(args.slots.into())
+        .token(args.token)
+        .abort(abort);
+    if let Some(models) = args.models {
+        builder = builder.models(models);
+    }
+    if let Some(memory_gb) = args.memory_gb {
+        builder = builder.memory_gb(memory_gb);
+    }
+    let worker = builder.build().map_err(|error| CommandError::Usage(error.to_string()))?;
+    let result = match (args.action.exec, args.action.sleep_ms) {
+        (Some(command), _) => worker.run(ExecHandler::new(command), shutdown).await,
+        (None, Some(ms)) => worker.run(SleepHandler { duration: Duration::from_millis(ms) }, shutdown).await,
+        (None, None) => return Err(CommandError::Usage("one of --exec and --sleep-ms is needed".to_owned())),
+    };
+    result.map_err(|error: WorkerError| CommandError::Failed(error.to_string()))
+}

@@ -1,0 +1,16 @@
+//! The rules of CORTEX, pure: no runtime, no store, no clock of their own.
+//!
+//! Everything here takes its inputs, time and randomness included, as arguments and returns a
+//! decision; callers do the I/O.
+
+pub mod ambient;
+pub mod execution;
+pub mod ids;
+pub mod job;
+pub mod matching;
+pub mod payload;
+pub mod placement;
+pub mod retry;
+pub mod transition;
+pub mod validate;
+pub mod worker;

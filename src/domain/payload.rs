@@ -1,0 +1,243 @@
+//! JSON objects that travel as they came: checked once, never parsed and printed again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+/// Longest number literal that is accepted, in characters; PostgreSQL's `jsonb` refuses extreme ones.
+const MAX_NUMBER_LENGTH: usize = 300;
+/// Largest decimal exponent that is accepted, either sign.
+const MAX_EXPONENT: i64 = 308;
+
+/// A JSON object as text, known to be valid and storable as PostgreSQL `jsonb`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payload(Arc<str>);
+
+impl Payload {
+    /// Checks that `text` is a JSON object which PostgreSQL can store: nesting up to serde_json's
+    /// limit of 128 levels, no U+0000 in strings, numbers within the range of a double.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if !text.starts_with('{') {
+            return Err("must be a JSON object".to_owned());
+        }
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        Storable
+            .deserialize(&mut deserializer)
+            .and_then(|()| deserializer.end())
+            .map_err(|error| format!("must be a JSON object that can be stored: {error}"))?;
+        check_numbers(text)?;
+        Ok(Self(text.into()))
+    }
+
+    /// The same for bytes, which must be UTF-8.
+    pub fn from_utf8(bytes: &[u8]) -> Result<Self, String> {
+        std::str::from_utf8(bytes).map_err(|_| "must be UTF-8".to_owned()).and_then(Self::parse)
+    }
+
+    /// A payload that was stored before and needs no check.
+    pub fn trusted(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// The object `{}`.
+    pub fn empty() -> Self {
+        Self("{}".into())
+    }
+
+    /// Whether the object has no members.
+    pub fn is_empty(&self) -> bool {
+        self.0[1..].trim_start().starts_with('}')
+    }
+
+    /// The JSON text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({} bytes)", self.0.len())
+    }
+}
+
+/// In JSON the object itself, elsewhere its text.
+impl Serialize for Payload {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            let raw: &RawValue = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
+            raw.serialize(serializer)
+        } else {
+            serializer.serialize_str(&self.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Payload {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            let raw = Box::<RawValue>::deserialize(deserializer)?;
+            Self::parse(raw.get()).map_err(de::Error::custom)
+        } else {
+            String::deserialize(deserializer).map(Self::trusted)
+        }
+    }
+}
+
+/// Walks a JSON value, keeps nothing, and fails on what `jsonb` cannot hold.
+struct Storable;
+
+impl<'de> DeserializeSeed<'de> for Storable {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Storable {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        if text.contains('\0') {
+            return Err(E::custom("the character U+0000 cannot be stored"));
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(Storable)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        while members.next_key_seed(Storable)?.is_some() {
+            members.next_value_seed(Storable)?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses number literals that fit a double but not PostgreSQL's `numeric`.
+fn check_numbers(json: &str) -> Result<(), String> {
+    let bytes = json.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => at = end_of_string(bytes, at),
+            b'-' | b'0'..=b'9' => {
+                let length = bytes[at..]
+                    .iter()
+                    .take_while(|byte| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'))
+                    .count();
+                check_number(&json[at..at + length])?;
+                at += length;
+            }
+            _ => at += 1,
+        }
+    }
+    Ok(())
+}
+
+fn check_number(literal: &str) -> Result<(), String> {
+    let exponent = literal.split(['e', 'E']).nth(1).unwrap_or("0");
+    let in_range = exponent.parse::<i64>().is_ok_and(|exponent| exponent.abs() <= MAX_EXPONENT);
+    if literal.len() > MAX_NUMBER_LENGTH || !in_range {
+        return Err(format!(
+            "holds a number that cannot be stored: at most {MAX_NUMBER_LENGTH} characters and an exponent \
+             from -{MAX_EXPONENT} to {MAX_EXPONENT}"
+        ));
+    }
+    Ok(())
+}
+
+/// The index after the string that begins at `start`, in JSON known to be well formed.
+fn end_of_string(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' => at += 2,
+            b'"' => return at + 1,
+            _ => at += 1,
+        }
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_text_as_it_came() {
+        let text = r#"{"b": 1.50, "a": ["\u00e9", {"x": null}]}"#;
+        assert_eq!(Payload::parse(text).unwrap().as_str(), text);
+    }
+
+    #[test]
+    fn refuses_what_postgresql_cannot_store() {
+        for text in [
+            r#"{"a": "\u0000"}"#,
+            r#"{"\u0000": 1}"#,
+            r#"{"a": "\ud800"}"#,
+            r#"{"a": 1e400}"#,
+            r#"{"a": 1e-400}"#,
+            &format!(r#"{{"a": 0.{}1}}"#, "0".repeat(20_000)),
+            &format!(r#"{{"a": {}1{}}}"#, "[".repeat(200), "]".repeat(200)),
+            "[]",
+            "{",
+            "{} {}",
+            "null",
+            "",
+        ] {
+            assert!(Payload::parse(text).is_err(), "accepted {text:.60}");
+        }
+    }
+
+    #[test]
+    fn a_number_inside_a_string_is_text() {
+        assert!(Payload::parse(r#"{"a": "1e99999 \" 1e99999"}"#).is_ok());
+    }
+
+    #[test]
+    fn knows_an_empty_object() {
+        assert!(Payload::parse(" { \n } ").unwrap().is_empty());
+        assert!(!Payload::parse(r#"{"a":1}"#).unwrap().is_empty());
+    }
+
+    #[test]
+    fn is_an_object_in_json_and_a_string_in_message_pack() {
+        let payload = Payload::parse(r#"{"a":1}"#).unwrap();
+        assert_eq!(serde_json::to_string(&payload).unwrap(), r#"{"a":1}"#);
+        let packed = rmp_serde::to_vec(&payload).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Payload>(&packed).unwrap(), payload);
+    }
+}

@@ -1,0 +1,98 @@
+//! Commands and answers as bytes: MessagePack with field names, so that a replica of the version before
+//! or after reads what it knows. What it does not know is an error of that one command.
+
+use bytes::Bytes;
+
+use crate::services::command::{Answer, Command};
+use crate::services::error::ServiceError;
+
+type Outcome = Result<Answer, ServiceError>;
+type Result<T, E = ServiceError> = std::result::Result<T, E>;
+
+/// A command as bytes.
+pub(super) fn encode_command(command: &Command) -> Result<Bytes> {
+    rmp_serde::to_vec_named(command).map(Bytes::from).map_err(|error| {
+        tracing::error!(command = command.name(), %error, "A command cannot be encoded.");
+        ServiceError::Internal
+    })
+}
+
+/// A command from bytes. Nothing was done when it cannot be read.
+pub(super) fn decode_command(bytes: &[u8]) -> Result<Command> {
+    rmp_serde::from_slice(bytes).map_err(|error| {
+        tracing::warn!(%error, "A follower sent a command that this replica does not know.");
+        ServiceError::Internal
+    })
+}
+
+/// An outcome as bytes. An answer that cannot be encoded leaves its caller without knowledge.
+pub(super) fn encode_outcome(outcome: &Outcome) -> Bytes {
+    rmp_serde::to_vec_named(outcome).map(Bytes::from).unwrap_or_else(|error| {
+        tracing::error!(%error, "An answer cannot be encoded.");
+        Bytes::new()
+    })
+}
+
+/// An outcome from bytes.
+pub(super) fn decode_outcome(bytes: &[u8]) -> Outcome {
+    rmp_serde::from_slice(bytes).unwrap_or_else(|error| {
+        tracing::warn!(%error, "The leader sent an answer that this replica does not know.");
+        Err(ServiceError::Internal)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::ids::JobId;
+    use crate::domain::transition::JobEvent;
+
+    #[test]
+    fn a_command_survives_the_way() {
+        let command = Command::ApplyEvent(JobId(Uuid::nil()), JobEvent::Cancel);
+        let read = decode_command(&encode_command(&command).unwrap()).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{command:?}"));
+    }
+
+    #[test]
+    fn an_error_survives_the_way() {
+        let full = ServiceError::QueueFull { limit: 7 };
+        assert_eq!(decode_outcome(&encode_outcome(&Err(full.clone()))).unwrap_err(), full);
+    }
+
+    #[test]
+    fn a_field_of_a_newer_version_is_passed_over() {
+        #[derive(Serialize)]
+        enum Newer {
+            PollJob(NewerPoll),
+        }
+        #[derive(Serialize)]
+        struct NewerPoll {
+            worker_id: Uuid,
+            mood: &'static str,
+            delivery: Uuid,
+            wait: std::time::Duration,
+        }
+        let poll = NewerPoll {
+            worker_id: Uuid::nil(),
+            mood: "good",
+            delivery: Uuid::nil(),
+            wait: std::time::Duration::from_secs(1),
+        };
+        let bytes = rmp_serde::to_vec_named(&Newer::PollJob(poll)).unwrap();
+        assert!(matches!(decode_command(&bytes), Ok(Command::PollJob(_))));
+    }
+
+    #[test]
+    fn a_command_of_a_newer_version_is_an_error() {
+        #[derive(Serialize)]
+        enum Newer {
+            ForgetEverything(u64),
+        }
+        let bytes = rmp_serde::to_vec_named(&Newer::ForgetEverything(1)).unwrap();
+        assert_eq!(decode_command(&bytes).unwrap_err(), ServiceError::Internal);
+    }
+}

@@ -1,0 +1,9 @@
+//! The messages between replicas, generated from `proto/peer.proto`.
+#![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+
+tonic::include_proto!("cortex.peer");
+
+/// Metadata that carries `cluster.secret`; Raft's calls on the same port use the same.
+pub const SECRET_HEADER: &str = "x-cortex-cluster-secret";
+/// Largest message that is accepted, in bytes.
+pub const MAX_MESSAGE: usize = 16 << 20;

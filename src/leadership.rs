@@ -1,0 +1,284 @@
+//! From Raft's word to work: when this replica leads, what starts and stops, and where commands go.
+//!
+//! ```text
+//!                Raft: Leading(epoch)            fence set, fleet loaded
+//!   Following ─────────────────────► TakingOver ───────────────────────► Leading
+//!       ▲                                │                                  │
+//!       │        Raft: not leading       │       Raft: not leading, or a    │
+//!       ├────────────────────────────────┘       store fenced a write off   │
+//!       └───────────────────────────────────────────────────────────────────┤
+//!                                                a commit's outcome unknown: │
+//!                                                TakingOver again ◄──────────┘
+//! ```
+//!
+//! - Commands are accepted (`Route::Here`) only after PostgreSQL holds this leadership's epoch.
+//! - Loops start after commands: the ready queue is taken over first.
+//! - With a stale quorum the loops pause; nothing is torn down, for the fence protects all the same.
+//! - Once a store has fenced an epoch off, it is never led with again.
+//! - Stepping down: loops first, then what the batchers hold, then the hand-over.
+//!
+//! Not here: who wins an election (`cortex-cluster`), and what a leader does (`services::leader`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cortex_cluster::{Leadership, Node, Quorum};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::domain::ids::{ClusterId, Epoch};
+use crate::forward::Route;
+use crate::loops::{self, Surroundings};
+use crate::services::batcher::Stage;
+use crate::services::command::Commands;
+use crate::services::leader::{End, Leader, LeaderParts};
+use crate::storage::{Fence, StorageError};
+use crate::telemetry::Metrics;
+
+/// Pause before another try to take over while PostgreSQL does not let us.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// How long a stopping leader may take to finish its batches.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+/// How long a planned hand-over may take before the others have to elect somebody.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
+
+/// What leading needs.
+pub struct Parts {
+    /// This replica in the Raft group.
+    pub node: Node,
+    /// Where commands go.
+    pub route: watch::Sender<Route>,
+    /// What a leader is given; the fence is filled in per leadership.
+    pub leader: LeaderParts,
+    /// `scheduler.poll_interval`.
+    pub poll_interval: Duration,
+    /// `scheduler.enabled`.
+    pub scheduling: bool,
+    /// Hand over and lead no more.
+    pub retire: CancellationToken,
+    /// Stop following, too.
+    pub stop: CancellationToken,
+}
+
+/// Raft has ended for good, and so must the process.
+#[derive(Debug, thiserror::Error)]
+#[error("the Raft core has stopped: {0}")]
+pub struct RaftStopped(pub String);
+
+/// Which leadership Raft speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Claim {
+    term: u64,
+    epoch: u64,
+    cluster_id: Uuid,
+}
+
+/// Why a reign is over.
+enum Over {
+    /// Raft says so.
+    Deposed,
+    /// A store knows a newer leader.
+    Fenced,
+    /// Start over with the same epoch.
+    Unsure,
+    /// This replica is leaving.
+    Retired,
+}
+
+/// A leadership in force, with all that runs for it.
+struct Reign {
+    leader: Arc<Leader>,
+    acting: watch::Sender<bool>,
+    loops: CancellationToken,
+    stage: Stage,
+}
+
+/// Follows Raft until `stop`, leading whenever it says so.
+pub async fn run(parts: Parts) -> Result<(), RaftStopped> {
+    let mut leadership = parts.node.leadership();
+    // The epoch that must not be led with again.
+    let mut spent = None;
+    loop {
+        let now = leadership.borrow_and_update().clone();
+        parts.publish(&now);
+        match now {
+            Leadership::Stopped { reason } => return Err(RaftStopped(reason)),
+            Leadership::Leading { term, epoch, cluster_id, .. }
+                if spent != Some(epoch) && !parts.retire.is_cancelled() =>
+            {
+                match parts.lead(Claim { term, epoch, cluster_id }, &mut leadership).await {
+                    Over::Fenced => spent = Some(epoch),
+                    Over::Retired => parts.hand_over().await,
+                    Over::Deposed | Over::Unsure => {}
+                }
+                continue;
+            }
+            Leadership::Leading { .. } | Leadership::Following { .. } => {}
+        }
+        tokio::select! {
+            () = parts.stop.cancelled() => return Ok(()),
+            changed = leadership.changed() => {
+                changed.map_err(|_| RaftStopped("it no longer reports".to_owned()))?;
+            }
+        }
+    }
+}
+
+impl Parts {
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.leader.metrics
+    }
+
+    /// Where commands go as long as this replica does not lead.
+    fn publish(&self, leadership: &Leadership) {
+        let route = match leadership {
+            Leadership::Following { leader: Some(leader) } => {
+                Route::There { id: leader.id, peer: leader.addresses.peer.clone() }
+            }
+            Leadership::Following { leader: None }
+            | Leadership::Leading { .. }
+            | Leadership::Stopped { .. } => Route::Nowhere,
+        };
+        self.route.send_replace(route);
+    }
+
+    /// Takes over, leads, and steps down.
+    async fn lead(&self, claim: Claim, leadership: &mut watch::Receiver<Leadership>) -> Over {
+        let reign = match self.take_over(claim, leadership).await {
+            Ok(reign) => reign,
+            Err(over) => return over,
+        };
+        self.metrics().leader.set(1);
+        self.metrics().failovers.inc();
+        let commands: Arc<dyn Commands> = reign.leader.clone();
+        self.route.send_replace(Route::Here(commands));
+        tracing::info!(term = claim.term, epoch = claim.epoch, "This replica leads.");
+        let starting = self.start_loops(&reign);
+        let over = reign.last(claim, leadership, &self.retire).await;
+        self.route.send_replace(Route::Nowhere);
+        self.metrics().leader.set(0);
+        starting.abort();
+        tracing::info!(epoch = claim.epoch, "This replica leads no more.");
+        let draining = reign.drain();
+        match over {
+            // What is still under way is fenced off or finishes; nobody needs to wait for it.
+            Over::Deposed | Over::Fenced => drop(tokio::spawn(draining)),
+            Over::Unsure | Over::Retired => draining.await,
+        }
+        over
+    }
+
+    /// Tries until it works or Raft says otherwise.
+    async fn take_over(
+        &self,
+        claim: Claim,
+        leadership: &mut watch::Receiver<Leadership>,
+    ) -> Result<Reign, Over> {
+        let fence = Fence {
+            cluster_id: ClusterId(claim.cluster_id),
+            epoch: Epoch(claim.epoch.cast_signed()),
+        };
+        let stage = Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() };
+        let (term, id) = (claim.term.cast_signed(), self.node.id().cast_signed());
+        loop {
+            let leader = LeaderParts { fence, ..self.leader.clone() };
+            match Leader::take_over(leader, term, id, &stage).await {
+                Ok(leader) => {
+                    let acting = watch::Sender::new(true);
+                    return Ok(Reign { leader, acting, loops: CancellationToken::new(), stage });
+                }
+                Err(StorageError::Fenced) => {
+                    self.metrics().fenced_writes.inc();
+                    return Err(Over::Fenced);
+                }
+                Err(StorageError::ForeignCluster(reason)) => {
+                    tracing::error!(reason, "This replica must not lead: the database belongs to another cluster.");
+                    return Err(Over::Fenced);
+                }
+                Err(error) => tracing::warn!(%error, "Taking over failed; it is tried again."),
+            }
+            tokio::select! {
+                () = self.retire.cancelled() => return Err(Over::Retired),
+                () = tokio::time::sleep(TRY_AGAIN) => {}
+            }
+            if !claim.is_current(&leadership.borrow_and_update()) {
+                return Err(Over::Deposed);
+            }
+        }
+    }
+
+    /// The ready queue first, so that the loops find it in order.
+    fn start_loops(&self, reign: &Reign) -> tokio::task::JoinHandle<()> {
+        let surroundings = Surroundings {
+            leader: Arc::clone(&reign.leader),
+            acting: reign.acting.subscribe(),
+            stop: reign.loops.clone(),
+            metrics: Arc::clone(self.metrics()),
+            poll_interval: self.poll_interval,
+            scheduling: self.scheduling,
+        };
+        let tasks = reign.stage.tasks.clone();
+        tokio::spawn(async move {
+            surroundings.leader.take_over_queue().await;
+            loops::start(&surroundings, &tasks);
+        })
+    }
+
+    /// Gives the leadership to the most caught-up replica, if there is another one.
+    async fn hand_over(&self) {
+        if let Err(error) = self.node.transfer(None, HAND_OVER_WITHIN).await {
+            tracing::warn!(%error, "The leadership could not be handed over; the others will elect somebody.");
+        }
+    }
+}
+
+impl Reign {
+    /// Waits for the end.
+    async fn last(
+        &self,
+        claim: Claim,
+        leadership: &mut watch::Receiver<Leadership>,
+        retire: &CancellationToken,
+    ) -> Over {
+        let mut ended = self.leader.ended();
+        loop {
+            tokio::select! {
+                biased;
+                changed = leadership.changed() => {
+                    let now = leadership.borrow_and_update();
+                    if changed.is_err() || !claim.is_current(&now) {
+                        return Over::Deposed;
+                    }
+                    let fresh = matches!(*now, Leadership::Leading { quorum: Quorum::Fresh, .. });
+                    self.acting.send_if_modified(|acting| std::mem::replace(acting, fresh) != fresh);
+                }
+                end = ended.wait_for(Option::is_some) => {
+                    return match end.ok().and_then(|end| *end) {
+                        Some(End::Fenced) => Over::Fenced,
+                        Some(End::Unsure) | None => Over::Unsure,
+                    };
+                }
+                () = retire.cancelled() => return Over::Retired,
+            }
+        }
+    }
+
+    /// Loops first, then what the batchers hold.
+    async fn drain(self) {
+        self.loops.cancel();
+        self.stage.stop.cancel();
+        self.stage.tasks.close();
+        if tokio::time::timeout(DRAIN_WITHIN, self.stage.tasks.wait()).await.is_err() {
+            tracing::warn!("A former leader's batches did not finish in time; the fence takes care of them.");
+        }
+    }
+}
+
+impl Claim {
+    fn is_current(self, leadership: &Leadership) -> bool {
+        matches!(leadership, Leadership::Leading { term, epoch, cluster_id, .. }
+            if Claim { term: *term, epoch: *epoch, cluster_id: *cluster_id } == self)
+    }
+}

@@ -1,0 +1,119 @@
+//! The leader's loops: one file each, and what runs them.
+//!
+//! A loop is idempotent and takes no input. Its period is the safety net; a nudge hastens it. A run that
+//! fails is logged and tried again soon. Without a fresh quorum nothing new is begun.
+
+mod promote_retries;
+mod reap_leases;
+mod reconcile_queue;
+mod record_vitals;
+mod schedule_jobs;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::services::leader::{Leader, RoundError, UpkeepError};
+use crate::telemetry::Metrics;
+
+/// Pause after a run that failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(250);
+
+/// Why a run failed; it is run again.
+#[derive(Debug, thiserror::Error)]
+enum LoopError {
+    #[error(transparent)]
+    Upkeep(#[from] UpkeepError),
+    #[error(transparent)]
+    Round(#[from] RoundError),
+}
+
+/// Something that the leader does again and again.
+trait Loop: Send + 'static {
+    /// verb_noun, as in metrics and logs.
+    const NAME: &'static str;
+
+    /// Longest pause between two runs.
+    fn period(&self) -> Duration;
+
+    /// What hastens the next run.
+    fn nudge<'a>(&self, leader: &'a Leader) -> Option<&'a Notify>;
+
+    /// One run. Answers how long to pause at most, if that is shorter than the period.
+    fn run(&mut self, leader: &Leader) -> impl Future<Output = Result<Option<Duration>, LoopError>> + Send;
+}
+
+/// What all loops are given.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The leader they serve.
+    pub leader: Arc<Leader>,
+    /// Whether the quorum was heard from lately.
+    pub acting: watch::Receiver<bool>,
+    /// Ends them between two runs.
+    pub stop: CancellationToken,
+    /// Where runs are counted.
+    pub metrics: Arc<Metrics>,
+    /// `scheduler.poll_interval`.
+    pub poll_interval: Duration,
+    /// `scheduler.enabled`.
+    pub scheduling: bool,
+}
+
+/// Starts every loop.
+pub fn start(surroundings: &Surroundings, tasks: &TaskTracker) {
+    if surroundings.scheduling {
+        let period = surroundings.poll_interval;
+        tasks.spawn(drive(schedule_jobs::ScheduleJobs { period }, surroundings.clone()));
+    }
+    tasks.spawn(drive(promote_retries::PromoteRetries, surroundings.clone()));
+    tasks.spawn(drive(reap_leases::ReapLeases, surroundings.clone()));
+    tasks.spawn(drive(reconcile_queue::ReconcileQueue::default(), surroundings.clone()));
+    tasks.spawn(drive(record_vitals::RecordVitals, surroundings.clone()));
+}
+
+async fn drive<L: Loop>(mut this: L, mut around: Surroundings) {
+    let mut pause = Duration::ZERO;
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = around.stop.cancelled() => return,
+            () = nudged(this.nudge(&around.leader)) => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        tokio::select! {
+            biased;
+            () = around.stop.cancelled() => return,
+            acting = around.acting.wait_for(|acting| *acting) => if acting.is_err() { return },
+        }
+        let result = this.run(&around.leader).await;
+        let label = if result.is_ok() { "ok" } else { "error" };
+        around.metrics.loop_runs.with_label_values(&[L::NAME, label]).inc();
+        match result {
+            Ok(next) => {
+                pause = next.map_or(this.period(), |next| next.min(this.period()));
+                failing = false;
+            }
+            Err(error) => {
+                // Once per outage: the metric counts the rest.
+                if !failing {
+                    tracing::warn!(name = L::NAME, %error, "A loop of the leader failed; it is run again.");
+                }
+                pause = AFTER_FAILURE;
+                failing = true;
+            }
+        }
+    }
+}
+
+async fn nudged(nudge: Option<&Notify>) {
+    match nudge {
+        Some(nudge) => nudge.notified().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,28 @@
+//! Ends attempts that ran too long, takes back jobs that nobody fetched, gives up silent workers.
+
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::{Loop, LoopError};
+use crate::services::leader::Leader;
+
+/// Deadlines are in seconds; half of one is the scan period.
+pub(super) struct ReapLeases;
+
+impl Loop for ReapLeases {
+    const NAME: &'static str = "reap_leases";
+
+    fn period(&self) -> Duration {
+        Duration::from_millis(500)
+    }
+
+    fn nudge<'a>(&self, _: &'a Leader) -> Option<&'a Notify> {
+        None
+    }
+
+    async fn run(&mut self, leader: &Leader) -> Result<Option<Duration>, LoopError> {
+        leader.reap_leases().await?;
+        Ok(None)
+    }
+}

@@ -1,0 +1,28 @@
+//! Tells PostgreSQL which workers were heard.
+
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::{Loop, LoopError};
+use crate::services::leader::Leader;
+
+/// Heartbeats live in the leader's memory and reach PostgreSQL in batches.
+pub(super) struct RecordVitals;
+
+impl Loop for RecordVitals {
+    const NAME: &'static str = "record_vitals";
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn nudge<'a>(&self, _: &'a Leader) -> Option<&'a Notify> {
+        None
+    }
+
+    async fn run(&mut self, leader: &Leader) -> Result<Option<Duration>, LoopError> {
+        leader.record_vitals().await?;
+        Ok(None)
+    }
+}

@@ -1,0 +1,39 @@
+//! The Lua scripts, put together from their parts.
+//!
+//! All take the same keys and the same first two arguments (see `scripts/common.lua`); a script that
+//! writes begins with the fence.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+macro_rules! fenced {
+    ($($part:literal),+) => {
+        LazyLock::new(|| Script::new(concat!(
+            include_str!("scripts/fence.lua"), "\n",
+            include_str!("scripts/common.lua"), "\n",
+            $(include_str!(concat!("scripts/", $part)), "\n",)+
+        )))
+    };
+}
+
+macro_rules! reading {
+    ($($part:literal),+) => {
+        LazyLock::new(|| Script::new(concat!(
+            include_str!("scripts/common.lua"), "\n",
+            $(include_str!(concat!("scripts/", $part)), "\n",)+
+        )))
+    };
+}
+
+pub(super) static ENQUEUE: LazyLock<Script> = fenced!("enqueue.lua");
+pub(super) static CLAIM: LazyLock<Script> = fenced!("merge.lua", "claim.lua");
+pub(super) static CONFIRM: LazyLock<Script> = fenced!("confirm.lua");
+pub(super) static PUT_BACK: LazyLock<Script> = fenced!("put_back.lua");
+pub(super) static REMOVE: LazyLock<Script> = fenced!("remove.lua");
+pub(super) static GENERATION: LazyLock<Script> = fenced!("generation.lua");
+pub(super) static BEGIN_REBUILD: LazyLock<Script> = fenced!("begin_rebuild.lua");
+pub(super) static RECOUNT: LazyLock<Script> = fenced!("recount.lua");
+
+pub(super) static PEEK: LazyLock<Script> = reading!("merge.lua", "peek.lua");
+pub(super) static COUNTS: LazyLock<Script> = reading!("counts.lua");

@@ -1,0 +1,192 @@
+//! Group commit without a timer.
+//!
+//! While one batch commits, the next one gathers; whoever is alone pays one commit, whoever comes with
+//! hundreds shares one. Queue and batch are bounded in number and in bytes.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use prometheus::Histogram;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::error::ServiceError;
+
+/// Bytes that one permit stands for.
+const UNIT: usize = 1024;
+
+/// Bounds of a batcher.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most items that wait.
+    pub queued: usize,
+    /// Most bytes that wait.
+    pub queued_bytes: usize,
+    /// Most items of one batch.
+    pub batch: usize,
+    /// A batch takes nothing more once it has so many bytes.
+    pub batch_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { queued: 8_192, queued_bytes: 64 << 20, batch: 500, batch_bytes: 4 << 20 }
+    }
+}
+
+/// Where committers run, and when they stop.
+#[derive(Clone)]
+pub struct Stage {
+    /// Tracks the committers, so that stopping can wait for batches in flight.
+    pub tasks: TaskTracker,
+    /// Once cancelled, nothing new is taken; what waits is still committed.
+    pub stop: CancellationToken,
+}
+
+/// The entrance to a batch.
+pub struct Batcher<T> {
+    queue: mpsc::Sender<Item<T>>,
+    room: Arc<Semaphore>,
+    largest: u32,
+}
+
+struct Item<T> {
+    value: T,
+    room: OwnedSemaphorePermit,
+}
+
+impl<T: Send + 'static> Batcher<T> {
+    /// Starts one committer for each of `slots`; `commit` is handed the slot and a batch. The histogram
+    /// gets the size of each batch.
+    pub fn start<F, Fut>(stage: &Stage, limits: Limits, slots: &[i16], sizes: &Histogram, commit: F) -> Self
+    where
+        F: Fn(i16, Vec<T>) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        let (queue, receiver) = mpsc::channel(limits.queued);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let largest = u32::try_from(limits.queued_bytes / UNIT).unwrap_or(u32::MAX);
+        for &slot in slots {
+            let (receiver, stop) = (Arc::clone(&receiver), stage.stop.clone());
+            let (sizes, commit) = (sizes.clone(), commit.clone());
+            stage.tasks.spawn(async move {
+                while let Some(batch) = gather(&receiver, &stop, limits).await {
+                    #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+                    sizes.observe(batch.len() as f64);
+                    commit(slot, batch).await;
+                }
+            });
+        }
+        Self { queue, room: Arc::new(Semaphore::new(largest as usize)), largest }
+    }
+
+    /// Queues an item of about `bytes` bytes. Refuses with `Overloaded` when there is no room and with
+    /// `NoLeader` after the stop; in both cases nothing was done.
+    pub fn push(&self, value: T, bytes: usize) -> Result<(), ServiceError> {
+        let units = u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.largest);
+        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(units) else {
+            return Err(ServiceError::Overloaded);
+        };
+        self.queue.try_send(Item { value, room }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ServiceError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => ServiceError::NoLeader,
+        })
+    }
+}
+
+/// The next batch, or `None` after the stop when all is drained.
+async fn gather<T>(
+    receiver: &Mutex<mpsc::Receiver<Item<T>>>,
+    stop: &CancellationToken,
+    limits: Limits,
+) -> Option<Vec<T>> {
+    let mut receiver = receiver.lock().await;
+    let first = tokio::select! {
+        biased;
+        item = receiver.recv() => item,
+        () = stop.cancelled() => {
+            receiver.close();
+            receiver.recv().await
+        }
+    }?;
+    // Whoever is ready to run may still join; alone, this costs nothing.
+    tokio::task::yield_now().await;
+    let mut bytes = first.room.num_permits() * UNIT;
+    let mut batch = vec![first.value];
+    while batch.len() < limits.batch && bytes < limits.batch_bytes {
+        let Ok(item) = receiver.try_recv() else { break };
+        bytes += item.room.num_permits() * UNIT;
+        batch.push(item.value);
+    }
+    Some(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::HistogramOpts;
+    use tokio::sync::{Notify, mpsc};
+
+    use super::*;
+
+    fn stage() -> Stage {
+        Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() }
+    }
+
+    fn sizes() -> Histogram {
+        Histogram::with_opts(HistogramOpts::new("sizes", "sizes")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_arrives_during_a_commit_shares_the_next_one() {
+        let (stage, gate) = (stage(), Arc::new(Notify::new()));
+        let (seen, mut batches) = mpsc::unbounded_channel();
+        let wait = Arc::clone(&gate);
+        let batcher = Batcher::start(&stage, Limits::default(), &[0], &sizes(), move |_, batch: Vec<u32>| {
+            let (seen, wait) = (seen.clone(), Arc::clone(&wait));
+            async move {
+                seen.send(batch.len()).unwrap();
+                wait.notified().await;
+            }
+        });
+        batcher.push(0, 0).unwrap();
+        assert_eq!(batches.recv().await, Some(1));
+        for n in 0..600 {
+            batcher.push(n, 0).unwrap();
+        }
+        gate.notify_one();
+        assert_eq!(batches.recv().await, Some(500), "a batch is bounded");
+        gate.notify_one();
+        assert_eq!(batches.recv().await, Some(100));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_and_a_stopped_one_drains_what_it_has() {
+        let (stage, gate) = (stage(), Arc::new(Semaphore::new(0)));
+        let limits = Limits { queued: 2, queued_bytes: 8 * UNIT, batch: 1, batch_bytes: UNIT };
+        let (seen, mut done) = mpsc::unbounded_channel();
+        let (started, mut starts) = mpsc::unbounded_channel();
+        let wait = Arc::clone(&gate);
+        let batcher = Batcher::start(&stage, limits, &[0], &sizes(), move |_, batch: Vec<u32>| {
+            let (seen, started, wait) = (seen.clone(), started.clone(), Arc::clone(&wait));
+            async move {
+                started.send(()).unwrap();
+                wait.acquire().await.unwrap().forget();
+                seen.send(batch[0]).unwrap();
+            }
+        });
+        batcher.push(1, 0).unwrap();
+        starts.recv().await.unwrap();
+        batcher.push(2, 0).unwrap();
+        assert_eq!(batcher.push(9, 9 * UNIT), Err(ServiceError::Overloaded), "no room for the bytes");
+        batcher.push(3, 0).unwrap();
+        assert_eq!(batcher.push(4, 0), Err(ServiceError::Overloaded), "no room for the item");
+        stage.stop.cancel();
+        stage.tasks.close();
+        gate.add_permits(3);
+        stage.tasks.wait().await;
+        let drained: Vec<_> = std::iter::from_fn(|| done.try_recv().ok()).collect();
+        assert_eq!(drained, [1, 2, 3]);
+        assert_eq!(batcher.push(5, 0), Err(ServiceError::NoLeader));
+    }
+}

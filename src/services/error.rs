@@ -1,0 +1,123 @@
+//! What can go wrong with a command or a query, in terms that a caller can act on.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::domain::job::JobStatus;
+use crate::domain::transition::Refusal;
+use crate::domain::validate::FieldError;
+use crate::storage::StorageError;
+
+/// Why a command or query was not carried out. Texts are public; causes are logged where they happen.
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum ServiceError {
+    /// Fields break their bounds.
+    #[error("{} of the request's fields are invalid", .0.len())]
+    Invalid(Vec<FieldError>),
+    /// No such thing.
+    #[error("{kind} {id} does not exist")]
+    NotFound {
+        /// Job or worker.
+        kind: String,
+        /// The id that was asked for.
+        id: String,
+    },
+    /// The state machine does not allow it.
+    #[error("{0}")]
+    Conflict(Conflict),
+    /// The ready queue is full.
+    #[error("the queue holds its maximum of {limit} jobs")]
+    QueueFull {
+        /// `queue.max_queue_size`.
+        limit: u64,
+    },
+    /// More work arrives than can be stored; nothing was done.
+    #[error("the leader has more requests waiting than it may hold")]
+    Overloaded,
+    /// Nobody leads at the moment; nothing was done.
+    #[error("there is no leader at the moment")]
+    NoLeader,
+    /// A store did not answer; nothing was done.
+    #[error("{store} is unavailable")]
+    Unavailable {
+        /// PostgreSQL or Redis.
+        store: String,
+    },
+    /// The request may or may not have been carried out.
+    #[error("the outcome of the request is unknown: the connection to the leader or to PostgreSQL broke")]
+    OutcomeUnknown,
+    /// A defect; the cause is in the log.
+    #[error("an internal error happened; the log of the replica tells more")]
+    Internal,
+}
+
+/// Why a transition was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Conflict {
+    /// The job's state does not allow it.
+    #[error("a job that is {from} cannot be {action}")]
+    State {
+        /// The state that the job is in.
+        from: JobStatus,
+        /// What was tried.
+        action: String,
+    },
+    /// A worker's lease stands in the way.
+    #[error("worker {0} holds the job; only its reports and a cancellation can change it")]
+    Held(String),
+    /// The reporter's lease is not the current one.
+    #[error("the lease is not current: {0}")]
+    StaleLease(String),
+}
+
+impl ServiceError {
+    /// Nothing was done, and the same request may succeed later.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::NoLeader | Self::Unavailable { .. } | Self::Overloaded | Self::QueueFull { .. } => true,
+            Self::Invalid(_)
+            | Self::NotFound { .. }
+            | Self::Conflict(_)
+            | Self::OutcomeUnknown
+            | Self::Internal => false,
+        }
+    }
+
+    /// A job that is not there.
+    pub fn no_job(id: impl ToString) -> Self {
+        Self::NotFound { kind: "job".to_owned(), id: id.to_string() }
+    }
+
+    /// A worker that is not there.
+    pub fn no_worker(id: impl ToString) -> Self {
+        Self::NotFound { kind: "worker".to_owned(), id: id.to_string() }
+    }
+}
+
+impl From<Refusal> for ServiceError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Conflict(match refusal {
+            Refusal::NotHolder => Conflict::StaleLease("another attempt has replaced it, or it has ended".to_owned()),
+            Refusal::LeaseExpired => Conflict::StaleLease("its deadline has passed".to_owned()),
+            Refusal::Illegal { from, action } => Conflict::State { from, action: action.to_owned() },
+            Refusal::HeldByWorker(worker) => Conflict::Held(worker.to_string()),
+        })
+    }
+}
+
+impl From<StorageError> for ServiceError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Fenced | StorageError::ForeignCluster(_) => Self::NoLeader,
+            StorageError::OutcomeUnknown(_) => Self::OutcomeUnknown,
+            StorageError::Unavailable(cause) => {
+                tracing::warn!(%cause, "PostgreSQL did not answer a request.");
+                Self::Unavailable { store: "PostgreSQL".to_owned() }
+            }
+            StorageError::Rejected(cause) | StorageError::Unexpected(cause) => {
+                tracing::error!(%cause, "PostgreSQL refused a statement that should be valid.");
+                Self::Internal
+            }
+        }
+    }
+}

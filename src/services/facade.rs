@@ -1,0 +1,124 @@
+//! What the API calls: one method per use case, whichever replica it runs on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::command::{
+    Answer, Applied, Assignment, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob,
+};
+use super::error::ServiceError;
+use super::queries::Queries;
+use crate::domain::ambient::Ambient;
+use crate::domain::ids::{DeliveryId, JobId, WorkerId};
+use crate::domain::job::{Job, JobDefaults, JobDraft, NewJob};
+use crate::domain::transition::{JobEvent, JobPatch};
+use crate::domain::validate::FieldError;
+use crate::domain::worker::{Worker, WorkerDraft};
+
+type Result<T> = std::result::Result<T, ServiceError>;
+
+/// The use cases of a replica. Reads are answered here, writes by whoever leads.
+#[derive(Clone)]
+pub struct Services {
+    commands: Arc<dyn Commands>,
+    ambient: Arc<dyn Ambient>,
+    defaults: Arc<JobDefaults>,
+    /// Reads from PostgreSQL.
+    pub queries: Queries,
+}
+
+impl Services {
+    /// Puts the use cases together.
+    pub fn new(
+        commands: Arc<dyn Commands>,
+        ambient: Arc<dyn Ambient>,
+        defaults: JobDefaults,
+        queries: Queries,
+    ) -> Self {
+        Self { commands, ambient, defaults: Arc::new(defaults), queries }
+    }
+
+    /// Checks a submission and stores it. The job is returned as accepted: `pending`, and on its way to
+    /// the ready queue.
+    pub async fn submit_job(&self, draft: JobDraft) -> Result<Job> {
+        let new = self.check_job(draft).map_err(ServiceError::Invalid)?;
+        let jobs = self.submit_jobs(vec![new]).await?;
+        jobs.into_iter().next().ok_or(ServiceError::Internal)
+    }
+
+    /// Checks a submission and gives it an id.
+    pub fn check_job(&self, draft: JobDraft) -> std::result::Result<NewJob, Vec<FieldError>> {
+        draft.check(JobId(self.ambient.uuid()), &self.defaults)
+    }
+
+    /// Stores checked jobs, all or none.
+    pub async fn submit_jobs(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>> {
+        match self.commands.execute(Command::SubmitJobs(jobs)).await? {
+            Answer::SubmitJobs(jobs) => Ok(jobs),
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
+    /// Calls a job off.
+    pub async fn cancel_job(&self, id: JobId) -> Result<()> {
+        self.report(id, JobEvent::Cancel).await.map(drop)
+    }
+
+    /// Makes a job due at once; an ended one is revived and spends a retry.
+    pub async fn retry_job(&self, id: JobId) -> Result<Job> {
+        self.apply_for_job(id, JobEvent::Retry).await
+    }
+
+    /// Drives a job from outside.
+    pub async fn patch_job(&self, id: JobId, patch: JobPatch) -> Result<Job> {
+        if let Some(worker) = patch.assigned_worker_id {
+            self.queries.worker(worker).await.map_err(|error| match error {
+                ServiceError::NotFound { .. } => ServiceError::Invalid(vec![FieldError::new(
+                    "assigned_worker_id",
+                    "must be the id of a registered worker",
+                )]),
+                error => error,
+            })?;
+        }
+        self.apply_for_job(id, JobEvent::Patch(patch)).await
+    }
+
+    /// Takes a worker's report. A stale lease is [`super::error::Conflict::StaleLease`].
+    pub async fn report(&self, id: JobId, event: JobEvent) -> Result<Applied> {
+        match self.commands.execute(Command::ApplyEvent(id, event)).await? {
+            Answer::ApplyEvent(applied) => Ok(applied),
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
+    /// Registers a worker; `true` says that its hostname and port were new.
+    pub async fn register_worker(&self, draft: WorkerDraft) -> Result<(Worker, bool)> {
+        let new = draft.check(WorkerId(self.ambient.uuid())).map_err(ServiceError::Invalid)?;
+        match self.commands.execute(Command::RegisterWorker(new)).await? {
+            Answer::RegisterWorker(worker, created) => Ok((*worker, created)),
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
+    /// Takes a sign of life.
+    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<HeartbeatAnswer> {
+        match self.commands.execute(Command::Heartbeat(heartbeat)).await? {
+            Answer::Heartbeat(answer) => Ok(answer),
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
+    /// Collects a job for a worker, waiting up to `wait` for one.
+    pub async fn poll_job(&self, worker_id: WorkerId, wait: Duration) -> Result<Option<Assignment>> {
+        let delivery = DeliveryId(self.ambient.uuid());
+        match self.commands.execute(Command::PollJob(PollJob { worker_id, delivery, wait })).await? {
+            Answer::PollJob(assignment) => Ok(assignment.map(|assignment| *assignment)),
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
+    async fn apply_for_job(&self, id: JobId, event: JobEvent) -> Result<Job> {
+        let applied = self.report(id, event).await?;
+        applied.job.map(|job| *job).ok_or(ServiceError::Internal)
+    }
+}

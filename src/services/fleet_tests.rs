@@ -1,0 +1,162 @@
+use uuid::Uuid;
+
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary beginning")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+fn id(n: u128) -> Uuid {
+    Uuid::from_u128(n)
+}
+
+fn worker(slots: u32) -> Worker {
+    let worker = serde_json::json!({
+        "id": id(1), "name": "w", "hostname": "h", "ip_address": "127.0.0.1", "port": 1, "status": "idle",
+        "capabilities": {}, "max_concurrent_jobs": slots, "current_job_count": 0,
+        "total_jobs_completed": 0, "total_jobs_failed": 0, "last_heartbeat": "2026-01-01T00:00:00Z",
+        "heartbeat_interval_seconds": 5, "consecutive_failures": 0, "metadata": {},
+        "registered_at": "2026-01-01T00:00:00Z", "last_active_at": "2026-01-01T00:00:00Z",
+        "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z"});
+    serde_json::from_value(worker).unwrap()
+}
+
+fn fleet(slots: u32, now: Instant) -> Fleet {
+    let mut fleet = Fleet::default();
+    fleet.admit(&worker(slots), TIMEOUT, now, now);
+    fleet
+}
+
+fn assignment(n: u128) -> Assignment {
+    Assignment {
+        lease: LeaseId(id(100 + n)),
+        attempt_number: 1,
+        worker_id: WorkerId(id(1)),
+        job_id: JobId(id(200 + n)),
+        job_name: "j".into(),
+        model_name: "m".into(),
+        model_version: "1".into(),
+        input_data: crate::domain::payload::Payload::empty(),
+        timeout_seconds: 60,
+    }
+}
+
+fn heartbeat(jobs: &[u128]) -> Heartbeat {
+    Heartbeat {
+        worker_id: WorkerId(id(1)),
+        status: WorkerStatus::Idle,
+        current_job_count: u32::try_from(jobs.len()).unwrap(),
+        current_jobs: jobs.iter().map(|n| JobId(id(200 + n))).collect(),
+        usage: Usage::default(),
+    }
+}
+
+#[test]
+fn a_call_that_waits_gets_the_job_and_the_same_call_gets_it_again() {
+    let now = start();
+    let mut fleet = fleet(1, now);
+    let call = DeliveryId(id(7));
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else { panic!("nothing is there") };
+    let poller = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(!fleet.stop_waiting(WorkerId(id(1)), call), "a job is on its way");
+    assert!(fleet.grant(assignment(1), poller, now));
+    assert_eq!(waiting.try_recv().unwrap().lease, LeaseId(id(101)));
+    assert!(matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Again(lease) if lease == LeaseId(id(101))));
+}
+
+#[test]
+fn a_job_whose_call_went_away_waits_to_be_fetched() {
+    let now = start();
+    let mut fleet = fleet(1, now);
+    drop(fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now));
+    let poller = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(poller.is_none(), "the call is gone");
+    assert!(fleet.grant(assignment(1), poller, now));
+    let (answer, _) = fleet.heartbeat(&heartbeat(&[]), now).unwrap();
+    assert_eq!(answer.pending_jobs, [JobId(id(201))]);
+    assert!(matches!(fleet.poll(WorkerId(id(1)), DeliveryId(id(8)), now), Polled::Fetch(_)));
+}
+
+#[test]
+fn slots_are_never_exceeded() {
+    let now = start();
+    let mut fleet = fleet(2, now);
+    for n in 0..2 {
+        let poller = fleet.reserve(WorkerId(id(1))).unwrap();
+        assert!(fleet.grant(assignment(n), poller, now));
+    }
+    assert!(fleet.reserve(WorkerId(id(1))).is_none());
+    assert!(fleet.groups().is_empty());
+    fleet.release(LeaseId(id(100)));
+    assert_eq!(fleet.groups()[0].free_slots(), 1);
+}
+
+#[test]
+fn a_job_that_got_lost_on_the_way_is_given_back_and_a_taken_one_is_named() {
+    let now = start();
+    let mut fleet = fleet(2, now);
+    let Polled::Wait(_waiting) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now) else { panic!() };
+    let poller = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(fleet.grant(assignment(1), poller, now));
+    // It holds a job that nobody gave it, and lists it, so it lists its jobs.
+    let (answer, back) = fleet.heartbeat(&heartbeat(&[9]), now).unwrap();
+    assert_eq!((answer.cancelled_jobs, back.len()), (vec![JobId(id(209))], 0));
+    let (_, back) = fleet.heartbeat(&heartbeat(&[]), now + LISTED_WITHIN).unwrap();
+    assert_eq!(back, [(JobId(id(201)), LeaseId(id(101)))]);
+}
+
+#[test]
+fn a_running_job_is_never_given_back_by_a_heartbeat() {
+    let now = start();
+    let mut fleet = fleet(1, now);
+    let Polled::Wait(_waiting) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now) else { panic!() };
+    let poller = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(fleet.grant(assignment(1), poller, now));
+    fleet.mark_running(LeaseId(id(101)));
+    let (_, back) = fleet.heartbeat(&heartbeat(&[]), now + FETCH_WITHIN).unwrap();
+    assert!(back.is_empty());
+}
+
+#[test]
+fn a_leaving_worker_gets_nothing_and_returns_what_it_did_not_fetch() {
+    let now = start();
+    let mut fleet = fleet(2, now);
+    let poller = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(fleet.grant(assignment(1), poller, now));
+    let leaving = Heartbeat { status: WorkerStatus::Offline, ..heartbeat(&[]) };
+    let (_, back) = fleet.heartbeat(&leaving, now).unwrap();
+    assert_eq!(back, [(JobId(id(201)), LeaseId(id(101)))]);
+    assert!(fleet.groups().is_empty());
+}
+
+#[test]
+fn silence_is_judged_after_the_limit_and_the_grace() {
+    let now = start();
+    let mut fleet = Fleet::default();
+    fleet.admit(&worker(1), TIMEOUT, now.checked_sub(Duration::from_secs(60)).unwrap(), now);
+    assert!(fleet.silent(now + Duration::from_secs(4)).is_empty(), "one heartbeat of grace");
+    assert_eq!(fleet.silent(now + Duration::from_secs(5)).len(), 1);
+    fleet.touch(WorkerId(id(1)), now + Duration::from_secs(5));
+    assert!(fleet.silent(now + Duration::from_secs(19)).is_empty());
+    assert_eq!(fleet.silent(now + Duration::from_secs(20)), [(WorkerId(id(1)), Duration::from_secs(15))]);
+    assert_eq!(silence_limit(Duration::from_secs(3), Duration::from_secs(5)), Duration::from_secs(3));
+}
+
+#[test]
+fn an_adopted_lease_gets_the_full_time_to_be_fetched() {
+    let now = start();
+    let mut fleet = fleet(1, now);
+    let live = LiveLease {
+        lease: LeaseId(id(101)),
+        job_id: JobId(id(201)),
+        worker_id: WorkerId(id(1)),
+        running: false,
+        delivery: None,
+    };
+    fleet.adopt(&live, now);
+    assert!(fleet.unfetched(now + Duration::from_secs(29)).is_empty());
+    assert_eq!(fleet.unfetched(now + FETCH_WITHIN), [(JobId(id(201)), LeaseId(id(101)))]);
+}

@@ -1,0 +1,309 @@
+//! Letting things happen to jobs: reports, cancellations, retries, deadlines, hundreds in one
+//! transaction.
+//!
+//! Lock the jobs, fold the events over them, write what came out, commit, answer. What a transition
+//! means for the ready queue, the fleet and the counters follows from the state before and after.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use prometheus::Histogram;
+use tokio::sync::oneshot;
+
+use super::feed::FeedItem;
+use super::Core;
+use crate::domain::execution::ExecutionStatus;
+use crate::domain::ids::{JobId, WorkerId};
+use crate::domain::job::JobStatus;
+use crate::domain::payload::Payload;
+use crate::domain::transition::{JobEvent, JobState, Refusal, Reporter};
+use crate::ready_queue::Entry;
+use crate::services::batcher::{Batcher, Limits, Stage};
+use crate::services::command::Applied;
+use crate::services::crash;
+use crate::services::error::ServiceError;
+use crate::storage::{Deltas, FencedTransaction, StorageError, WorkerTally};
+
+type Outcome = Result<Applied, ServiceError>;
+
+/// One caller's event.
+pub(super) struct EventItem {
+    pub job: JobId,
+    pub event: JobEvent,
+    pub reply: Option<oneshot::Sender<Outcome>>,
+}
+
+/// A job that the batch touches.
+struct Touched {
+    before: JobState,
+    after: JobState,
+}
+
+/// What a committed batch did.
+struct Done {
+    outcomes: Vec<Outcome>,
+    touched: Vec<Touched>,
+    now: DateTime<Utc>,
+}
+
+impl EventItem {
+    /// Equal for all events that must not be committed side by side.
+    pub(super) fn way(&self) -> usize {
+        let mut hasher = DefaultHasher::new();
+        match reporter(&self.event) {
+            Some(by) => by.worker_id.hash(&mut hasher),
+            None => self.job.hash(&mut hasher),
+        }
+        usize::try_from(hasher.finish() % 1024).unwrap_or(0)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        256 + match &self.event {
+            JobEvent::Completed { output, .. } => output.as_ref().map_or(0, |output| output.as_str().len()),
+            JobEvent::Patch(patch) => patch.output_data.as_ref().map_or(0, |output| output.as_str().len()),
+            JobEvent::Failed { failure, .. } => {
+                failure.message.len() + failure.stack.as_ref().map_or(0, String::len)
+            }
+            _ => 0,
+        }
+    }
+}
+
+pub(super) fn start(core: &Arc<Core>, stage: &Stage, slot: i16, sizes: &Histogram) -> Batcher<EventItem> {
+    let core = Arc::clone(core);
+    Batcher::start(stage, Limits::default(), &[slot], sizes, move |slot, batch| {
+        let core = Arc::clone(&core);
+        async move { core.apply_events(slot, batch).await }
+    })
+}
+
+impl Core {
+    async fn apply_events(&self, slot: i16, batch: Vec<EventItem>) {
+        match self.commit_events(slot, &batch).await {
+            Ok(done) => self.settle(batch, done),
+            // Checked values that PostgreSQL refuses all the same must not fail their neighbours.
+            Err(StorageError::Rejected(_)) if batch.len() > 1 => {
+                for item in batch {
+                    let alone = [item];
+                    let done = self.commit_events(slot, &alone).await;
+                    match done {
+                        Ok(done) => self.settle(alone.into(), done),
+                        Err(error) => refuse(alone.into(), &error.into()),
+                    }
+                }
+            }
+            Err(error) => refuse(batch, &error.into()),
+        }
+    }
+
+    async fn commit_events(&self, slot: i16, batch: &[EventItem]) -> Result<Done, StorageError> {
+        self.transaction("apply_events", || async {
+            let mut transaction = self.begin().await?;
+            let done = self.write_events(&mut transaction, slot, batch).await?;
+            transaction.commit().await.map(|()| done)
+        })
+        .await
+    }
+
+    async fn write_events(
+        &self,
+        transaction: &mut FencedTransaction,
+        slot: i16,
+        batch: &[EventItem],
+    ) -> Result<Done, StorageError> {
+        let mut ids: Vec<JobId> = batch.iter().map(|item| item.job).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let (now, states) = transaction.lock_jobs(&ids, &self.parts.defaults.retry).await?;
+        let mut touched: HashMap<JobId, Touched> = states
+            .into_iter()
+            .map(|state| (state.id, Touched { before: state.clone(), after: state }))
+            .collect();
+        let verdicts: Vec<Option<Result<(), Refusal>>> = batch
+            .iter()
+            .map(|item| {
+                let job = touched.get_mut(&item.job)?;
+                Some(job.after.apply(&item.event, now, self.parts.ambient.unit()))
+            })
+            .collect();
+        let touched: Vec<Touched> =
+            touched.into_values().filter(|job| job.before != job.after).collect();
+        write_changes(transaction, slot, &touched).await?;
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for (item, verdict) in batch.iter().zip(verdicts) {
+            outcomes.push(match verdict {
+                None => Err(ServiceError::no_job(item.job)),
+                Some(Ok(())) => Ok(applied(transaction, item).await?),
+                Some(Err(refusal)) => explain_refusal(transaction, item, refusal).await?,
+            });
+        }
+        Ok(Done { outcomes, touched, now })
+    }
+
+    /// After the commit: ready queue, fleet, metrics, then answers.
+    fn settle(&self, batch: Vec<EventItem>, done: Done) {
+        crash::point("before_answer");
+        for job in &done.touched {
+            self.follow(job, done.now);
+        }
+        for (item, outcome) in batch.into_iter().zip(done.outcomes) {
+            if let Some(reply) = item.reply {
+                drop(reply.send(outcome));
+            }
+        }
+    }
+
+    /// What a transition means outside PostgreSQL.
+    fn follow(&self, job: &Touched, now: DateTime<Utc>) {
+        let (before, after) = (&job.before, &job.after);
+        self.follow_lease(before, after);
+        let waits = |status| matches!(status, JobStatus::Pending | JobStatus::Queued);
+        let change = i64::from(waits(after.status)) - i64::from(waits(before.status));
+        self.waiting.fetch_add(change, Ordering::Relaxed);
+        match (before.status == JobStatus::Queued, after.status == JobStatus::Queued) {
+            (true, false) => self.feed(FeedItem::Remove(after.id, after.shape.clone())),
+            (false, true) => {
+                self.parts.metrics.jobs_queued.inc();
+                self.feed(FeedItem::Add(Entry {
+                    job_id: after.id,
+                    shape: after.shape.clone(),
+                    priority: after.priority,
+                    submitted_at: after.submitted_at,
+                }));
+            }
+            _ => {}
+        }
+        if let (JobStatus::Pending, Some(due)) = (after.status, after.next_retry_at) {
+            self.promote_at((due - now).to_std().unwrap_or(Duration::ZERO));
+        }
+        if after.retry_count > before.retry_count {
+            let attempt = (after.retry_count + 1).to_string();
+            self.parts.metrics.jobs_retried.with_label_values(&[&attempt]).inc();
+        }
+        if after.status.is_terminal() && !before.status.is_terminal() {
+            self.parts.metrics.jobs_finished.with_label_values(&[after.status.as_str()]).inc();
+        }
+    }
+
+    fn follow_lease(&self, before: &JobState, after: &JobState) {
+        match (&before.lease, &after.lease) {
+            (Some(held), None) => {
+                self.fleet().release(held.id);
+                self.nudges.schedule.notify_one();
+            }
+            (Some(held), Some(now)) if now.running && !held.running => self.fleet().mark_running(held.id),
+            _ => {}
+        }
+        for change in &after.executions {
+            if let (ExecutionStatus::Completed, Some(ms)) = (change.status, change.duration_ms) {
+                #[expect(clippy::cast_precision_loss, reason = "a duration for a histogram")]
+                self.parts.metrics.job_run.observe(ms as f64 / 1000.0);
+            }
+        }
+    }
+
+    /// A retry is due after `delay`.
+    pub(super) fn promote_at(&self, delay: Duration) {
+        let due = self.now() + delay;
+        let mut next = self.next_due.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if next.is_none_or(|next| due < next) {
+            *next = Some(due);
+            self.nudges.promote.notify_one();
+        }
+    }
+}
+
+async fn write_changes(
+    transaction: &mut FencedTransaction,
+    slot: i16,
+    touched: &[Touched],
+) -> Result<(), StorageError> {
+    let jobs: Vec<&JobState> = touched.iter().map(|job| &job.after).collect();
+    let executions: Vec<_> = jobs.iter().flat_map(|job| &job.executions).collect();
+    let mut deltas = Deltas::default();
+    let mut tallies: HashMap<WorkerId, WorkerTally> = HashMap::new();
+    for job in touched {
+        if job.before.status != job.after.status {
+            deltas.moved(job.before.status, job.after.status);
+        }
+        for change in &job.after.executions {
+            let tally = tallies.entry(change.worker_id).or_default();
+            match change.status {
+                ExecutionStatus::Completed => {
+                    let ms = change.duration_ms.unwrap_or(0);
+                    tally.completed += 1;
+                    tally.execution_ms += ms;
+                    deltas.ran(ms);
+                }
+                ExecutionStatus::Failed | ExecutionStatus::Timeout => tally.failed += 1,
+                ExecutionStatus::Started | ExecutionStatus::Running | ExecutionStatus::Cancelled => {}
+            }
+        }
+    }
+    tallies.retain(|_, tally| tally.completed + tally.failed > 0);
+    transaction.write_jobs(&jobs).await?;
+    transaction.write_executions(&executions).await?;
+    transaction.count(slot, &deltas).await?;
+    transaction.tally_workers(&tallies.into_iter().collect::<Vec<_>>()).await
+}
+
+/// What the caller of an event is answered; clients get to see the job.
+async fn applied(transaction: &mut FencedTransaction, item: &EventItem) -> Result<Applied, StorageError> {
+    let job = match &item.event {
+        JobEvent::Retry | JobEvent::Patch(_) => transaction.job(item.job).await?,
+        _ => None,
+    };
+    Ok(Applied { repeated: false, job: job.map(Box::new) })
+}
+
+/// A report without a current lease is fine if it says again what was accepted before.
+async fn explain_refusal(
+    transaction: &mut FencedTransaction,
+    item: &EventItem,
+    refusal: Refusal,
+) -> Result<Outcome, StorageError> {
+    let repeated = match (&refusal, &item.event) {
+        (Refusal::NotHolder, JobEvent::Completed { by, output, .. }) => {
+            let output = output.as_ref().map(Payload::as_str);
+            let reported = transaction.reported(item.job, *by, output, None).await?;
+            reported.is_some_and(|ended| ended.status == ExecutionStatus::Completed && ended.same)
+        }
+        (Refusal::NotHolder, JobEvent::Failed { by, failure, .. }) => {
+            let reported = transaction.reported(item.job, *by, None, Some(&failure.message)).await?;
+            let ended_badly = |status| matches!(status, ExecutionStatus::Failed | ExecutionStatus::Timeout);
+            reported.is_some_and(|ended| ended_badly(ended.status) && ended.same)
+        }
+        (Refusal::NotHolder, JobEvent::Rejected { by, message }) => {
+            let reported = transaction.reported(item.job, *by, None, Some(message)).await?;
+            reported.is_some_and(|ended| ended.status == ExecutionStatus::Cancelled && ended.same)
+        }
+        _ => false,
+    };
+    Ok(if repeated { Ok(Applied { repeated, job: None }) } else { Err(refusal.into()) })
+}
+
+fn refuse(batch: Vec<EventItem>, error: &ServiceError) {
+    for reply in batch.into_iter().filter_map(|item| item.reply) {
+        drop(reply.send(Err(error.clone())));
+    }
+}
+
+pub(super) fn reporter(event: &JobEvent) -> Option<&Reporter> {
+    match event {
+        JobEvent::Started { by, .. }
+        | JobEvent::Rejected { by, .. }
+        | JobEvent::Completed { by, .. }
+        | JobEvent::Failed { by, .. } => Some(by),
+        JobEvent::DeadlinePassed { .. }
+        | JobEvent::WorkerLost { .. }
+        | JobEvent::NotFetched { .. }
+        | JobEvent::Cancel
+        | JobEvent::Retry
+        | JobEvent::Patch(_)
+        | JobEvent::Due => None,
+    }
+}

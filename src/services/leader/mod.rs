@@ -1,0 +1,267 @@
+//! What the leader does with commands, and what its loops do.
+//!
+//! A [`Leader`] lives from a fenced take-over to the loss of the leadership; nothing in it outlives
+//! that. Every write goes through a batcher and a fenced transaction, and every caller is answered after
+//! its commit. When a store says that another leader has taken over, or when it is unknown what a commit
+//! did, the leader ends itself and `leadership` decides what comes next.
+
+mod apply;
+mod dispatch;
+mod feed;
+mod submit;
+mod take_over;
+mod upkeep;
+mod workers;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use tokio::sync::{Notify, oneshot, watch};
+
+use self::apply::EventItem;
+use self::feed::Feed;
+use self::submit::Submission;
+use self::workers::Fetch;
+pub use self::dispatch::RoundError;
+pub use self::upkeep::{Reconciliation, UpkeepError};
+use super::batcher::{Batcher, Stage};
+use super::command::{Answer, Applied, Command, Commands};
+use super::error::ServiceError;
+use super::fleet::Fleet;
+use crate::domain::ambient::Ambient;
+use crate::domain::ids::JobId;
+use crate::domain::job::JobDefaults;
+use crate::domain::matching::Shape;
+use crate::domain::transition::JobEvent;
+use crate::ready_queue::{QueueError, ReadyQueue};
+use crate::storage::{Database, Fence, FencedTransaction, StorageError};
+use crate::telemetry::Metrics;
+
+/// Counter slots of writers that run side by side (see `storage::counters`).
+const SUBMISSION_SLOTS: [i16; 2] = [0, 1];
+const EVENT_SLOTS: [i16; 2] = [2, 3];
+const DISPATCH_SLOT: i16 = 4;
+
+/// Tries of a transaction that met a passing obstacle.
+const TRIES: u32 = 4;
+
+/// What a leader is given.
+#[derive(Clone)]
+pub struct LeaderParts {
+    /// The truth.
+    pub database: Database,
+    /// The index of what is ready.
+    pub queue: ReadyQueue,
+    /// What it must show to write.
+    pub fence: Fence,
+    /// Time, ids and randomness.
+    pub ambient: Arc<dyn Ambient>,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
+    /// What submissions leave open.
+    pub defaults: JobDefaults,
+    /// `scheduler.worker_timeout`.
+    pub worker_timeout: Duration,
+    /// `scheduler.batch_size`: most jobs of one scheduling round.
+    pub batch_size: usize,
+    /// `queue.max_queue_size`: most jobs that wait.
+    pub max_queue_size: u64,
+}
+
+/// Why a leader ended itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// A store has seen a newer leader.
+    Fenced,
+    /// It is unknown what a commit did, so what is in memory cannot be trusted.
+    Unsure,
+}
+
+/// What hastens the loops.
+#[derive(Default)]
+pub struct Nudges {
+    /// Work or a slot may have come.
+    pub schedule: Notify,
+    /// A retry may be due.
+    pub promote: Notify,
+    /// The ready queue may lack something.
+    pub reconcile: Notify,
+}
+
+/// A leadership in force.
+pub struct Leader {
+    core: Arc<Core>,
+    submissions: Batcher<Submission>,
+    events: Vec<Batcher<EventItem>>,
+    fetches: Batcher<Fetch>,
+}
+
+/// What the parts of a leader share.
+struct Core {
+    parts: LeaderParts,
+    fleet: std::sync::Mutex<Fleet>,
+    nudges: Nudges,
+    feed: Feed,
+    /// Shapes that may have jobs in the ready queue.
+    shapes: std::sync::Mutex<HashMap<Shape, Instant>>,
+    /// Something could not be told to the ready queue.
+    queue_lacks: AtomicBool,
+    /// Jobs that wait, by the counters and what was added since.
+    waiting: AtomicI64,
+    /// When the next retry is due.
+    next_due: std::sync::Mutex<Option<Instant>>,
+    end: watch::Sender<Option<End>>,
+}
+
+impl Leader {
+    /// Starts the batchers of a leader that has taken over.
+    fn start(core: Arc<Core>, stage: &Stage, feed: feed::Tail) -> Arc<Self> {
+        let sizes = |name: &str| core.parts.metrics.batch_size.with_label_values(&[name]);
+        feed.start(&core, stage, &sizes("ready_queue"));
+        let submissions = submit::start(&core, stage, &sizes("submission"));
+        let events =
+            EVENT_SLOTS.iter().map(|slot| apply::start(&core, stage, *slot, &sizes("event"))).collect();
+        let fetches = workers::start(&core, stage, &sizes("fetch"));
+        Arc::new(Self { core, submissions, events, fetches })
+    }
+
+    /// Becomes `Some` when the leader ends itself.
+    pub fn ended(&self) -> watch::Receiver<Option<End>> {
+        self.core.end.subscribe()
+    }
+
+    /// What hastens the loops.
+    pub fn nudges(&self) -> &Nudges {
+        &self.core.nudges
+    }
+
+    /// Lets something happen to a job and waits for the commit.
+    async fn apply(&self, job: JobId, event: JobEvent) -> Result<Applied, ServiceError> {
+        let (reply, answer) = oneshot::channel();
+        self.push_event(job, event, Some(reply))?;
+        answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
+    }
+
+    /// The same without waiting: a loop looks again if it comes to nothing.
+    fn push_event(
+        &self,
+        job: JobId,
+        event: JobEvent,
+        reply: Option<oneshot::Sender<Result<Applied, ServiceError>>>,
+    ) -> Result<(), ServiceError> {
+        let item = EventItem { job, event, reply };
+        // Reports of one worker go one way, so that no two transactions tally the same worker.
+        let way = item.way() % self.events.len();
+        let bytes = item.bytes();
+        self.events[way].push(item, bytes)
+    }
+}
+
+impl Commands for Leader {
+    fn execute(&self, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
+        Box::pin(async move {
+            if self.core.end.borrow().is_some() {
+                return Err(ServiceError::NoLeader);
+            }
+            match command {
+                Command::SubmitJobs(jobs) => self.submit(jobs).await.map(Answer::SubmitJobs),
+                Command::ApplyEvent(job, event) => {
+                    self.note_reporter(&event).await?;
+                    self.apply(job, event).await.map(Answer::ApplyEvent)
+                }
+                Command::RegisterWorker(new) => {
+                    let (worker, created) = self.register(new).await?;
+                    Ok(Answer::RegisterWorker(Box::new(worker), created))
+                }
+                Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat).await.map(Answer::Heartbeat),
+                Command::PollJob(poll) => self.poll(poll).await.map(Answer::PollJob),
+            }
+        })
+    }
+}
+
+impl Core {
+    fn now(&self) -> Instant {
+        self.parts.ambient.instant()
+    }
+
+    fn fleet(&self) -> std::sync::MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Ends the leadership; the first reason stands.
+    fn end(&self, reason: End) {
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            if first {
+                *end = Some(reason);
+            }
+            first
+        });
+    }
+
+    /// Draws the consequences of a failed transaction.
+    fn note_failure(&self, error: &StorageError) {
+        match error {
+            StorageError::Fenced | StorageError::ForeignCluster(_) => {
+                self.parts.metrics.fenced_writes.inc();
+                tracing::warn!(epoch = %self.parts.fence.epoch, "PostgreSQL fenced a write off; this replica stops leading.");
+                self.end(End::Fenced);
+            }
+            StorageError::OutcomeUnknown(cause) => {
+                tracing::warn!(%cause, "The outcome of a commit is unknown; the leader starts over from PostgreSQL.");
+                self.end(End::Unsure);
+            }
+            StorageError::Rejected(_) | StorageError::Unavailable(_) | StorageError::Unexpected(_) => {}
+        }
+    }
+
+    /// Draws the consequences of a failed operation on the ready queue.
+    fn note_queue_failure(&self, error: &QueueError) {
+        match error {
+            QueueError::Fenced { stored } => {
+                self.parts.metrics.fenced_writes.inc();
+                tracing::warn!(epoch = %self.parts.fence.epoch, stored, "Redis fenced a write off; this replica stops leading.");
+                self.end(End::Fenced);
+            }
+            QueueError::Unavailable(_) | QueueError::Protocol(_) | QueueError::Config(_) => {
+                self.queue_lacks.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Runs a fenced transaction, and runs it again when it meets a passing obstacle. `run` begins and
+    /// commits by itself, with [`Self::begin`]; one that fails on the way is rolled back.
+    async fn transaction<T, F, Fut>(&self, name: &'static str, mut run: F) -> Result<T, StorageError>
+    where
+        F: FnMut() -> Fut + Send,
+        Fut: Future<Output = Result<T, StorageError>> + Send,
+    {
+        let timer = self.parts.metrics.transaction.with_label_values(&[name]).start_timer();
+        let mut tries = 1;
+        let result = loop {
+            match run().await {
+                Err(error) if error.retryable() && tries < TRIES && self.end.borrow().is_none() => {
+                    tracing::debug!(name, %error, tries, "A transaction is tried again.");
+                    let pause = f64::from(5 << tries) * (0.5 + self.parts.ambient.unit());
+                    tokio::time::sleep(Duration::from_secs_f64(pause / 1000.0)).await;
+                    tries += 1;
+                }
+                result => break result,
+            }
+        };
+        timer.observe_duration();
+        if let Err(error) = &result {
+            self.note_failure(error);
+        }
+        result
+    }
+
+    async fn begin(&self) -> Result<FencedTransaction, StorageError> {
+        self.parts.database.begin(self.parts.fence).await
+    }
+}

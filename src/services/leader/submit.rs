@@ -1,0 +1,115 @@
+//! Storing submissions, hundreds in one transaction.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use chrono::{DateTime, Utc};
+use prometheus::Histogram;
+use tokio::sync::oneshot;
+
+use super::feed::FeedItem;
+use super::{Core, Leader, SUBMISSION_SLOTS};
+use crate::domain::ids::JobId;
+use crate::domain::job::{Job, NewJob};
+use crate::ready_queue::Entry;
+use crate::services::batcher::{Batcher, Limits, Stage};
+use crate::services::crash;
+use crate::services::error::ServiceError;
+use crate::storage::StorageError;
+
+type Reply = oneshot::Sender<Result<Vec<Job>, ServiceError>>;
+type Stored = HashMap<JobId, DateTime<Utc>>;
+
+/// One caller's jobs.
+pub(super) struct Submission {
+    jobs: Vec<NewJob>,
+    reply: Reply,
+}
+
+impl Leader {
+    /// Stores jobs, all or none. They are answered as accepted; by then they are on their way into the
+    /// ready queue.
+    pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>, ServiceError> {
+        self.core.check_room(jobs.len())?;
+        let bytes = jobs.iter().map(|job| 512 + job.input_data.as_str().len() + job.metadata.as_str().len()).sum();
+        let (reply, answer) = oneshot::channel();
+        self.submissions.push(Submission { jobs, reply }, bytes)?;
+        answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
+    }
+}
+
+pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<Submission> {
+    let core = Arc::clone(core);
+    Batcher::start(stage, Limits::default(), &SUBMISSION_SLOTS, sizes, move |slot, batch| {
+        let core = Arc::clone(&core);
+        async move { core.store_submissions(slot, batch).await }
+    })
+}
+
+impl Core {
+    /// Whether `more` jobs may wait.
+    fn check_room(&self, more: usize) -> Result<(), ServiceError> {
+        let waiting = u64::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(0);
+        let limit = self.parts.max_queue_size;
+        if waiting.saturating_add(more as u64) > limit {
+            return Err(ServiceError::QueueFull { limit });
+        }
+        Ok(())
+    }
+
+    async fn store_submissions(&self, slot: i16, batch: Vec<Submission>) {
+        let jobs: Vec<&NewJob> = batch.iter().flat_map(|submission| &submission.jobs).collect();
+        match self.insert(slot, &jobs).await {
+            Ok(stored) => {
+                crash::point("submitted");
+                batch.into_iter().for_each(|submission| self.accept(submission, &stored));
+                self.nudges.schedule.notify_one();
+            }
+            // Checked values that PostgreSQL refuses all the same must not fail their neighbours.
+            Err(StorageError::Rejected(_)) if batch.len() > 1 => {
+                for submission in batch {
+                    let jobs: Vec<&NewJob> = submission.jobs.iter().collect();
+                    match self.insert(slot, &jobs).await {
+                        Ok(stored) => self.accept(submission, &stored),
+                        Err(error) => drop(submission.reply.send(Err(error.into()))),
+                    }
+                }
+            }
+            Err(error) => {
+                let error = ServiceError::from(error);
+                for submission in batch {
+                    drop(submission.reply.send(Err(error.clone())));
+                }
+            }
+        }
+    }
+
+    async fn insert(&self, slot: i16, jobs: &[&NewJob]) -> Result<Stored, StorageError> {
+        self.transaction("submit_jobs", || async {
+            let mut transaction = self.begin().await?;
+            let stored = transaction.insert_jobs(slot, jobs).await?;
+            transaction.commit().await.map(|()| stored.into_iter().collect())
+        })
+        .await
+    }
+
+    /// After the commit: puts the jobs into the ready queue and answers the caller.
+    fn accept(&self, submission: Submission, stored: &Stored) {
+        let mut accepted = Vec::with_capacity(submission.jobs.len());
+        for job in submission.jobs {
+            // Missing: another transaction stores the same id at this moment.
+            let Some(&submitted_at) = stored.get(&job.id) else {
+                drop(submission.reply.send(Err(ServiceError::OutcomeUnknown)));
+                return;
+            };
+            let entry =
+                Entry { job_id: job.id, shape: job.shape.clone(), priority: job.priority, submitted_at };
+            self.feed(FeedItem::Add(entry));
+            self.parts.metrics.jobs_queued.inc();
+            accepted.push(Job::accepted(job, submitted_at));
+        }
+        self.waiting.fetch_add(i64::try_from(accepted.len()).unwrap_or(0), Ordering::Relaxed);
+        drop(submission.reply.send(Ok(accepted)));
+    }
+}

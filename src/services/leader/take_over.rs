@@ -1,0 +1,103 @@
+//! From a won election to work: fence, workers and leases, ready queue.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::{Core, Leader, LeaderParts, Nudges, feed};
+use crate::domain::worker::WorkerStatus;
+use crate::services::batcher::Stage;
+use crate::services::fleet::Fleet;
+use crate::storage::StorageError;
+
+impl Leader {
+    /// Takes over: fences older leaders off, loads workers and live leases, and starts the batchers. From
+    /// then on commands are accepted; the ready queue is seen to by [`Self::take_over_queue`].
+    pub async fn take_over(
+        parts: LeaderParts,
+        term: i64,
+        leader_id: i64,
+        stage: &Stage,
+    ) -> Result<Arc<Self>, StorageError> {
+        let began = parts.ambient.instant();
+        parts.database.take_over(parts.fence, term, leader_id).await?;
+        let fenced = phase(&parts, "fence", began);
+        let (fleet, waiting) = load(&parts).await?;
+        phase(&parts, "load", fenced);
+        let (feed, tail) = feed::prepare();
+        let core = Arc::new(Core {
+            parts,
+            fleet: std::sync::Mutex::new(fleet),
+            nudges: Nudges::default(),
+            feed,
+            shapes: std::sync::Mutex::new(HashMap::new()),
+            queue_lacks: AtomicBool::new(false),
+            waiting: AtomicI64::new(waiting),
+            next_due: std::sync::Mutex::new(None),
+            end: watch::Sender::new(None),
+        });
+        Ok(Self::start(core, stage, tail))
+    }
+
+    /// Puts back what the former leader claimed and did not assign, and learns what waits. Redis may be
+    /// away: then `reconcile_queue` does it once it is back.
+    pub async fn take_over_queue(&self) {
+        let core = &self.core;
+        let began = core.now();
+        if let Err(error) = self.try_take_over_queue().await {
+            tracing::warn!(%error, "The ready queue could not be taken over; it will be reconciled.");
+            core.queue_lacks.store(true, std::sync::atomic::Ordering::Release);
+        }
+        phase(&core.parts, "queue", began);
+        core.nudges.schedule.notify_one();
+    }
+
+    async fn try_take_over_queue(&self) -> Result<(), super::upkeep::UpkeepError> {
+        let core = &self.core;
+        let queue = &core.parts.queue;
+        let whole = queue.generation(core.parts.fence.epoch).await.inspect_err(|e| core.note_queue_failure(e))?;
+        let claims = queue.all_claims().await?;
+        self.settle_claims(&claims).await?;
+        let shapes = queue.shapes().await?;
+        core.note_shapes(shapes.into_iter().map(|(shape, _)| shape));
+        // Jobs that the former leader committed and could not tell the ready queue of.
+        let queued = core.parts.database.stats().await?.queued;
+        let held = i64::try_from(queue.total().await?).unwrap_or(i64::MAX);
+        if whole.is_none() || held != queued {
+            core.queue_lacks.store(true, std::sync::atomic::Ordering::Release);
+            core.nudges.reconcile.notify_one();
+        }
+        Ok(())
+    }
+}
+
+/// Workers that are online or hold leases, the live leases, and how many jobs wait.
+async fn load(parts: &LeaderParts) -> Result<(Fleet, i64), StorageError> {
+    let leases = parts.database.live_leases().await?;
+    let holders: HashSet<_> = leases.iter().map(|lease| lease.worker_id).collect();
+    let (workers, now) = (parts.database.workers(None).await?, parts.database.now().await?);
+    let here = parts.ambient.instant();
+    let mut fleet = Fleet::default();
+    for worker in &workers.workers {
+        if worker.status != WorkerStatus::Offline || holders.contains(&worker.id) {
+            let silent_for = (now - worker.last_heartbeat).to_std().unwrap_or_default();
+            let heard = here.checked_sub(silent_for).unwrap_or(here);
+            fleet.admit(worker, parts.worker_timeout, heard, here);
+        }
+    }
+    for lease in &leases {
+        fleet.adopt(lease, here);
+    }
+    let stats = parts.database.stats().await?;
+    Ok((fleet, stats.pending + stats.queued))
+}
+
+/// Publishes how long a phase took; answers the time at its end.
+fn phase(parts: &LeaderParts, name: &str, began: Instant) -> Instant {
+    let now = parts.ambient.instant();
+    parts.metrics.takeover.with_label_values(&[name]).observe(now.duration_since(began).as_secs_f64());
+    now
+}

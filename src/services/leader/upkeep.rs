@@ -1,0 +1,280 @@
+//! What the leader's loops do, one method each; every one can be run at any time and any number of times.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{Core, Leader};
+use crate::domain::ids::JobId;
+use crate::domain::transition::JobEvent;
+use crate::ready_queue::{Entry, QueueError};
+use crate::services::error::ServiceError;
+use crate::storage::{QueuedJob, StorageError};
+
+/// Jobs that one sweep looks at.
+const SWEEP: i64 = 500;
+/// Jobs per page of a rebuild.
+const PAGE: i64 = 5_000;
+/// Age from which a claim counts as left behind. Longer than any assignment takes.
+const STALE_CLAIM: Duration = Duration::from_secs(8);
+/// How often the ready queue is compared with the counters.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
+/// A loop's run that failed; it is run again.
+#[derive(Debug, thiserror::Error)]
+pub enum UpkeepError {
+    /// The ready queue failed.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// PostgreSQL failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A write was not accepted.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+}
+
+/// What `reconcile_queue` remembers from one run to the next.
+#[derive(Default)]
+pub struct Reconciliation {
+    compared: Option<Instant>,
+    differed: bool,
+}
+
+impl Leader {
+    /// Puts jobs whose retry time has come into the ready queue. Answers how long until the next one is
+    /// due, if one is known.
+    pub async fn promote_retries(&self) -> Result<Option<Duration>, UpkeepError> {
+        let core = &self.core;
+        core.next_due.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        loop {
+            let due = core.parts.database.due_jobs(SWEEP).await?;
+            let count = due.len();
+            self.apply_all(due.into_iter().map(|job| (job, JobEvent::Due))).await?;
+            if i64::try_from(count).unwrap_or(SWEEP) < SWEEP {
+                break;
+            }
+        }
+        if let Some(seconds) = core.parts.database.next_due_in().await? {
+            core.promote_at(Duration::from_secs_f64(seconds.max(0.0)));
+        }
+        let next = *core.next_due.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(next.map(|due| due.saturating_duration_since(core.now())))
+    }
+
+    /// Ends attempts that ran too long, takes back jobs that were not fetched, and gives up workers that
+    /// went silent.
+    pub async fn reap_leases(&self) -> Result<(), UpkeepError> {
+        let core = &self.core;
+        let overdue = core.parts.database.overdue_jobs(SWEEP).await?;
+        self.apply_all(overdue.into_iter().map(|(job, lease)| (job, JobEvent::DeadlinePassed { lease })))
+            .await?;
+        let unfetched = core.fleet().unfetched(core.now());
+        self.apply_all(unfetched.into_iter().map(|(job, lease)| (job, JobEvent::NotFetched { lease })))
+            .await?;
+        self.reap_workers().await
+    }
+
+    async fn reap_workers(&self) -> Result<(), UpkeepError> {
+        let core = &self.core;
+        let silent: Vec<_> = core
+            .fleet()
+            .silent(core.now())
+            .into_iter()
+            .map(|(worker, limit)| (worker, limit.as_secs_f64()))
+            .collect();
+        if silent.is_empty() {
+            return Ok(());
+        }
+        let offline = core
+            .transaction("mark_offline", || async {
+                let mut transaction = core.begin().await?;
+                let offline = transaction.mark_offline(&silent).await?;
+                transaction.commit().await.map(|()| offline)
+            })
+            .await?;
+        for worker in offline {
+            let leases = core.fleet().leases_of(worker);
+            tracing::warn!(worker_id = %worker, leases = leases.len(), "A worker went silent; its leases are ended.");
+            self.apply_all(leases.into_iter().map(|(job, lease)| (job, JobEvent::WorkerLost { lease })))
+                .await?;
+            core.fleet().remove(worker);
+        }
+        Ok(())
+    }
+
+    /// Tells PostgreSQL who was heard, and counts workers.
+    pub async fn record_vitals(&self) -> Result<(), UpkeepError> {
+        let core = &self.core;
+        let (vitals, counts) = {
+            let mut fleet = core.fleet();
+            (fleet.take_vitals(core.now()), fleet.count_by_status())
+        };
+        for (status, count) in counts {
+            core.parts.metrics.workers.with_label_values(&[status.as_str()]).set(count);
+        }
+        if vitals.is_empty() {
+            return Ok(());
+        }
+        let written = core
+            .transaction("record_vitals", || async {
+                let mut transaction = core.begin().await?;
+                transaction.write_vitals(&vitals).await?;
+                transaction.commit().await
+            })
+            .await;
+        if written.is_err() {
+            core.fleet().keep_vitals(&vitals);
+        }
+        Ok(written?)
+    }
+
+    /// Applies events and waits for all of them. A refusal means that somebody else was faster.
+    async fn apply_all(
+        &self,
+        events: impl IntoIterator<Item = (JobId, JobEvent)>,
+    ) -> Result<(), ServiceError> {
+        let mut answers = Vec::new();
+        for (job, event) in events {
+            let (reply, answer) = oneshot::channel();
+            self.push_event(job, event, Some(reply))?;
+            answers.push(answer);
+        }
+        for answer in answers {
+            match answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown)) {
+                Ok(_) | Err(ServiceError::Conflict(_) | ServiceError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the ready queue hold what PostgreSQL says it should: after a loss of Redis, after a change
+    /// that could not be told, and for claims that were left behind.
+    pub async fn reconcile_queue(&self, memory: &mut Reconciliation) -> Result<(), UpkeepError> {
+        let core = &self.core;
+        let epoch = core.parts.fence.epoch;
+        let generation = core.parts.queue.generation(epoch).await.inspect_err(|e| core.note_queue_failure(e))?;
+        let lacks = core.queue_lacks.swap(false, Ordering::AcqRel);
+        if generation.is_none() || lacks {
+            if let Err(error) = self.rebuild_queue().await {
+                core.queue_lacks.store(true, Ordering::Release);
+                return Err(error);
+            }
+            memory.differed = false;
+        }
+        let stale = core.parts.queue.claims_older_than(STALE_CLAIM).await?;
+        self.settle_claims(&stale).await?;
+        let now = core.now();
+        if memory.compared.is_none_or(|at| now.duration_since(at) >= COMPARE_EVERY) {
+            memory.compared = Some(now);
+            self.compare_queue(memory).await?;
+        }
+        core.publish_depth().await
+    }
+
+    /// Fills the ready queue from PostgreSQL, in dispatch order, while scheduling goes on. A job that is
+    /// taken meanwhile may be put in once more; its next claim comes to nothing.
+    async fn rebuild_queue(&self) -> Result<(), UpkeepError> {
+        let core = &self.core;
+        let epoch = core.parts.fence.epoch;
+        core.parts.queue.begin_rebuild(epoch).await?;
+        let mut after: Option<QueuedJob> = None;
+        let mut count = 0;
+        loop {
+            let page = core.parts.database.queued_jobs(after.as_ref(), PAGE).await?;
+            let entries: Vec<Entry> = page.iter().map(entry).collect();
+            core.parts.queue.enqueue(epoch, &entries).await.inspect_err(|e| core.note_queue_failure(e))?;
+            core.note_shapes(entries.into_iter().map(|entry| entry.shape));
+            core.nudges.schedule.notify_one();
+            count += page.len();
+            let full = i64::try_from(page.len()).unwrap_or(0) >= PAGE;
+            after = page.into_iter().last();
+            if !full {
+                break;
+            }
+        }
+        let generation = core.parts.ambient.uuid().to_string();
+        core.parts.queue.mark_whole(epoch, &generation).await?;
+        tracing::info!(jobs = count, "The ready queue was made whole from PostgreSQL.");
+        Ok(())
+    }
+
+    /// Puts claims back whose job is still queued, and forgets the others.
+    pub(super) async fn settle_claims(&self, claims: &[JobId]) -> Result<(), UpkeepError> {
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let core = &self.core;
+        let epoch = core.parts.fence.epoch;
+        let queued = core.parts.database.still_queued(claims).await?;
+        let gone: Vec<JobId> = claims.iter().copied().filter(|job| !queued.contains(job)).collect();
+        core.parts.queue.put_back(epoch, &queued).await?;
+        core.parts.queue.confirm(epoch, &gone).await?;
+        tracing::info!(put_back = queued.len(), forgotten = gone.len(), "Claims that were left behind are settled.");
+        core.nudges.schedule.notify_one();
+        Ok(())
+    }
+
+    /// Compares the number of jobs in the ready queue with the counters. A difference that is there
+    /// twice in a row is no job in flight: something was evicted or left behind.
+    async fn compare_queue(&self, memory: &mut Reconciliation) -> Result<(), UpkeepError> {
+        let core = &self.core;
+        let stats = core.parts.database.stats().await?;
+        core.waiting.store(stats.pending + stats.queued, Ordering::Relaxed);
+        let held = i64::try_from(core.parts.queue.total().await?).unwrap_or(i64::MAX);
+        core.note_shapes(core.parts.queue.shapes().await?.into_iter().map(|(shape, _)| shape));
+        let differs = held != stats.queued;
+        if differs && memory.differed {
+            tracing::warn!(held, queued = stats.queued, "The ready queue differs from PostgreSQL; it is reconciled.");
+            if held > stats.queued {
+                self.drop_strangers().await?;
+            }
+            self.rebuild_queue().await?;
+        }
+        memory.differed = differs && !memory.differed;
+        Ok(())
+    }
+
+    /// Takes out of the ready queue what PostgreSQL does not call queued.
+    async fn drop_strangers(&self) -> Result<(), UpkeepError> {
+        let core = &self.core;
+        for (shape, _) in core.parts.queue.shapes().await? {
+            let mut cursor = Some(0);
+            while let Some(at) = cursor {
+                let (members, next) = core.parts.queue.members_page(&shape, at).await?;
+                let queued = core.parts.database.still_queued(&members).await?;
+                let strangers: Vec<_> = members
+                    .into_iter()
+                    .filter(|job| !queued.contains(job))
+                    .map(|job| (job, shape.clone()))
+                    .collect();
+                core.parts.queue.remove(core.parts.fence.epoch, &strangers).await?;
+                cursor = next;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    async fn publish_depth(&self) -> Result<(), UpkeepError> {
+        let depth = self.parts.queue.depth().await?;
+        for (priority, count) in (1..).zip(depth) {
+            let label = i32::to_string(&priority);
+            let gauge = self.parts.metrics.queue_depth.with_label_values(&[&label]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        Ok(())
+    }
+}
+
+fn entry(job: &QueuedJob) -> Entry {
+    Entry {
+        job_id: job.id,
+        shape: job.shape.clone(),
+        priority: job.priority,
+        submitted_at: job.submitted_at,
+    }
+}

@@ -1,0 +1,14 @@
+//! Use cases: what happens between a request and its commit.
+
+pub mod batcher;
+pub mod command;
+mod crash;
+pub mod error;
+pub mod facade;
+mod fleet;
+pub mod inspect;
+pub mod leader;
+pub mod queries;
+
+pub use error::ServiceError;
+pub use facade::Services;

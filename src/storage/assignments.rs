@@ -1,0 +1,202 @@
+//! Giving queued jobs to workers, and what is known of leases.
+
+use super::error::StorageError;
+use super::database::Database;
+use super::fence::FencedTransaction;
+use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
+use crate::domain::payload::Payload;
+
+/// A claimed job and the worker that is to have it.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim {
+    /// The job.
+    pub job_id: JobId,
+    /// Who is to run it.
+    pub worker_id: WorkerId,
+    /// The token of the new lease.
+    pub lease: LeaseId,
+    /// The `PollJob` call that waits for it, if one does.
+    pub delivery: Option<DeliveryId>,
+}
+
+/// A job that was taken for a worker, with all that the worker needs.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the columns of the specification's tables")]
+pub struct Taken {
+    pub lease: LeaseId,
+    pub worker_id: WorkerId,
+    pub job_id: JobId,
+    pub attempt_number: u32,
+    pub name: String,
+    pub model_name: String,
+    pub model_version: String,
+    pub input_data: Payload,
+    pub timeout_seconds: u32,
+    pub wait_ms: i64,
+}
+
+/// A lease as a new leader finds it.
+#[derive(Debug, Clone, Copy)]
+pub struct LiveLease {
+    /// The token.
+    pub lease: LeaseId,
+    /// The job.
+    pub job_id: JobId,
+    /// Who holds it.
+    pub worker_id: WorkerId,
+    /// Whether the worker said that it runs.
+    pub running: bool,
+    /// The call that fetched the job.
+    pub delivery: Option<DeliveryId>,
+}
+
+impl FencedTransaction {
+    /// Takes those of the claimed jobs that are still `queued`, each under its new lease. Until its
+    /// worker says that it runs, a lease is good for `fetch_seconds` beyond the job's timeout.
+    pub async fn assign_jobs(
+        &mut self,
+        slot: i16,
+        claims: &[Claim],
+        fetch_seconds: i32,
+    ) -> Result<Vec<Taken>, StorageError> {
+        let jobs: Vec<_> = claims.iter().map(|claim| claim.job_id.0).collect();
+        let workers: Vec<_> = claims.iter().map(|claim| claim.worker_id.0).collect();
+        let leases: Vec<_> = claims.iter().map(|claim| claim.lease.0).collect();
+        let deliveries: Vec<_> = claims.iter().map(|claim| claim.delivery.map(|id| id.0)).collect();
+        let rows = sqlx::query!(
+            r#"WITH claim AS (
+                   SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[])
+                       AS c (job_id, worker_id, lease_id, delivery_id)
+               ), locked AS (
+                   SELECT j.id, c.worker_id, c.lease_id, c.delivery_id
+                   FROM jobs j JOIN claim c ON c.job_id = j.id
+                   WHERE j.status = 'queued'
+                   ORDER BY j.id
+                   FOR UPDATE OF j
+               ), taken AS (
+                   UPDATE jobs j SET status = 'assigned', assigned_worker_id = l.worker_id,
+                       assigned_at = now(), lease_id = l.lease_id,
+                       lease_expires_at = now() + make_interval(secs => j.timeout_seconds + $6::int),
+                       queue_wait_time_ms =
+                           greatest(0, extract(epoch FROM now() - j.queued_at) * 1000)::bigint,
+                       updated_at = now()
+                   FROM locked l WHERE j.id = l.id
+                   RETURNING j.id, j.lease_id, j.assigned_worker_id, j.lease_expires_at, l.delivery_id,
+                       j.retry_count + 1 AS attempt_number, j.name, j.model_name, j.model_version,
+                       j.input_data, j.timeout_seconds, j.queue_wait_time_ms
+               ), leased AS (
+                   INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
+                       lease_expires_at, delivery_id, delivered_at)
+                   SELECT lease_id, id, assigned_worker_id, attempt_number, 'started', now(),
+                       lease_expires_at, delivery_id, CASE WHEN delivery_id IS NOT NULL THEN now() END
+                   FROM taken
+               ), counted AS (
+                   UPDATE job_counters SET queued = queued - t.jobs, assigned = assigned + t.jobs,
+                       wait_ms = job_counters.wait_ms + t.wait_ms, waits = waits + t.jobs
+                   FROM (SELECT count(*) AS jobs, coalesce(sum(queue_wait_time_ms), 0)::bigint AS wait_ms
+                         FROM taken) t
+                   WHERE slot = $1
+               )
+               SELECT id AS "id!", lease_id AS "lease_id!", assigned_worker_id AS "worker_id!",
+                   attempt_number AS "attempt_number!", name AS "name!", model_name AS "model_name!",
+                   model_version AS "model_version!", input_data::text AS "input_data!",
+                   timeout_seconds AS "timeout_seconds!", queue_wait_time_ms AS "wait_ms!"
+               FROM taken"#,
+            slot,
+            &jobs,
+            &workers,
+            &leases,
+            &deliveries as _,
+            fetch_seconds,
+        )
+        .fetch_all(self.connection()?)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Taken {
+                lease: LeaseId(row.lease_id),
+                worker_id: WorkerId(row.worker_id),
+                job_id: JobId(row.id),
+                attempt_number: row.attempt_number.cast_unsigned(),
+                name: row.name,
+                model_name: row.model_name,
+                model_version: row.model_version,
+                input_data: Payload::trusted(row.input_data),
+                timeout_seconds: row.timeout_seconds.cast_unsigned(),
+                wait_ms: row.wait_ms,
+            })
+            .collect())
+    }
+
+    /// Notes which `PollJob` call fetched each lease. Answers those that are live and were not fetched
+    /// by another call before.
+    pub async fn mark_delivered(
+        &mut self,
+        deliveries: &[(LeaseId, DeliveryId)],
+    ) -> Result<Vec<LeaseId>, StorageError> {
+        let leases: Vec<_> = deliveries.iter().map(|(lease, _)| lease.0).collect();
+        let ids: Vec<_> = deliveries.iter().map(|(_, delivery)| delivery.0).collect();
+        let rows = sqlx::query_scalar!(
+            "UPDATE executions e SET delivery_id = d.delivery_id,
+                 delivered_at = coalesce(e.delivered_at, now())
+             FROM unnest($1::uuid[], $2::uuid[]) AS d (lease_id, delivery_id)
+             WHERE e.id = d.lease_id AND e.status IN ('started', 'running')
+                 AND (e.delivery_id IS NULL OR e.delivery_id = d.delivery_id)
+             RETURNING e.id",
+            &leases,
+            &ids,
+        )
+        .fetch_all(self.connection()?)
+        .await?;
+        Ok(rows.into_iter().map(LeaseId).collect())
+    }
+}
+
+impl Database {
+    /// All live leases.
+    pub async fn live_leases(&self) -> Result<Vec<LiveLease>, StorageError> {
+        let rows = sqlx::query!(
+            r#"SELECT lease_id AS "lease_id!", j.id, assigned_worker_id AS "worker_id!",
+                   j.status = 'running' AS "running!", e.delivery_id
+               FROM jobs j JOIN executions e ON e.id = j.lease_id
+               WHERE j.lease_expires_at IS NOT NULL"#
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| LiveLease {
+                lease: LeaseId(row.lease_id),
+                job_id: JobId(row.id),
+                worker_id: WorkerId(row.worker_id),
+                running: row.running,
+                delivery: row.delivery_id.map(DeliveryId),
+            })
+            .collect())
+    }
+
+    /// What the worker needs to run the job of a live lease.
+    pub async fn assignment(&self, lease: LeaseId) -> Result<Option<Taken>, StorageError> {
+        let row = sqlx::query!(
+            r#"SELECT id, assigned_worker_id AS "worker_id!", retry_count + 1 AS "attempt_number!", name,
+                   model_name, model_version, input_data::text AS "input_data!", timeout_seconds,
+                   coalesce(queue_wait_time_ms, 0) AS "wait_ms!"
+               FROM jobs WHERE lease_id = $1 AND id = (SELECT job_id FROM executions WHERE id = $1)"#,
+            lease.0
+        )
+        .fetch_optional(&self.reads)
+        .await?;
+        Ok(row.map(|row| Taken {
+            lease,
+            worker_id: WorkerId(row.worker_id),
+            job_id: JobId(row.id),
+            attempt_number: row.attempt_number.cast_unsigned(),
+            name: row.name,
+            model_name: row.model_name,
+            model_version: row.model_version,
+            input_data: Payload::trusted(row.input_data),
+            timeout_seconds: row.timeout_seconds.cast_unsigned(),
+            wait_ms: row.wait_ms,
+        }))
+    }
+}

@@ -1,0 +1,108 @@
+//! The fence: no write of a leader whom another one has replaced.
+//!
+//! A leader takes over by storing its epoch under an exclusive advisory lock. Each of its transactions
+//! takes the same lock shared and checks the epoch, so taking over waits for the transactions of older
+//! leaders that are under way and shuts out all later ones. The timeouts below bound that wait when an
+//! old leader freezes in the middle of a transaction.
+
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, Postgres};
+
+use super::database::Database;
+use super::error::StorageError;
+use crate::domain::ids::{ClusterId, Epoch};
+
+/// Longest statement, lock wait and idle time of a leader transaction, in milliseconds.
+const STATEMENT_TIMEOUT_MS: u32 = 2_000;
+const LOCK_TIMEOUT_MS: u32 = 500;
+const IDLE_TIMEOUT_MS: u32 = 400;
+
+/// What a leader must show to write: its Raft group and its epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence {
+    /// The Raft group.
+    pub cluster_id: ClusterId,
+    /// The log index of the leadership.
+    pub epoch: Epoch,
+}
+
+/// A transaction that has passed the fence and holds it open. Dropping it rolls back by closing the
+/// connection.
+pub struct FencedTransaction {
+    connection: Option<PoolConnection<Postgres>>,
+}
+
+impl Database {
+    /// Makes `fence` the current one, once no transaction of an older leader is under way.
+    pub async fn take_over(&self, fence: Fence, term: i64, leader_id: i64) -> Result<(), StorageError> {
+        sqlx::query("SELECT cortex_take_over($1, $2, $3, $4)")
+            .bind(fence.cluster_id.0)
+            .bind(fence.epoch.0)
+            .bind(term)
+            .bind(leader_id)
+            .execute(&self.writes)
+            .await?;
+        Ok(())
+    }
+
+    /// Begins a leader transaction, which fails with [`StorageError::Fenced`] if the fence is not the
+    /// current one.
+    pub async fn begin(&self, fence: Fence) -> Result<FencedTransaction, StorageError> {
+        let connection = self.writes.acquire().await?;
+        let mut transaction = FencedTransaction { connection: Some(connection) };
+        // One round trip. The settings are local, so they also hold behind a transaction pooler.
+        let begin = format!(
+            "BEGIN; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}; \
+             SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; \
+             SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}; \
+             SELECT cortex_fence('{}', {})",
+            fence.cluster_id, fence.epoch
+        );
+        let begun = sqlx::raw_sql(AssertSqlSafe(begin)).execute(transaction.connection()?).await;
+        match begun {
+            Ok(_) => Ok(transaction),
+            Err(error) => {
+                transaction.roll_back().await;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl FencedTransaction {
+    /// The connection, for statements.
+    pub(super) fn connection(&mut self) -> Result<&mut sqlx::PgConnection, StorageError> {
+        self.connection.as_deref_mut().ok_or(StorageError::Unavailable(sqlx::Error::PoolClosed))
+    }
+
+    /// Commits. A connection that breaks meanwhile is [`StorageError::OutcomeUnknown`].
+    pub async fn commit(mut self) -> Result<(), StorageError> {
+        let committed = sqlx::raw_sql("COMMIT").execute(self.connection()?).await;
+        match committed {
+            Ok(_) => {
+                // Back to the pool, outside any transaction.
+                self.connection = None;
+                Ok(())
+            }
+            Err(error @ sqlx::Error::Database(_)) => Err(error.into()),
+            Err(error) => Err(StorageError::OutcomeUnknown(error)),
+        }
+    }
+
+    /// Gives up what was written and keeps the connection if it still works.
+    pub async fn roll_back(mut self) {
+        if let Some(mut connection) = self.connection.take()
+            && sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await.is_err()
+        {
+            connection.close_on_drop();
+        }
+    }
+}
+
+impl Drop for FencedTransaction {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.close_on_drop();
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Jobs, for reading.
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::Postgres;
+use sqlx::{FromRow, QueryBuilder};
+use uuid::Uuid;
+
+use super::database::Database;
+use super::error::StorageError;
+use super::fence::FencedTransaction;
+use super::transitions::parse;
+use crate::domain::ids::{JobId, WorkerId};
+use crate::domain::job::{Job, JobFilter, JobList};
+use crate::domain::payload::Payload;
+
+/// The columns of a shown job. The filters of a list vary, so these statements are built at run time;
+/// a test runs every combination.
+const SELECT_JOB: &str = "SELECT id, name, model_name, model_version, status, priority, max_retries, \
+     retry_count, timeout_seconds, input_data::text AS input_data, output_data::text AS output_data, \
+     error_message, error_stack, assigned_worker_id, assigned_at, submitted_at, queued_at, started_at, \
+     completed_at, execution_duration_ms, queue_wait_time_ms, coalesce(tags, '{}')::text AS tags, \
+     coalesce(metadata, '{}')::text AS metadata, created_by, next_retry_at, retry_backoff_seconds, \
+     created_at, updated_at FROM jobs";
+
+#[derive(FromRow)]
+struct JobRow {
+    id: Uuid,
+    name: String,
+    model_name: String,
+    model_version: String,
+    status: String,
+    priority: i32,
+    max_retries: i32,
+    retry_count: i32,
+    timeout_seconds: i32,
+    input_data: String,
+    output_data: Option<String>,
+    error_message: Option<String>,
+    error_stack: Option<String>,
+    assigned_worker_id: Option<Uuid>,
+    assigned_at: Option<DateTime<Utc>>,
+    submitted_at: DateTime<Utc>,
+    queued_at: Option<DateTime<Utc>>,
+    started_at: Option<DateTime<Utc>>,
+    completed_at: Option<DateTime<Utc>>,
+    execution_duration_ms: Option<i64>,
+    queue_wait_time_ms: Option<i64>,
+    tags: String,
+    metadata: String,
+    created_by: Option<String>,
+    next_retry_at: Option<DateTime<Utc>>,
+    retry_backoff_seconds: Option<i32>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl TryFrom<JobRow> for Job {
+    type Error = StorageError;
+
+    fn try_from(row: JobRow) -> Result<Self, StorageError> {
+        Ok(Self {
+            id: JobId(row.id),
+            status: parse(&row.status)?,
+            name: row.name,
+            model_name: row.model_name,
+            model_version: row.model_version,
+            priority: u8::try_from(row.priority).unwrap_or_default(),
+            max_retries: row.max_retries.cast_unsigned(),
+            retry_count: row.retry_count.cast_unsigned(),
+            timeout_seconds: row.timeout_seconds.cast_unsigned(),
+            input_data: Payload::trusted(row.input_data),
+            output_data: row.output_data.map(Payload::trusted),
+            error_message: row.error_message,
+            error_stack: row.error_stack,
+            assigned_worker_id: row.assigned_worker_id.map(WorkerId),
+            assigned_at: row.assigned_at,
+            submitted_at: row.submitted_at,
+            queued_at: row.queued_at,
+            started_at: row.started_at,
+            completed_at: row.completed_at,
+            execution_duration_ms: row.execution_duration_ms,
+            queue_wait_time_ms: row.queue_wait_time_ms,
+            tags: Payload::trusted(row.tags),
+            metadata: Payload::trusted(row.metadata),
+            created_by: row.created_by,
+            next_retry_at: row.next_retry_at,
+            retry_backoff_seconds: row.retry_backoff_seconds.map(i64::from),
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+impl Database {
+    /// One job.
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StorageError> {
+        let row = select_by_id(id).build_query_as::<JobRow>().fetch_optional(&self.reads).await?;
+        row.map(Job::try_from).transpose()
+    }
+
+    /// A page of jobs, newest first.
+    pub async fn jobs(&self, filter: &JobFilter, page: i64, page_size: i64) -> Result<JobList, StorageError> {
+        let total = self.count_jobs(filter).await?;
+        let mut select = QueryBuilder::new(SELECT_JOB);
+        push_filter(&mut select, filter);
+        select
+            .push(" ORDER BY submitted_at DESC, id DESC LIMIT ")
+            .push_bind(page_size)
+            .push(" OFFSET ")
+            .push_bind((page - 1).saturating_mul(page_size));
+        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
+        let jobs = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
+        Ok(JobList { jobs, total, page, page_size, pages: (total + page_size - 1) / page_size })
+    }
+
+    /// How many jobs match; without any filter the counters know.
+    async fn count_jobs(&self, filter: &JobFilter) -> Result<i64, StorageError> {
+        if *filter == JobFilter::default() {
+            return Ok(self.stats().await?.total_jobs);
+        }
+        let mut count = QueryBuilder::new("SELECT count(*) FROM jobs");
+        push_filter(&mut count, filter);
+        Ok(count.build_query_scalar().fetch_one(&self.reads).await?)
+    }
+}
+
+impl FencedTransaction {
+    /// One job as this transaction sees it.
+    pub async fn job(&mut self, id: JobId) -> Result<Option<Job>, StorageError> {
+        let row = select_by_id(id).build_query_as::<JobRow>().fetch_optional(self.connection()?).await?;
+        row.map(Job::try_from).transpose()
+    }
+}
+
+fn select_by_id(id: JobId) -> QueryBuilder<Postgres> {
+    let mut select = QueryBuilder::new(SELECT_JOB);
+    select.push(" WHERE id = ").push_bind(id.0);
+    select
+}
+
+fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &JobFilter) {
+    query.push(" WHERE TRUE");
+    if let Some(status) = filter.status {
+        query.push(" AND status = ").push_bind(status.as_str());
+    }
+    if let Some(priority) = filter.priority {
+        query.push(" AND priority = ").push_bind(i32::from(priority));
+    }
+    if let Some(model) = &filter.model_name {
+        query.push(" AND model_name = ").push_bind(model.clone());
+    }
+    if let Some(creator) = &filter.created_by {
+        query.push(" AND created_by = ").push_bind(creator.clone());
+    }
+    if !filter.tags.is_empty() {
+        query.push(" AND tags @> ").push_bind(sqlx::types::Json(filter.tags.clone()));
+    }
+}

@@ -1,0 +1,25 @@
+//! PostgreSQL, which holds the truth: every SQL statement, the mapping of rows, and the fence.
+//!
+//! Functions that change scheduling state take a [`FencedTransaction`], which cannot be had without
+//! passing the fence. Nothing here knows of Redis, Raft or the API.
+
+mod assignments;
+mod counters;
+mod database;
+mod error;
+mod executions;
+mod fence;
+mod jobs;
+mod reconcile;
+mod submissions;
+mod transitions;
+mod workers;
+
+pub use assignments::{Claim, LiveLease, Taken};
+pub use counters::Deltas;
+pub use database::{Database, DatabaseOptions};
+pub use error::StorageError;
+pub use fence::{Fence, FencedTransaction};
+pub use reconcile::QueuedJob;
+pub use transitions::Reported;
+pub use workers::{Vitals, WorkerTally};

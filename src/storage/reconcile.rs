@@ -1,0 +1,109 @@
+//! What the loops look for: due retries, passed deadlines, and what the ready queue should hold.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::database::Database;
+use super::error::StorageError;
+use super::transitions::shape;
+use crate::domain::ids::{JobId, LeaseId};
+use crate::domain::matching::Shape;
+
+/// A job that belongs into the ready queue.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the columns of the specification's table")]
+pub struct QueuedJob {
+    pub id: JobId,
+    pub priority: u8,
+    pub submitted_at: DateTime<Utc>,
+    pub shape: Shape,
+}
+
+impl Database {
+    /// Jobs whose retry time has come, the longest overdue first.
+    pub async fn due_jobs(&self, limit: i64) -> Result<Vec<JobId>, StorageError> {
+        let rows = sqlx::query_scalar!(
+            "SELECT id FROM jobs WHERE status = 'pending' AND next_retry_at <= now()
+             ORDER BY next_retry_at LIMIT $1",
+            limit
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(rows.into_iter().map(JobId).collect())
+    }
+
+    /// How long until the next retry is due, in seconds; negative if it is overdue.
+    pub async fn next_due_in(&self) -> Result<Option<f64>, StorageError> {
+        Ok(sqlx::query_scalar!(
+            "SELECT extract(epoch FROM min(next_retry_at) - now())::float8 FROM jobs
+             WHERE next_retry_at IS NOT NULL"
+        )
+        .fetch_one(&self.reads)
+        .await?)
+    }
+
+    /// Jobs whose deadline has passed, with the lease that they had.
+    pub async fn overdue_jobs(&self, limit: i64) -> Result<Vec<(JobId, Option<LeaseId>)>, StorageError> {
+        let rows = sqlx::query!(
+            "SELECT id, lease_id FROM jobs WHERE lease_expires_at <= now() ORDER BY lease_expires_at LIMIT $1",
+            limit
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(rows.into_iter().map(|row| (JobId(row.id), row.lease_id.map(LeaseId))).collect())
+    }
+
+    /// Leases that were granted more than `seconds` ago and whose job was never fetched.
+    pub async fn unfetched_leases(&self, seconds: f64) -> Result<Vec<(JobId, LeaseId)>, StorageError> {
+        let rows = sqlx::query!(
+            r#"SELECT j.id, j.lease_id AS "lease_id!" FROM jobs j JOIN executions e ON e.id = j.lease_id
+               WHERE j.status = 'assigned' AND e.delivered_at IS NULL
+                   AND j.assigned_at <= now() - make_interval(secs => $1)"#,
+            seconds
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(rows.into_iter().map(|row| (JobId(row.id), LeaseId(row.lease_id))).collect())
+    }
+
+    /// A page of the jobs that the ready queue should hold, in dispatch order, after `after`.
+    pub async fn queued_jobs(
+        &self,
+        after: Option<&QueuedJob>,
+        limit: i64,
+    ) -> Result<Vec<QueuedJob>, StorageError> {
+        let rows = sqlx::query!(
+            r#"SELECT id, priority, submitted_at, model_name, metadata->'requires_gpu' AS "gpu: Value",
+                   metadata->'required_memory_gb' AS "memory: Value"
+               FROM jobs
+               WHERE status = 'queued'
+                   AND ($1::int IS NULL OR priority < $1
+                        OR (priority = $1 AND (submitted_at, id) > ($2::timestamptz, $3::uuid)))
+               ORDER BY priority DESC, submitted_at, id LIMIT $4"#,
+            after.map(|job| i32::from(job.priority)),
+            after.map(|job| job.submitted_at),
+            after.map(|job| job.id.0),
+            limit,
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| QueuedJob {
+                id: JobId(row.id),
+                priority: u8::try_from(row.priority).unwrap_or_default(),
+                submitted_at: row.submitted_at,
+                shape: shape(&row.model_name, row.gpu, row.memory),
+            })
+            .collect())
+    }
+
+    /// Those of `ids` that are `queued`.
+    pub async fn still_queued(&self, ids: &[JobId]) -> Result<Vec<JobId>, StorageError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        let rows = sqlx::query_scalar!("SELECT id FROM jobs WHERE id = ANY($1) AND status = 'queued'", &ids)
+            .fetch_all(&self.reads)
+            .await?;
+        Ok(rows.into_iter().map(JobId).collect())
+    }
+}
