@@ -69,11 +69,7 @@ fn crc32(bytes: &[u8]) -> u32 {
             let mut value = index as u32;
             let mut bit = 0;
             while bit < 8 {
-                value = if value & 1 == 1 {
-                    0xEDB8_8320 ^ (value >> 1)
-                } else {
-                    value >> 1
-                };
+                value = if value & 1 == 1 { 0xEDB8_8320 ^ (value >> 1) } else { value >> 1 };
                 bit += 1;
             }
             table[index] = value;
@@ -81,9 +77,7 @@ fn crc32(bytes: &[u8]) -> u32 {
         }
         table
     };
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        TABLE[((crc ^ u32::from(*byte)) & 0xFF) as usize] ^ (crc >> 8)
-    })
+    !bytes.iter().fold(u32::MAX, |crc, byte| TABLE[((crc ^ u32::from(*byte)) & 0xFF) as usize] ^ (crc >> 8))
 }
 
 #[cfg(test)]
@@ -101,10 +95,7 @@ mod tests {
         for index in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[index / 8] ^= 1 << (index % 8);
-            assert!(
-                decode::<(String, u64)>(&damaged).is_err(),
-                "bit {index} went unnoticed"
-            );
+            assert!(decode::<(String, u64)>(&damaged).is_err(), "bit {index} went unnoticed");
         }
     }
 }

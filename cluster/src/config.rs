@@ -20,11 +20,7 @@ pub struct Addresses {
 
 impl std::fmt::Display for Addresses {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "peer {} http {} grpc {}",
-            self.peer, self.http, self.grpc
-        )
+        write!(f, "peer {} http {} grpc {}", self.peer, self.http, self.grpc)
     }
 }
 
@@ -94,12 +90,7 @@ pub enum ConfigError {
 
 impl ClusterConfig {
     /// A configuration with the default timings.
-    pub fn new(
-        node_id: u64,
-        data_dir: impl Into<PathBuf>,
-        advertise: Addresses,
-        seeds: Vec<Seed>,
-    ) -> Self {
+    pub fn new(node_id: u64, data_dir: impl Into<PathBuf>, advertise: Addresses, seeds: Vec<Seed>) -> Self {
         ClusterConfig {
             node_id,
             data_dir: data_dir.into(),
@@ -121,17 +112,11 @@ impl ClusterConfig {
         if self.node_id == 0 {
             return Err(ConfigError::NodeId);
         }
-        let advertised = [
-            ("peer", &self.advertise.peer),
-            ("http", &self.advertise.http),
-            ("grpc", &self.advertise.grpc),
-        ];
+        let advertised =
+            [("peer", &self.advertise.peer), ("http", &self.advertise.http), ("grpc", &self.advertise.grpc)];
         for (key, value) in advertised {
             if !is_host_port(value) {
-                return Err(ConfigError::Advertise {
-                    key,
-                    value: value.clone(),
-                });
+                return Err(ConfigError::Advertise { key, value: value.clone() });
             }
         }
         self.validate_seeds()?;
@@ -170,10 +155,7 @@ impl ClusterConfig {
                 return Err(ConfigError::DuplicateSeed(seed.id));
             }
             if !is_host_port(&seed.peer) {
-                return Err(ConfigError::SeedAddress {
-                    id: seed.id,
-                    value: seed.peer.clone(),
-                });
+                return Err(ConfigError::SeedAddress { id: seed.id, value: seed.peer.clone() });
             }
         }
         Ok(())
@@ -206,14 +188,12 @@ impl ClusterConfig {
             enable_leader_restore: Some(false),
             ..openraft::Config::default()
         };
-        config
-            .validate()
-            .map_err(|error| ConfigError::Raft(error.to_string()))
+        config.validate().map_err(|error| ConfigError::Raft(error.to_string()))
     }
 }
 
 fn is_host_port(value: &str) -> bool {
-    value.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-    })
+    value
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }

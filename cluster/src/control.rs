@@ -77,10 +77,7 @@ impl ControlState {
     /// Applies one committed command at its log index.
     pub fn apply(&mut self, index: u64, command: &ControlCommand) -> ControlOutcome {
         match command {
-            ControlCommand::LeaderEpoch {
-                cluster_id,
-                leader_id,
-            } => {
+            ControlCommand::LeaderEpoch { cluster_id, leader_id } => {
                 self.cluster_id.get_or_insert(*cluster_id);
                 self.epoch = index;
                 self.epoch_leader = *leader_id;
@@ -96,11 +93,8 @@ impl ControlState {
                 self.removed.insert(*node_id);
             }
             ControlCommand::Set { key, value } => {
-                if key.is_empty() || key.len() > MAX_SETTING_KEY || value.len() > MAX_SETTING_VALUE
-                {
-                    return refused(format!(
-                        "the setting is too large or has no key: \"{key:.64}\""
-                    ));
+                if key.is_empty() || key.len() > MAX_SETTING_KEY || value.len() > MAX_SETTING_VALUE {
+                    return refused(format!("the setting is too large or has no key: \"{key:.64}\""));
                 }
                 if self.settings.len() >= MAX_SETTINGS && !self.settings.contains_key(key) {
                     return refused(format!("there are {MAX_SETTINGS} settings already"));
@@ -111,9 +105,7 @@ impl ControlState {
                 self.settings.remove(key);
             }
         }
-        ControlOutcome::Applied {
-            cluster_id: self.cluster_id,
-        }
+        ControlOutcome::Applied { cluster_id: self.cluster_id }
     }
 }
 
@@ -129,30 +121,10 @@ mod tests {
     fn the_first_cluster_id_wins_and_the_epoch_is_the_index() {
         let mut state = ControlState::default();
         let (first, second) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        state.apply(
-            2,
-            &ControlCommand::LeaderEpoch {
-                cluster_id: first,
-                leader_id: 1,
-            },
-        );
-        let outcome = state.apply(
-            9,
-            &ControlCommand::LeaderEpoch {
-                cluster_id: second,
-                leader_id: 3,
-            },
-        );
-        assert_eq!(
-            outcome,
-            ControlOutcome::Applied {
-                cluster_id: Some(first)
-            }
-        );
-        assert_eq!(
-            (state.cluster_id, state.epoch, state.epoch_leader),
-            (Some(first), 9, 3)
-        );
+        state.apply(2, &ControlCommand::LeaderEpoch { cluster_id: first, leader_id: 1 });
+        let outcome = state.apply(9, &ControlCommand::LeaderEpoch { cluster_id: second, leader_id: 3 });
+        assert_eq!(outcome, ControlOutcome::Applied { cluster_id: Some(first) });
+        assert_eq!((state.cluster_id, state.epoch, state.epoch_leader), (Some(first), 9, 3));
     }
 
     #[test]
@@ -167,25 +139,12 @@ mod tests {
     #[test]
     fn settings_are_bounded() {
         let mut state = ControlState::default();
-        let mut set =
-            |key: String, value: String| state.apply(1, &ControlCommand::Set { key, value });
+        let mut set = |key: String, value: String| state.apply(1, &ControlCommand::Set { key, value });
         for number in 0..MAX_SETTINGS {
-            assert!(matches!(
-                set(number.to_string(), String::new()),
-                ControlOutcome::Applied { .. }
-            ));
+            assert!(matches!(set(number.to_string(), String::new()), ControlOutcome::Applied { .. }));
         }
-        assert!(matches!(
-            set("one more".into(), String::new()),
-            ControlOutcome::Refused { .. }
-        ));
-        assert!(matches!(
-            set("0".into(), "x".repeat(MAX_SETTING_VALUE)),
-            ControlOutcome::Applied { .. }
-        ));
-        assert!(matches!(
-            set("0".into(), "x".repeat(MAX_SETTING_VALUE + 1)),
-            ControlOutcome::Refused { .. }
-        ));
+        assert!(matches!(set("one more".into(), String::new()), ControlOutcome::Refused { .. }));
+        assert!(matches!(set("0".into(), "x".repeat(MAX_SETTING_VALUE)), ControlOutcome::Applied { .. }));
+        assert!(matches!(set("0".into(), "x".repeat(MAX_SETTING_VALUE + 1)), ControlOutcome::Refused { .. }));
     }
 }

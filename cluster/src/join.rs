@@ -67,9 +67,7 @@ struct Round<'a> {
 
 /// Decides about an empty replica. Pure.
 fn decide(round: &Round<'_>) -> Decision {
-    let Round {
-        node_id, answers, ..
-    } = *round;
+    let Round { node_id, answers, .. } = *round;
     if let Some(refusal) = removed(node_id, answers) {
         return Decision::Refuse(refusal);
     }
@@ -80,8 +78,7 @@ fn decide(round: &Round<'_>) -> Decision {
             by.node_id
         ));
     }
-    let initialised: Vec<&GreetReply> =
-        answers.iter().filter(|answer| answer.initialised).collect();
+    let initialised: Vec<&GreetReply> = answers.iter().filter(|answer| answer.initialised).collect();
     if initialised.is_empty() {
         return decide_founding(round);
     }
@@ -91,21 +88,13 @@ fn decide(round: &Round<'_>) -> Decision {
     if initialised.iter().all(|answer| answer.virgin) {
         return Decision::Admit;
     }
-    let voters: BTreeSet<u64> = initialised
-        .iter()
-        .flat_map(|answer| answer.voters.iter().copied())
-        .collect();
+    let voters: BTreeSet<u64> = initialised.iter().flat_map(|answer| answer.voters.iter().copied()).collect();
     let majority = voters.len() / 2 + 1;
-    let informed = initialised
-        .iter()
-        .filter(|answer| voters.contains(&answer.node_id))
-        .count();
+    let informed = initialised.iter().filter(|answer| voters.contains(&answer.node_id)).count();
     if informed > voters.len().saturating_sub(majority) {
         return Decision::Admit;
     }
-    Decision::Wait(
-        "the cluster has no leader and too few members answer to tell whether this replica is new",
-    )
+    Decision::Wait("the cluster has no leader and too few members answer to tell whether this replica is new")
 }
 
 fn decide_founding(round: &Round<'_>) -> Decision {
@@ -171,11 +160,7 @@ impl Joiner {
             refusal => refusal,
         };
         if let Err(reason) = outcome {
-            tracing::error!(
-                node_id = self.config.node_id,
-                reason,
-                "This replica may not take part."
-            );
+            tracing::error!(node_id = self.config.node_id, reason, "This replica may not take part.");
             self.leadership.send_replace(Leadership::Stopped { reason });
             if let Err(error) = self.raft.shutdown().await {
                 tracing::warn!(%error, "The Raft core did not end cleanly.");
@@ -207,12 +192,7 @@ impl Joiner {
                 }
                 Decision::Wait(_) => {}
             }
-            sleep(if started.elapsed() < REMIND {
-                ROUND
-            } else {
-                SLOW_ROUND
-            })
-            .await;
+            sleep(if started.elapsed() < REMIND { ROUND } else { SLOW_ROUND }).await;
         }
     }
 
@@ -220,13 +200,8 @@ impl Joiner {
         let mut members: BTreeMap<u64, Addresses> = BTreeMap::new();
         for seed in &self.config.seeds {
             let announced = answers.iter().find(|answer| answer.node_id == seed.id);
-            let announced = announced
-                .and_then(|answer| answer.addresses.clone())
-                .map(Addresses::from);
-            let unknown = || Addresses {
-                peer: seed.peer.clone(),
-                ..Addresses::default()
-            };
+            let announced = announced.and_then(|answer| answer.addresses.clone()).map(Addresses::from);
+            let unknown = || Addresses { peer: seed.peer.clone(), ..Addresses::default() };
             members.insert(seed.id, announced.unwrap_or_else(unknown));
         }
         members.insert(self.config.node_id, self.config.advertise.clone());
@@ -268,12 +243,7 @@ impl Joiner {
 
     /// Takes the addresses of the members over; returns this member's.
     fn learn_members(&self) -> Option<Addresses> {
-        let config = self
-            .raft
-            .metrics()
-            .borrow_watched()
-            .membership_config
-            .clone();
+        let config = self.raft.metrics().borrow_watched().membership_config.clone();
         for (id, node) in config.membership().nodes() {
             self.peers.learn(*id, &node.peer);
         }
@@ -317,29 +287,16 @@ mod tests {
 
     /// An answer of a member that has neither log nor vote.
     fn empty(node_id: u64) -> GreetReply {
-        GreetReply {
-            node_id,
-            ..GreetReply::default()
-        }
+        GreetReply { node_id, ..GreetReply::default() }
     }
 
     /// An answer of a member of a running cluster of three.
     fn member(node_id: u64) -> GreetReply {
-        GreetReply {
-            initialised: true,
-            voters: vec![1, 2, 3],
-            ..empty(node_id)
-        }
+        GreetReply { initialised: true, voters: vec![1, 2, 3], ..empty(node_id) }
     }
 
     fn asked_by(node_id: u64, patient: bool, answers: &[GreetReply]) -> Decision {
-        decide(&Round {
-            node_id,
-            seeds: 3,
-            may_found: node_id == 1,
-            patient,
-            answers,
-        })
+        decide(&Round { node_id, seeds: 3, may_found: node_id == 1, patient, answers })
     }
 
     #[test]
@@ -348,60 +305,30 @@ mod tests {
         assert!(matches!(asked_by(1, false, &[empty(2)]), Decision::Wait(_)));
         assert_eq!(asked_by(1, true, &[empty(2)]), Decision::Found);
         assert!(matches!(asked_by(1, true, &[]), Decision::Wait(_)));
-        assert!(matches!(
-            asked_by(2, true, &[empty(1), empty(3)]),
-            Decision::Wait(_)
-        ));
+        assert!(matches!(asked_by(2, true, &[empty(1), empty(3)]), Decision::Wait(_)));
     }
 
     #[test]
     fn nobody_founds_where_a_cluster_exists() {
         assert!(!matches!(asked_by(1, true, &[member(2)]), Decision::Found));
-        assert!(!matches!(
-            asked_by(1, true, &[member(2), empty(3)]),
-            Decision::Found
-        ));
+        assert!(!matches!(asked_by(1, true, &[member(2), empty(3)]), Decision::Found));
     }
 
     #[test]
     fn a_replica_that_anyone_knows_as_joined_or_removed_is_refused() {
-        let marked = GreetReply {
-            joined: true,
-            ..member(2)
-        };
-        let leader = GreetReply {
-            leading: true,
-            ..member(1)
-        };
-        assert!(matches!(
-            asked_by(3, false, &[leader.clone(), marked]),
-            Decision::Refuse(_)
-        ));
-        let removed = GreetReply {
-            removed: true,
-            ..member(2)
-        };
-        assert!(matches!(
-            asked_by(3, false, &[leader, removed]),
-            Decision::Refuse(_)
-        ));
+        let marked = GreetReply { joined: true, ..member(2) };
+        let leader = GreetReply { leading: true, ..member(1) };
+        assert!(matches!(asked_by(3, false, &[leader.clone(), marked]), Decision::Refuse(_)));
+        let removed = GreetReply { removed: true, ..member(2) };
+        assert!(matches!(asked_by(3, false, &[leader, removed]), Decision::Refuse(_)));
     }
 
     #[test]
     fn a_new_replica_is_admitted_by_the_leader_or_by_a_cluster_that_never_had_one() {
-        let leader = GreetReply {
-            leading: true,
-            ..member(1)
-        };
+        let leader = GreetReply { leading: true, ..member(1) };
         assert_eq!(asked_by(3, false, &[leader]), Decision::Admit);
-        let founder = GreetReply {
-            virgin: true,
-            ..member(1)
-        };
-        assert_eq!(
-            asked_by(3, false, &[founder.clone(), empty(2)]),
-            Decision::Admit
-        );
+        let founder = GreetReply { virgin: true, ..member(1) };
+        assert_eq!(asked_by(3, false, &[founder.clone(), empty(2)]), Decision::Admit);
         assert!(
             matches!(asked_by(3, false, &[founder, member(2)]), Decision::Admit),
             "both others know of no mark"
@@ -411,10 +338,7 @@ mod tests {
     #[test]
     fn one_member_without_a_leader_can_not_vouch_for_an_empty_replica() {
         assert!(matches!(asked_by(3, true, &[member(2)]), Decision::Wait(_)));
-        assert!(matches!(
-            asked_by(3, true, &[member(2), empty(1)]),
-            Decision::Wait(_)
-        ));
+        assert!(matches!(asked_by(3, true, &[member(2), empty(1)]), Decision::Wait(_)));
         assert_eq!(asked_by(3, true, &[member(2), member(1)]), Decision::Admit);
     }
 }

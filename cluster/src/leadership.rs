@@ -44,12 +44,7 @@ pub enum Leadership {
     /// Another replica leads, or nobody does as far as this one knows.
     Following { leader: Option<Leader> },
     /// This replica leads, with `epoch` as its fencing token.
-    Leading {
-        term: u64,
-        epoch: u64,
-        cluster_id: Uuid,
-        quorum: Quorum,
-    },
+    Leading { term: u64, epoch: u64, cluster_id: Uuid, quorum: Quorum },
     /// The Raft core has ended for good; the process should end too.
     Stopped { reason: String },
 }
@@ -74,13 +69,7 @@ pub struct Leader {
 impl Leadership {
     /// True while leading with a quorum.
     pub fn is_leading(&self) -> bool {
-        matches!(
-            self,
-            Leadership::Leading {
-                quorum: Quorum::Fresh,
-                ..
-            }
-        )
+        matches!(self, Leadership::Leading { quorum: Quorum::Fresh, .. })
     }
 }
 
@@ -122,12 +111,7 @@ struct Verdict {
 fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
     let Some(term) = seen.leads else {
         let (leader, until) = seen.follows.clone().unzip();
-        return Verdict {
-            publish: Leadership::Following { leader },
-            claim: None,
-            propose: false,
-            until,
-        };
+        return Verdict { publish: Leadership::Following { leader }, claim: None, propose: false, until };
     };
     let claim = claim.filter(|claim| claim.term == term);
     let proven = seen.acked.max(claim.map(|claim| claim.proven));
@@ -138,26 +122,12 @@ fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
         Some(claim) => {
             let stale = stale_at.is_some_and(|at| at <= seen.now);
             let quorum = if stale { Quorum::Stale } else { Quorum::Fresh };
-            let Claim {
-                term,
-                epoch,
-                cluster_id,
-                ..
-            } = claim;
+            let Claim { term, epoch, cluster_id, .. } = claim;
             Verdict {
-                publish: Leadership::Leading {
-                    term,
-                    epoch,
-                    cluster_id,
-                    quorum,
-                },
+                publish: Leadership::Leading { term, epoch, cluster_id, quorum },
                 claim: Some(claim),
                 propose: false,
-                until: if stale {
-                    lost_at.min(Some(seen.now + RECOVER))
-                } else {
-                    stale_at
-                },
+                until: if stale { lost_at.min(Some(seen.now + RECOVER)) } else { stale_at },
             }
         }
         None => Verdict {
@@ -177,6 +147,8 @@ pub(crate) struct Watcher {
     pub raft: Raft,
     pub contact: Arc<Contact>,
     pub lease: Duration,
+    /// The id of the cluster, should this replica be its first leader ever.
+    pub new_cluster_id: Uuid,
     pub publish: watch::Sender<Leadership>,
     pub stop: CancellationToken,
 }
@@ -230,12 +202,7 @@ impl Watcher {
             let addresses = membership.get_node(&id).cloned().unwrap_or_default();
             (Leader { id, addresses }, until)
         });
-        Seen {
-            now,
-            leads,
-            acked,
-            follows,
-        }
+        Seen { now, leads, acked, follows }
     }
 
     fn last_acked(&self, now: Instant) -> Option<Instant> {
@@ -248,26 +215,17 @@ impl Watcher {
     fn propose(&self, term: u64) -> oneshot::Receiver<Option<Claim>> {
         let (done, outcome) = oneshot::channel();
         let (raft, leader_id, lease) = (self.raft.clone(), self.node_id, self.lease);
+        let cluster_id = self.new_cluster_id;
         tokio::spawn(async move {
             let proven = Instant::now();
-            let command = ControlCommand::LeaderEpoch {
-                cluster_id: Uuid::new_v4(),
-                leader_id,
-            };
+            let command = ControlCommand::LeaderEpoch { cluster_id, leader_id };
             let written = timeout(lease * 2, raft.client_write(command)).await;
             let claim = match written {
                 Ok(Ok(written)) => match written.data {
-                    ControlOutcome::Applied {
-                        cluster_id: Some(cluster_id),
-                    } => {
+                    ControlOutcome::Applied { cluster_id: Some(cluster_id) } => {
                         let epoch = written.log_id.index;
                         let committed_in = written.log_id.committed_leader_id().term;
-                        (committed_in == term).then_some(Claim {
-                            term,
-                            epoch,
-                            cluster_id,
-                            proven,
-                        })
+                        (committed_in == term).then_some(Claim { term, epoch, cluster_id, proven })
                     }
                     _ => None,
                 },
@@ -293,12 +251,7 @@ impl Watcher {
                 return false;
             }
             match &leadership {
-                Leadership::Leading {
-                    term,
-                    epoch,
-                    quorum,
-                    ..
-                } => {
+                Leadership::Leading { term, epoch, quorum, .. } => {
                     tracing::info!(
                         node_id = self.node_id,
                         term,
@@ -312,11 +265,7 @@ impl Watcher {
                     tracing::info!(node_id = self.node_id, ?leader, "This replica follows.");
                 }
                 Leadership::Stopped { reason } => {
-                    tracing::error!(
-                        node_id = self.node_id,
-                        reason,
-                        "This replica takes part no more."
-                    );
+                    tracing::error!(node_id = self.node_id, reason, "This replica takes part no more.");
                 }
             }
             *shown = leadership;
@@ -326,12 +275,8 @@ impl Watcher {
 
     fn stopped(&self) {
         let running = self.raft.metrics().borrow_watched().running_state.clone();
-        let why = running
-            .err()
-            .map_or_else(|| "its task ended".to_owned(), |error| error.to_string());
-        self.show(Leadership::Stopped {
-            reason: format!("Raft stopped: {why}"),
-        });
+        let why = running.err().map_or_else(|| "its task ended".to_owned(), |error| error.to_string());
+        self.show(Leadership::Stopped { reason: format!("Raft stopped: {why}") });
     }
 }
 
@@ -360,45 +305,24 @@ mod tests {
     }
 
     fn seen(now: Instant, leads: Option<u64>, acked: Option<Instant>) -> Seen {
-        Seen {
-            now,
-            leads,
-            acked,
-            follows: None,
-        }
+        Seen { now, leads, acked, follows: None }
     }
 
     fn claim(term: u64, proven: Instant) -> Claim {
-        Claim {
-            term,
-            epoch: 9,
-            cluster_id: Uuid::nil(),
-            proven,
-        }
+        Claim { term, epoch: 9, cluster_id: Uuid::nil(), proven }
     }
 
     fn leading(quorum: Quorum) -> Leadership {
-        Leadership::Leading {
-            term: 5,
-            epoch: 9,
-            cluster_id: Uuid::nil(),
-            quorum,
-        }
+        Leadership::Leading { term: 5, epoch: 9, cluster_id: Uuid::nil(), quorum }
     }
 
     #[test]
     fn an_elected_replica_claims_before_it_leads() {
         let now = Instant::now();
         let verdict = judge(&seen(now, Some(5), None), None, LEASE);
-        assert_eq!(
-            (verdict.publish, verdict.propose),
-            (Leadership::Following { leader: None }, true)
-        );
+        assert_eq!((verdict.publish, verdict.propose), (Leadership::Following { leader: None }, true));
         let verdict = judge(&seen(now, Some(5), None), Some(claim(5, now)), LEASE);
-        assert_eq!(
-            (verdict.publish, verdict.propose),
-            (leading(Quorum::Fresh), false)
-        );
+        assert_eq!((verdict.publish, verdict.propose), (leading(Quorum::Fresh), false));
     }
 
     #[test]
@@ -422,27 +346,11 @@ mod tests {
             )
         };
         assert_eq!(at(149, 0).publish, leading(Quorum::Fresh));
-        assert_eq!(
-            at(149, 0).until,
-            Some(millis(start, 150)),
-            "time alone makes it stale"
-        );
+        assert_eq!(at(149, 0).until, Some(millis(start, 150)), "time alone makes it stale");
         assert_eq!(at(150, 0).publish, leading(Quorum::Stale));
-        assert_eq!(
-            at(150, 0).until,
-            Some(millis(start, 160)),
-            "an answer is looked for often"
-        );
-        assert_eq!(
-            at(295, 0).until,
-            Some(millis(start, 300)),
-            "time alone ends the lead"
-        );
-        assert_eq!(
-            at(299, 200).publish,
-            leading(Quorum::Fresh),
-            "the same epoch goes on"
-        );
+        assert_eq!(at(150, 0).until, Some(millis(start, 160)), "an answer is looked for often");
+        assert_eq!(at(295, 0).until, Some(millis(start, 300)), "time alone ends the lead");
+        assert_eq!(at(299, 200).publish, leading(Quorum::Fresh), "the same epoch goes on");
         let lost = at(300, 0);
         assert_eq!(
             (lost.publish, lost.claim, lost.propose),
@@ -453,36 +361,18 @@ mod tests {
     #[test]
     fn a_leader_whose_quorum_returns_after_its_lease_claims_again() {
         let start = Instant::now();
-        let verdict = judge(
-            &seen(millis(start, 900), Some(5), Some(millis(start, 880))),
-            None,
-            LEASE,
-        );
+        let verdict = judge(&seen(millis(start, 900), Some(5), Some(millis(start, 880))), None, LEASE);
         assert!(verdict.propose);
     }
 
     #[test]
     fn a_follower_knows_its_leader_only_while_it_hears_from_it() {
         let now = Instant::now();
-        let leader = Leader {
-            id: 2,
-            addresses: Addresses::default(),
-        };
-        let hears = Seen {
-            follows: Some((leader.clone(), millis(now, 300))),
-            ..seen(now, None, None)
-        };
+        let leader = Leader { id: 2, addresses: Addresses::default() };
+        let hears = Seen { follows: Some((leader.clone(), millis(now, 300))), ..seen(now, None, None) };
         let verdict = judge(&hears, Some(claim(5, now)), LEASE);
-        assert_eq!(
-            verdict.publish,
-            Leadership::Following {
-                leader: Some(leader)
-            }
-        );
-        assert_eq!(
-            (verdict.claim, verdict.until),
-            (None, Some(millis(now, 300)))
-        );
+        assert_eq!(verdict.publish, Leadership::Following { leader: Some(leader) });
+        assert_eq!((verdict.claim, verdict.until), (None, Some(millis(now, 300))));
         assert_eq!(
             judge(&seen(now, None, None), None, LEASE).publish,
             Leadership::Following { leader: None }

@@ -37,9 +37,7 @@ pub enum ChangeError {
     UnknownMember(u64),
     #[error("member {0} leads the cluster; transfer the leadership first")]
     IsLeader(u64),
-    #[error(
-        "member {0} has not caught up in {CATCH_UP:?}; it stays a learner, add it again to go on"
-    )]
+    #[error("member {0} has not caught up in {CATCH_UP:?}; it stays a learner, add it again to go on")]
     NotCaughtUp(u64),
     #[error("the cluster refused the change: {0}")]
     Refused(String),
@@ -52,9 +50,7 @@ pub enum ChangeError {
 }
 
 fn known(leader: &Option<u64>) -> String {
-    leader
-        .map(|leader| format!("; member {leader} does"))
-        .unwrap_or_default()
+    leader.map(|leader| format!("; member {leader} does")).unwrap_or_default()
 }
 
 impl ChangeError {
@@ -78,9 +74,9 @@ impl ChangeError {
 impl From<RaftError<Types, ClientWriteError<Types>>> for ChangeError {
     fn from(error: RaftError<Types, ClientWriteError<Types>>) -> Self {
         match error {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => ChangeError::NotLeader {
-                leader: to.leader_id,
-            },
+            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                ChangeError::NotLeader { leader: to.leader_id }
+            }
             RaftError::APIError(error @ ClientWriteError::LogEntryDiscarded(_)) => {
                 ChangeError::Unknown(error.to_string())
             }
@@ -106,13 +102,7 @@ impl Membership {
         raft: Raft,
         control: watch::Receiver<Arc<ControlState>>,
     ) -> Self {
-        Membership {
-            node_id,
-            advertise,
-            raft,
-            control,
-            busy: Mutex::new(()),
-        }
+        Membership { node_id, advertise, raft, control, busy: Mutex::new(()) }
     }
 
     /// Commits one command. Cancelling the call does not take it back.
@@ -139,8 +129,7 @@ impl Membership {
         let node = BTreeMap::from([(id, addresses)]);
         self.change(ChangeMembers::SetNodes(node)).await?;
         self.caught_up(id).await?;
-        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])))
-            .await
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id]))).await
     }
 
     /// Removes a member for good; its id may never be used again.
@@ -149,22 +138,14 @@ impl Membership {
             return Err(ChangeError::IsLeader(id));
         }
         let _busy = self.busy.lock().await;
-        let config = self
-            .raft
-            .metrics()
-            .borrow_watched()
-            .membership_config
-            .clone();
+        let config = self.raft.metrics().borrow_watched().membership_config.clone();
         let is_voter = config.membership().voter_ids().any(|voter| voter == id);
-        if config.membership().get_node(&id).is_none()
-            && !self.control.borrow().joined.contains(&id)
-        {
+        if config.membership().get_node(&id).is_none() && !self.control.borrow().joined.contains(&id) {
             return Err(ChangeError::UnknownMember(id));
         }
         // The mark comes first: after a crash between the two steps the id must
         // not look unused. Removing again completes the rest.
-        self.propose(ControlCommand::Removed { node_id: id })
-            .await?;
+        self.propose(ControlCommand::Removed { node_id: id }).await?;
         let ids = BTreeSet::from([id]);
         if is_voter {
             return self.change(ChangeMembers::RemoveVoters(ids)).await;
@@ -187,15 +168,8 @@ impl Membership {
                 return;
             };
             let text = addresses.to_string();
-            match this
-                .change(ChangeMembers::SetNodes(BTreeMap::from([(id, addresses)])))
-                .await
-            {
-                Ok(()) => tracing::info!(
-                    member = id,
-                    addresses = text,
-                    "A member announced new addresses."
-                ),
+            match this.change(ChangeMembers::SetNodes(BTreeMap::from([(id, addresses)]))).await {
+                Ok(()) => tracing::info!(member = id, addresses = text, "A member announced new addresses."),
                 Err(error) => {
                     tracing::warn!(member = id, %error, "New addresses of a member were not recorded.")
                 }
@@ -204,11 +178,7 @@ impl Membership {
     }
 
     /// Marks members and corrects this one's addresses while it leads.
-    pub async fn keep(
-        self: Arc<Self>,
-        mut leadership: watch::Receiver<Leadership>,
-        stop: CancellationToken,
-    ) {
+    pub async fn keep(self: Arc<Self>, mut leadership: watch::Receiver<Leadership>, stop: CancellationToken) {
         let work = async {
             loop {
                 if leadership.borrow_and_update().is_leading() {
@@ -228,11 +198,7 @@ impl Membership {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             let control = self.control.borrow();
-            let durable = metrics
-                .replication
-                .iter()
-                .flatten()
-                .filter(|(_, matched)| matched.is_some());
+            let durable = metrics.replication.iter().flatten().filter(|(_, matched)| matched.is_some());
             durable
                 .map(|(id, _)| *id)
                 .filter(|id| !control.joined.contains(id) && !control.removed.contains(id))
@@ -267,14 +233,8 @@ impl Membership {
         loop {
             let (leads, matched) = {
                 let current = metrics.borrow_watched();
-                let matched = current
-                    .replication
-                    .as_ref()
-                    .map(|all| all.get(&id).copied().flatten());
-                (
-                    matched.is_some(),
-                    matched.flatten().map(|matched| matched.index),
-                )
+                let matched = current.replication.as_ref().map(|all| all.get(&id).copied().flatten());
+                (matched.is_some(), matched.flatten().map(|matched| matched.index))
             };
             if !leads {
                 return Err(ChangeError::NotLeader { leader: None });

@@ -99,10 +99,7 @@ impl Node {
         let machine = StateMachine::new(Arc::clone(&store));
         let control = machine.watch();
         let peers = Arc::new(Peers::new(&config, control.clone()));
-        let network = NetworkFactory {
-            node_id: config.node_id,
-            peers: Arc::clone(&peers),
-        };
+        let network = NetworkFactory { node_id: config.node_id, peers: Arc::clone(&peers) };
         let log = LogStore::new(Arc::clone(&store));
         let raft = Raft::new(config.node_id, raft_config, network, log, machine).await;
         let raft = raft.map_err(|error| StartError::Raft(error.to_string()))?;
@@ -125,11 +122,8 @@ impl Node {
     /// Starts the tasks of a replica that may go on, and makes its service.
     fn assemble(joiner: Joiner, store: Arc<Store>, pristine: bool) -> (Node, RaftServer) {
         let config = joiner.config.clone();
-        let (raft, control, leadership) = (
-            joiner.raft.clone(),
-            joiner.control.clone(),
-            joiner.leadership.clone(),
-        );
+        let (raft, control, leadership) =
+            (joiner.raft.clone(), joiner.control.clone(), joiner.leadership.clone());
         let membership = Arc::new(Membership::new(
             config.node_id,
             config.advertise.clone(),
@@ -156,6 +150,7 @@ impl Node {
             raft: raft.clone(),
             contact,
             lease: config.lease(),
+            new_cluster_id: new_cluster_id(),
             publish: leadership.clone(),
             stop: stop.clone(),
         };
@@ -168,16 +163,7 @@ impl Node {
         let server = RaftServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        let inner = Inner {
-            config,
-            raft,
-            store,
-            membership,
-            control,
-            leadership,
-            stop,
-            tasks,
-        };
+        let inner = Inner { config, raft, store, membership, control, leadership, stop, tasks };
         let inner = Arc::new(inner);
         (Node { inner }, server)
     }
@@ -237,28 +223,16 @@ impl Node {
     ///
     /// # Errors
     /// [`TransferError`]; after `Timeout` this replica may still lead.
-    pub async fn transfer(
-        &self,
-        to: Option<u64>,
-        deadline: Duration,
-    ) -> Result<u64, TransferError> {
+    pub async fn transfer(&self, to: Option<u64>, deadline: Duration) -> Result<u64, TransferError> {
         let until = Instant::now() + deadline;
         let to = choose_successor(&self.metrics(), to, self.inner.config.lease())?;
         let stopped = |error: &dyn std::fmt::Display| TransferError::Stopped(error.to_string());
-        self.inner
-            .raft
-            .trigger()
-            .transfer_leader(to)
-            .await
-            .map_err(|error| stopped(&error))?;
+        self.inner.raft.trigger().transfer_leader(to).await.map_err(|error| stopped(&error))?;
         let mut metrics = self.inner.raft.metrics();
         loop {
             {
                 let current = metrics.borrow_watched();
-                current
-                    .running_state
-                    .as_ref()
-                    .map_err(|error| stopped(error))?;
+                current.running_state.as_ref().map_err(|error| stopped(error))?;
                 let leader = current.current_leader.filter(|leader| *leader != self.id());
                 if let (Some(leader), true) = (leader, current.state != ServerState::Leader) {
                     return Ok(leader);
@@ -291,45 +265,28 @@ impl Node {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no decision depends on which id it is, only on its being unlike any other"
+)]
+fn new_cluster_id() -> uuid::Uuid {
+    uuid::Uuid::new_v4()
+}
+
 /// Picks who takes over: the asked voter, or the one that lacks the least and
 /// answered last. Pure.
-fn choose_successor(
-    metrics: &Metrics,
-    to: Option<u64>,
-    lease: Duration,
-) -> Result<u64, TransferError> {
+fn choose_successor(metrics: &Metrics, to: Option<u64>, lease: Duration) -> Result<u64, TransferError> {
     let (ServerState::Leader, Some(replication)) = (metrics.state, &metrics.replication) else {
         return Err(TransferError::NotLeader);
     };
-    let voters = || {
-        metrics
-            .membership_config
-            .membership()
-            .voter_ids()
-            .filter(|id| *id != metrics.id)
-    };
+    let voters = || metrics.membership_config.membership().voter_ids().filter(|id| *id != metrics.id);
     if let Some(to) = to {
-        return voters()
-            .find(|id| *id == to)
-            .ok_or(TransferError::NotAVoter(to));
+        return voters().find(|id| *id == to).ok_or(TransferError::NotAVoter(to));
     }
-    let answered = |id: &u64| {
-        metrics
-            .heartbeat
-            .as_ref()
-            .and_then(|all| all.get(id).copied().flatten())
-    };
+    let answered = |id: &u64| metrics.heartbeat.as_ref().and_then(|all| all.get(id).copied().flatten());
     let alive = voters().filter(|id| answered(id).is_some_and(|at| at.elapsed() < lease));
-    let best = alive.max_by_key(|id| {
-        (
-            replication
-                .get(id)
-                .copied()
-                .flatten()
-                .map(|matched| matched.index),
-            answered(id),
-        )
-    });
+    let best = alive
+        .max_by_key(|id| (replication.get(id).copied().flatten().map(|matched| matched.index), answered(id)));
     best.ok_or(TransferError::NoCandidate)
 }
 
@@ -340,15 +297,9 @@ mod tests {
     /// A replica that is its whole cluster; nobody needs to reach it.
     async fn alone(dir: &tempfile::TempDir) -> (Node, RaftServer) {
         let peer = "127.0.0.1:1".to_owned();
-        let advertise = Addresses {
-            peer: peer.clone(),
-            http: peer.clone(),
-            grpc: peer.clone(),
-        };
+        let advertise = Addresses { peer: peer.clone(), http: peer.clone(), grpc: peer.clone() };
         let seeds = vec![crate::config::Seed { id: 1, peer }];
-        Node::start(ClusterConfig::new(1, dir.path(), advertise, seeds))
-            .await
-            .unwrap()
+        Node::start(ClusterConfig::new(1, dir.path(), advertise, seeds)).await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -361,12 +312,8 @@ mod tests {
         node.inner.store.close();
         let command = ControlCommand::Unset { key: "x".into() };
         assert!(node.propose(command).await.is_err());
-        let stopped =
-            leadership.wait_for(|leadership| matches!(leadership, Leadership::Stopped { .. }));
-        tokio::time::timeout(Duration::from_secs(5), stopped)
-            .await
-            .unwrap()
-            .unwrap();
+        let stopped = leadership.wait_for(|leadership| matches!(leadership, Leadership::Stopped { .. }));
+        tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap().unwrap();
         assert!(!node.status().running);
     }
 }

@@ -52,18 +52,13 @@ pub enum Role {
     Learner,
 }
 
-pub(crate) fn status(
-    metrics: &Metrics,
-    control: &ControlState,
-    leadership: &Leadership,
-) -> ClusterStatus {
+pub(crate) fn status(metrics: &Metrics, control: &ControlState, leadership: &Leadership) -> ClusterStatus {
     let leader = match leadership {
         Leadership::Leading { .. } => Some(metrics.id),
         Leadership::Following { leader } => leader.as_ref().map(|leader| leader.id),
         Leadership::Stopped { .. } => None,
     };
-    let running =
-        metrics.running_state.is_ok() && !matches!(leadership, Leadership::Stopped { .. });
+    let running = metrics.running_state.is_ok() && !matches!(leadership, Leadership::Stopped { .. });
     let membership = metrics.membership_config.membership();
     let role_of = |id: u64| {
         if leader == Some(id) {
@@ -74,10 +69,8 @@ pub(crate) fn status(
             Role::Learner
         }
     };
-    let members = membership
-        .nodes()
-        .map(|(id, addresses)| member(*id, addresses, role_of(*id), metrics))
-        .collect();
+    let members =
+        membership.nodes().map(|(id, addresses)| member(*id, addresses, role_of(*id), metrics)).collect();
     let candidate = running && metrics.state == ServerState::Candidate;
     ClusterStatus {
         node_id: metrics.id,
@@ -85,11 +78,7 @@ pub(crate) fn status(
         leader,
         term: metrics.current_term,
         epoch: control.epoch,
-        role: if candidate {
-            Role::Candidate
-        } else {
-            role_of(metrics.id)
-        },
+        role: if candidate { Role::Candidate } else { role_of(metrics.id) },
         last_log_index: metrics.last_log_index,
         committed_index: metrics.local_committed.map(|id| id.index),
         applied_index: metrics.last_applied.map(|id| id.index),
@@ -99,12 +88,7 @@ pub(crate) fn status(
 }
 
 fn member(id: u64, addresses: &Addresses, role: Role, metrics: &Metrics) -> MemberStatus {
-    let last_contact = metrics
-        .heartbeat
-        .as_ref()
-        .and_then(|all| all.get(&id))
-        .copied()
-        .flatten();
+    let last_contact = metrics.heartbeat.as_ref().and_then(|all| all.get(&id)).copied().flatten();
     let last_contact_ms = match &metrics.heartbeat {
         Some(_) if id == metrics.id => Some(0),
         _ => last_contact.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
@@ -115,13 +99,7 @@ fn member(id: u64, addresses: &Addresses, role: Role, metrics: &Metrics) -> Memb
         .as_ref()
         .and_then(|all| all.get(&id))
         .map(|matched| next.saturating_sub(matched.map_or(0, |matched| matched.index + 1)));
-    MemberStatus {
-        id,
-        addresses: addresses.clone(),
-        role,
-        last_contact_ms,
-        log_lag,
-    }
+    MemberStatus { id, addresses: addresses.clone(), role, last_contact_ms, log_lag }
 }
 
 /// The newest metrics.

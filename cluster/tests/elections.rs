@@ -2,10 +2,11 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Ground, leader_of};
+use common::{Ground, leader_of, within};
 use cortex_cluster::{ControlCommand, Leadership, Quorum, TransferError};
+use tokio::time::Instant;
 
 #[tokio::test]
 async fn three_replicas_that_start_together_elect_one_leader_with_one_epoch() {
@@ -19,7 +20,7 @@ async fn three_replicas_that_start_together_elect_one_leader_with_one_epoch() {
     for replica in replicas.iter().filter(|replica| replica.id != led.id) {
         replica.follows(led.id).await;
         let mut control = replica.node.control();
-        let seen = control.wait_for(|control| control.epoch > 0).await.unwrap();
+        let seen = within(control.wait_for(|control| control.epoch > 0)).await.unwrap();
         assert_eq!(
             (seen.epoch, seen.epoch_leader, seen.cluster_id),
             (led.epoch, led.id, Some(led.cluster_id))
@@ -32,14 +33,8 @@ async fn a_single_replica_leads_itself() {
     let mut ground = Ground::new(&[7]);
     let replica = ground.start(7).await;
     let led = leader_of([&replica]).await;
-    let index = replica
-        .node
-        .propose(ControlCommand::Set {
-            key: "a".into(),
-            value: "b".into(),
-        })
-        .await
-        .unwrap();
+    let index =
+        replica.node.propose(ControlCommand::Set { key: "a".into(), value: "b".into() }).await.unwrap();
     assert!(index > led.epoch);
     assert_eq!(replica.node.control().borrow().settings["a"], "b");
 }
@@ -50,27 +45,15 @@ async fn killing_the_leader_gives_a_higher_epoch_elsewhere() {
     let mut replicas = ground.start_all().await;
     let first = leader_of(&replicas).await;
     common::all_joined(&replicas, &[1, 2, 3]).await;
-    let index = replicas
-        .iter()
-        .position(|replica| replica.id == first.id)
-        .unwrap();
+    let index = replicas.iter().position(|replica| replica.id == first.id).unwrap();
     let killed = Instant::now();
     replicas.swap_remove(index).kill();
     let second = leader_of(&replicas).await;
-    println!(
-        "the second leader led {:?} after the first was killed",
-        killed.elapsed()
-    );
+    println!("the second leader led {:?} after the first was killed", killed.elapsed());
     assert_ne!(first.id, second.id);
-    assert!(
-        second.epoch > first.epoch && second.term > first.term,
-        "{first:?} then {second:?}"
-    );
+    assert!(second.epoch > first.epoch && second.term > first.term, "{first:?} then {second:?}");
     assert_eq!(first.cluster_id, second.cluster_id);
-    let other = replicas
-        .iter()
-        .find(|replica| replica.id != second.id)
-        .unwrap();
+    let other = replicas.iter().find(|replica| replica.id != second.id).unwrap();
     other.follows(second.id).await;
 }
 
@@ -83,24 +66,11 @@ async fn a_follower_forgets_a_leader_that_is_gone() {
         replica.follows(led.id).await;
     }
     // Without a majority nobody can follow, so only time can tell.
-    let follower = replicas.swap_remove(
-        replicas
-            .iter()
-            .position(|replica| replica.id != led.id)
-            .unwrap(),
-    );
+    let follower = replicas.swap_remove(replicas.iter().position(|replica| replica.id != led.id).unwrap());
     let killed = Instant::now();
     replicas.into_iter().for_each(common::Replica::kill);
-    follower
-        .until("knowing no leader", |l| {
-            *l == Leadership::Following { leader: None }
-        })
-        .await;
-    assert!(
-        killed.elapsed() < Duration::from_secs(1),
-        "it took {:?}",
-        killed.elapsed()
-    );
+    follower.until("knowing no leader", |l| *l == Leadership::Following { leader: None }).await;
+    assert!(killed.elapsed() < Duration::from_secs(1), "it took {:?}", killed.elapsed());
     assert_eq!(follower.node.status().leader, None);
 }
 
@@ -109,29 +79,20 @@ async fn a_leader_without_a_quorum_becomes_stale_and_then_leads_no_more() {
     let mut ground = Ground::new(&[1, 2, 3]);
     let replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
-    let (mut leaders, followers): (Vec<_>, Vec<_>) = replicas
-        .into_iter()
-        .partition(|replica| replica.id == led.id);
+    let (mut leaders, followers): (Vec<_>, Vec<_>) =
+        replicas.into_iter().partition(|replica| replica.id == led.id);
     let leader = leaders.remove(0);
     let mut leadership = leader.node.leadership();
     leadership.borrow_and_update();
     followers.into_iter().for_each(common::Replica::kill);
-    leadership.changed().await.unwrap();
+    within(leadership.changed()).await.unwrap();
     let stale = leadership.borrow_and_update().clone();
-    let Leadership::Leading {
-        epoch,
-        quorum: Quorum::Stale,
-        ..
-    } = stale
-    else {
+    let Leadership::Leading { epoch, quorum: Quorum::Stale, .. } = stale else {
         panic!("{stale:?} is not stale")
     };
     assert_eq!(epoch, led.epoch);
-    leadership.changed().await.unwrap();
-    assert_eq!(
-        *leadership.borrow_and_update(),
-        Leadership::Following { leader: None }
-    );
+    within(leadership.changed()).await.unwrap();
+    assert_eq!(*leadership.borrow_and_update(), Leadership::Following { leader: None });
 
     for id in [1, 2, 3].into_iter().filter(|id| *id != led.id).take(1) {
         let returned = ground.start(id).await;
@@ -151,17 +112,10 @@ async fn a_transfer_is_faster_than_an_election_and_gives_a_new_epoch() {
     common::all_joined(&replicas, &[1, 2, 3]).await;
     let mut fastest = Duration::MAX;
     for _ in 0..3 {
-        let from = replicas
-            .iter()
-            .find(|replica| replica.id == led.id)
-            .unwrap();
+        let from = replicas.iter().find(|replica| replica.id == led.id).unwrap();
         let others = || replicas.iter().filter(|replica| replica.id != led.id);
         let started = Instant::now();
-        let to = from
-            .node
-            .transfer(None, Duration::from_secs(2))
-            .await
-            .unwrap();
+        let to = from.node.transfer(None, Duration::from_secs(2)).await.unwrap();
         let next = leader_of(others()).await;
         fastest = fastest.min(started.elapsed());
         println!("the hand-over took {:?}", started.elapsed());
@@ -171,10 +125,7 @@ async fn a_transfer_is_faster_than_an_election_and_gives_a_new_epoch() {
         led = next;
     }
     // Nobody stands for election before the lease of the old leader has ended.
-    assert!(
-        fastest < Duration::from_millis(300),
-        "the fastest hand-over took {fastest:?}"
-    );
+    assert!(fastest < Duration::from_millis(300), "the fastest hand-over took {fastest:?}");
 }
 
 #[tokio::test]
@@ -183,27 +134,13 @@ async fn a_transfer_is_refused_where_it_can_not_work() {
     let replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
     let (leader, follower) = {
-        let of = |leads: bool| {
-            replicas
-                .iter()
-                .find(|replica| (replica.id == led.id) == leads)
-                .unwrap()
-        };
+        let of = |leads: bool| replicas.iter().find(|replica| (replica.id == led.id) == leads).unwrap();
         (of(true), of(false))
     };
     let deadline = Duration::from_millis(200);
-    assert!(matches!(
-        follower.node.transfer(None, deadline).await,
-        Err(TransferError::NotLeader)
-    ));
-    assert!(matches!(
-        leader.node.transfer(Some(9), deadline).await,
-        Err(TransferError::NotAVoter(9))
-    ));
-    assert!(matches!(
-        leader.node.transfer(Some(led.id), deadline).await,
-        Err(TransferError::NotAVoter(_))
-    ));
+    assert!(matches!(follower.node.transfer(None, deadline).await, Err(TransferError::NotLeader)));
+    assert!(matches!(leader.node.transfer(Some(9), deadline).await, Err(TransferError::NotAVoter(9))));
+    assert!(matches!(leader.node.transfer(Some(led.id), deadline).await, Err(TransferError::NotAVoter(_))));
 }
 
 #[tokio::test]
@@ -212,25 +149,11 @@ async fn a_transfer_to_a_dead_voter_ends_at_its_deadline() {
     let mut replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
     common::all_joined(&replicas, &[1, 2, 3]).await;
-    let dead = replicas.swap_remove(
-        replicas
-            .iter()
-            .position(|replica| replica.id != led.id)
-            .unwrap(),
-    );
+    let dead = replicas.swap_remove(replicas.iter().position(|replica| replica.id != led.id).unwrap());
     let dead_id = dead.id;
     dead.kill();
-    let leader = replicas
-        .iter()
-        .find(|replica| replica.id == led.id)
-        .unwrap();
-    let outcome = leader
-        .node
-        .transfer(Some(dead_id), Duration::from_millis(100))
-        .await;
-    assert!(
-        matches!(outcome, Err(TransferError::Timeout { to, .. }) if to == dead_id),
-        "{outcome:?}"
-    );
+    let leader = replicas.iter().find(|replica| replica.id == led.id).unwrap();
+    let outcome = leader.node.transfer(Some(dead_id), Duration::from_millis(100)).await;
+    assert!(matches!(outcome, Err(TransferError::Timeout { to, .. }) if to == dead_id), "{outcome:?}");
     leader_of(&replicas).await;
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Ground, all_joined, eventually, leader_of};
+use common::{Ground, all_joined, eventually, leader_of, within};
 use cortex_cluster::{Addresses, ChangeError, ControlCommand, Leadership, Role, StartError};
 
 #[tokio::test]
@@ -11,20 +11,12 @@ async fn a_restart_from_disk_keeps_term_epoch_and_cluster_and_rejoins() {
     let mut replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
     all_joined(&replicas, &[1, 2, 3]).await;
-    let follower = replicas.swap_remove(
-        replicas
-            .iter()
-            .position(|replica| replica.id != led.id)
-            .unwrap(),
-    );
+    let follower = replicas.swap_remove(replicas.iter().position(|replica| replica.id != led.id).unwrap());
     let (id, before) = (follower.id, follower.node.status());
     follower.kill();
     let follower = ground.start(id).await;
     let control = follower.node.control().borrow().clone();
-    assert_eq!(
-        (control.epoch, control.cluster_id),
-        (led.epoch, Some(led.cluster_id))
-    );
+    assert_eq!((control.epoch, control.cluster_id), (led.epoch, Some(led.cluster_id)));
     let after = follower.node.status();
     assert!(
         after.term >= before.term && after.applied_index >= before.applied_index,
@@ -38,14 +30,8 @@ async fn a_cluster_that_was_killed_as_a_whole_comes_back_as_itself() {
     let mut ground = Ground::new(&[1, 2, 3]);
     let replicas = ground.start_all().await;
     let first = leader_of(&replicas).await;
-    let leader = replicas
-        .iter()
-        .find(|replica| replica.id == first.id)
-        .unwrap();
-    let command = ControlCommand::Set {
-        key: "kept".into(),
-        value: "yes".into(),
-    };
+    let leader = replicas.iter().find(|replica| replica.id == first.id).unwrap();
+    let command = ControlCommand::Set { key: "kept".into(), value: "yes".into() };
     leader.node.propose(command).await.unwrap();
     replicas.into_iter().for_each(common::Replica::kill);
     let mut replicas = Vec::new();
@@ -57,13 +43,7 @@ async fn a_cluster_that_was_killed_as_a_whole_comes_back_as_itself() {
     assert_eq!(second.cluster_id, first.cluster_id);
     for replica in &replicas {
         let mut control = replica.node.control();
-        control
-            .wait_for(|control| {
-                control
-                    .settings
-                    .get("kept")
-                    .is_some_and(|value| value == "yes")
-            })
+        within(control.wait_for(|control| control.settings.get("kept").is_some_and(|value| value == "yes")))
             .await
             .unwrap();
     }
@@ -76,10 +56,7 @@ async fn a_stop_in_good_order_releases_the_directory() {
     let led = leader_of([&replica]).await;
     let mut leadership = replica.node.leadership();
     replica.stop().await;
-    assert!(matches!(
-        *leadership.borrow_and_update(),
-        Leadership::Stopped { .. }
-    ));
+    assert!(matches!(*leadership.borrow_and_update(), Leadership::Stopped { .. }));
     let replica = ground.start(1).await;
     assert!(leader_of([&replica]).await.epoch > led.epoch);
 }
@@ -93,17 +70,12 @@ async fn a_seed_that_starts_late_joins() {
     three.follows(led.id).await;
     all_joined([&one, &two, &three], &[1, 2, 3]).await;
     // Its addresses were unknown when the cluster was founded.
-    eventually(
-        "the addresses of the late member are known to all",
-        async || {
-            [&one, &two, &three].iter().all(|replica| {
-                let members = replica.node.status().members;
-                members
-                    .iter()
-                    .any(|member| member.id == 3 && member.addresses.http == "http-3:1")
-            })
-        },
-    )
+    eventually("the addresses of the late member are known to all", async || {
+        [&one, &two, &three].iter().all(|replica| {
+            let members = replica.node.status().members;
+            members.iter().any(|member| member.id == 3 && member.addresses.http == "http-3:1")
+        })
+    })
     .await;
 }
 
@@ -121,24 +93,12 @@ async fn a_wiped_member_is_refused_under_its_old_id() {
     let mut replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
     all_joined(&replicas, &[1, 2, 3]).await;
-    let wiped = replicas.swap_remove(
-        replicas
-            .iter()
-            .position(|replica| replica.id != led.id)
-            .unwrap(),
-    );
+    let wiped = replicas.swap_remove(replicas.iter().position(|replica| replica.id != led.id).unwrap());
     let id = wiped.id;
     wiped.kill();
     ground.wipe(id);
-    let refused = ground
-        .start_with(ground.config(id))
-        .await
-        .err()
-        .expect("it is refused");
-    assert!(
-        matches!(&refused, StartError::Refused(reason) if reason.contains("had joined")),
-        "{refused}"
-    );
+    let refused = ground.start_with(ground.config(id)).await.err().expect("it is refused");
+    assert!(matches!(&refused, StartError::Refused(reason) if reason.contains("had joined")), "{refused}");
 }
 
 #[tokio::test]
@@ -151,9 +111,7 @@ async fn a_wiped_member_that_starts_alone_stops_when_others_tell_it() {
     ground.wipe(1);
     let wiped = ground.start(1).await;
     let (two, three) = (ground.start(2).await, ground.start(3).await);
-    let stopped = wiped
-        .until("stopping", |l| matches!(l, Leadership::Stopped { .. }))
-        .await;
+    let stopped = wiped.until("stopping", |l| matches!(l, Leadership::Stopped { .. })).await;
     assert!(
         matches!(&stopped, Leadership::Stopped { reason } if reason.contains("had joined")),
         "{stopped:?}"
@@ -170,11 +128,7 @@ async fn a_wiped_founder_founds_no_second_cluster() {
     all_joined(&replicas, &[1, 2, 3]).await;
     replicas.remove(0).kill();
     ground.wipe(1);
-    let refused = ground
-        .start_with(ground.config(1))
-        .await
-        .err()
-        .expect("it is refused");
+    let refused = ground.start_with(ground.config(1)).await.err().expect("it is refused");
     assert!(matches!(refused, StartError::Refused(_)), "{refused}");
     leader_of(&replicas).await;
 }
@@ -185,22 +139,14 @@ async fn a_wiped_member_gives_no_vote_to_those_who_lack_its_entries() {
     let mut replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
     all_joined(&replicas, &[1, 2, 3]).await;
-    let leader = replicas.swap_remove(
-        replicas
-            .iter()
-            .position(|replica| replica.id == led.id)
-            .unwrap(),
-    );
+    let leader = replicas.swap_remove(replicas.iter().position(|replica| replica.id == led.id).unwrap());
     let (alive, wiped) = (replicas.remove(0), replicas.remove(0));
     leader.kill();
     let id = wiped.id;
     wiped.kill();
     ground.wipe(id);
-    let refused = ground
-        .start_with(ground.config(id))
-        .await
-        .err()
-        .expect("it is refused without any leader too");
+    let refused =
+        ground.start_with(ground.config(id)).await.err().expect("it is refused without any leader too");
     assert!(matches!(refused, StartError::Refused(_)), "{refused}");
     assert!(!alive.node.leadership().borrow().is_leading());
 }
@@ -210,58 +156,29 @@ async fn a_member_is_added_and_removed_and_its_id_never_comes_back() {
     let mut ground = Ground::new(&[1, 2, 3]);
     let replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
-    let leader = &replicas
-        .iter()
-        .find(|replica| replica.id == led.id)
-        .unwrap()
-        .node;
+    let leader = &replicas.iter().find(|replica| replica.id == led.id).unwrap().node;
     let config = {
         let address = ground.reserve(4);
         ground.config_at(4, address)
     };
     let four = ground.start_with(config.clone()).await.unwrap();
-    leader
-        .add_member(4, config.advertise.clone())
-        .await
-        .unwrap();
+    leader.add_member(4, config.advertise.clone()).await.unwrap();
     four.follows(led.id).await;
     all_joined(&replicas, &[4]).await;
-    let role = |node: &cortex_cluster::Node| {
-        node.status()
-            .members
-            .iter()
-            .find(|m| m.id == 4)
-            .map(|m| m.role)
-    };
+    let role = |node: &cortex_cluster::Node| node.status().members.iter().find(|m| m.id == 4).map(|m| m.role);
     assert_eq!(role(leader), Some(Role::Voter));
 
     leader.remove_member(4).await.unwrap();
     assert_eq!(role(leader), None);
-    four.until("noticing its removal", |l| {
-        matches!(l, Leadership::Stopped { .. })
-    })
-    .await;
+    four.until("noticing its removal", |l| matches!(l, Leadership::Stopped { .. })).await;
     four.kill();
     let readded = leader.add_member(4, config.advertise.clone()).await;
-    assert!(
-        matches!(readded, Err(ChangeError::RemovedId(4))),
-        "{readded:?}"
-    );
-    let refused = ground
-        .start_with(config.clone())
-        .await
-        .err()
-        .expect("it can't come back with its data");
-    assert!(
-        matches!(&refused, StartError::Refused(reason) if reason.contains("removed")),
-        "{refused}"
-    );
+    assert!(matches!(readded, Err(ChangeError::RemovedId(4))), "{readded:?}");
+    let refused = ground.start_with(config.clone()).await.err().expect("it can't come back with its data");
+    assert!(matches!(&refused, StartError::Refused(reason) if reason.contains("removed")), "{refused}");
     ground.wipe(4);
     let refused = ground.start_with(config).await.err().expect("nor without");
-    assert!(
-        matches!(&refused, StartError::Refused(reason) if reason.contains("removed")),
-        "{refused}"
-    );
+    assert!(matches!(&refused, StartError::Refused(reason) if reason.contains("removed")), "{refused}");
 }
 
 #[tokio::test]
@@ -269,42 +186,18 @@ async fn changes_are_refused_where_they_can_not_work() {
     let mut ground = Ground::new(&[1, 2, 3]);
     let replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
-    let of = |leads: bool| {
-        &replicas
-            .iter()
-            .find(|replica| (replica.id == led.id) == leads)
-            .unwrap()
-            .node
-    };
+    let of = |leads: bool| &replicas.iter().find(|replica| (replica.id == led.id) == leads).unwrap().node;
     let (leader, follower) = (of(true), of(false));
-    eventually("the follower knows the leader", async || {
-        follower.status().leader == Some(led.id)
-    })
-    .await;
+    eventually("the follower knows the leader", async || follower.status().leader == Some(led.id)).await;
     let command = ControlCommand::Unset { key: "x".into() };
     assert!(
         matches!(follower.propose(command).await, Err(ChangeError::NotLeader { leader: Some(id) }) if id == led.id)
     );
-    assert!(matches!(
-        leader.remove_member(led.id).await,
-        Err(ChangeError::IsLeader(_))
-    ));
-    assert!(matches!(
-        leader.remove_member(9).await,
-        Err(ChangeError::UnknownMember(9))
-    ));
-    assert!(matches!(
-        leader.add_member(0, Addresses::default()).await,
-        Err(ChangeError::InvalidId)
-    ));
-    let large = ControlCommand::Set {
-        key: String::new(),
-        value: String::new(),
-    };
-    assert!(matches!(
-        leader.propose(large).await,
-        Err(ChangeError::Refused(_))
-    ));
+    assert!(matches!(leader.remove_member(led.id).await, Err(ChangeError::IsLeader(_))));
+    assert!(matches!(leader.remove_member(9).await, Err(ChangeError::UnknownMember(9))));
+    assert!(matches!(leader.add_member(0, Addresses::default()).await, Err(ChangeError::InvalidId)));
+    let large = ControlCommand::Set { key: String::new(), value: String::new() };
+    assert!(matches!(leader.propose(large).await, Err(ChangeError::Refused(_))));
 }
 
 #[tokio::test]
@@ -313,31 +206,15 @@ async fn a_member_that_moved_to_another_port_is_found_there() {
     let mut replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
     all_joined(&replicas, &[1, 2, 3]).await;
-    let moved = replicas.swap_remove(
-        replicas
-            .iter()
-            .position(|replica| replica.id != led.id)
-            .unwrap(),
-    );
+    let moved = replicas.swap_remove(replicas.iter().position(|replica| replica.id != led.id).unwrap());
     let id = moved.id;
     moved.kill();
     let address = ground.reserve(id);
-    let moved = ground
-        .start_with(ground.config_at(id, address.clone()))
-        .await
-        .unwrap();
+    let moved = ground.start_with(ground.config_at(id, address.clone())).await.unwrap();
     moved.follows(led.id).await;
-    let leader = &replicas
-        .iter()
-        .find(|replica| replica.id == led.id)
-        .unwrap()
-        .node;
+    let leader = &replicas.iter().find(|replica| replica.id == led.id).unwrap().node;
     eventually("the leader has recorded the new address", async || {
-        leader
-            .status()
-            .members
-            .iter()
-            .any(|member| member.id == id && member.addresses.peer == address)
+        leader.status().members.iter().any(|member| member.id == id && member.addresses.peer == address)
     })
     .await;
 }
@@ -354,34 +231,19 @@ async fn a_member_far_behind_catches_up_by_a_snapshot() {
     }
     let led = leader_of(&replicas).await;
     all_joined(&replicas, &[1, 2, 3]).await;
-    let behind = replicas.swap_remove(
-        replicas
-            .iter()
-            .position(|replica| replica.id != led.id)
-            .unwrap(),
-    );
+    let behind = replicas.swap_remove(replicas.iter().position(|replica| replica.id != led.id).unwrap());
     let id = behind.id;
     behind.kill();
-    let leader = &replicas
-        .iter()
-        .find(|replica| replica.id == led.id)
-        .unwrap()
-        .node;
+    let leader = &replicas.iter().find(|replica| replica.id == led.id).unwrap().node;
     for number in 0..40 {
-        let command = ControlCommand::Set {
-            key: format!("key {number}"),
-            value: number.to_string(),
-        };
+        let command = ControlCommand::Set { key: format!("key {number}"), value: number.to_string() };
         leader.propose(command).await.unwrap();
     }
     let mut config = ground.config(id);
     config.snapshot_every = 10;
     let behind = ground.start_with(config.clone()).await.unwrap();
     let mut control = behind.node.control();
-    control
-        .wait_for(|control| control.settings.len() == 40)
-        .await
-        .unwrap();
+    within(control.wait_for(|control| control.settings.len() == 40)).await.unwrap();
     let applied = behind.node.status().applied_index;
     behind.kill();
     let behind = ground.start_with(config).await.unwrap();
@@ -400,10 +262,6 @@ async fn a_corrupt_store_refuses_to_start() {
     let middle = bytes.len() / 2;
     bytes.truncate(middle);
     std::fs::write(&path, bytes).unwrap();
-    let refused = ground
-        .start_with(ground.config(1))
-        .await
-        .err()
-        .expect("it is refused");
+    let refused = ground.start_with(ground.config(1)).await.err().expect("it is refused");
     assert!(refused.to_string().contains("raft.redb"), "{refused}");
 }

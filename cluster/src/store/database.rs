@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition,
-    WriteTransaction,
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,11 +36,7 @@ pub enum StoreError {
     #[error("the Raft log {path} is in use by another process")]
     InUse { path: PathBuf },
     #[error("the Raft log {path} belongs to member {found}, this is member {expected}")]
-    WrongNode {
-        path: PathBuf,
-        found: u64,
-        expected: u64,
-    },
+    WrongNode { path: PathBuf, found: u64, expected: u64 },
     #[error(
         "the Raft log {path} is damaged and can't be trusted ({detail}); remove this member and add it under a new id"
     )]
@@ -95,10 +90,8 @@ impl Store {
     /// # Errors
     /// Each names the file.
     pub fn open(data_dir: &Path, node_id: u64) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(data_dir).map_err(|source| StoreError::Directory {
-            path: data_dir.to_owned(),
-            source,
-        })?;
+        std::fs::create_dir_all(data_dir)
+            .map_err(|source| StoreError::Directory { path: data_dir.to_owned(), source })?;
         let path = data_dir.join(FILE);
         // A database that another program scribbled over can make redb panic.
         let database = catch_unwind(|| open_checked(&path)).unwrap_or_else(|_| {
@@ -107,11 +100,7 @@ impl Store {
                 detail: "the check of its structure failed".into(),
             })
         })?;
-        let store = Store {
-            path,
-            database: RwLock::new(Some(database)),
-            vote: Mutex::new(None),
-        };
+        let store = Store { path, database: RwLock::new(Some(database)), vote: Mutex::new(None) };
         store.claim(node_id)?;
         let scan = catch_unwind(AssertUnwindSafe(|| store.scan()));
         scan.unwrap_or_else(|_| Err(store.damaged("reading it failed")))?;
@@ -121,10 +110,7 @@ impl Store {
 
     /// Releases the file. Later calls fail.
     pub fn close(&self) {
-        self.database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.database.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// True while there is neither a log nor a vote nor a snapshot.
@@ -204,23 +190,15 @@ impl Store {
 
     /// Forgets the entries from `first` on.
     pub fn truncate(&self, first: u64) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            Ok(transaction
-                .open_table(LOG)?
-                .retain_in(first.., |_, _| false)?)
-        })
+        self.write(|transaction| Ok(transaction.open_table(LOG)?.retain_in(first.., |_, _| false)?))
     }
 
     /// Forgets the entries up to `last`, which a snapshot holds.
     pub fn purge(&self, last: LogId) -> Result<(), StoreError> {
         let bytes = self.encode(&last)?;
         self.write(|transaction| {
-            transaction
-                .open_table(META)?
-                .insert(PURGED, bytes.as_slice())?;
-            Ok(transaction
-                .open_table(LOG)?
-                .retain_in(..=last.index, |_, _| false)?)
+            transaction.open_table(META)?.insert(PURGED, bytes.as_slice())?;
+            Ok(transaction.open_table(LOG)?.retain_in(..=last.index, |_, _| false)?)
         })
     }
 
@@ -234,28 +212,18 @@ impl Store {
         match self.read_meta::<u64>(NODE_ID)? {
             None => self.put_meta(NODE_ID, &node_id),
             Some(found) if found == node_id => Ok(()),
-            Some(found) => Err(StoreError::WrongNode {
-                path: self.path.clone(),
-                found,
-                expected: node_id,
-            }),
+            Some(found) => Err(StoreError::WrongNode { path: self.path.clone(), found, expected: node_id }),
         }
     }
 
     /// Reads every record once, so that damage shows before this member speaks.
     fn scan(&self) -> Result<(), StoreError> {
-        self.read_meta::<Vote>(VOTE)
-            .map_err(|error| self.damaged(error))?;
+        self.read_meta::<Vote>(VOTE).map_err(|error| self.damaged(error))?;
         self.committed().map_err(|error| self.damaged(error))?;
         let snapshot = self.read_snapshot().map_err(|error| self.damaged(error))?;
-        let purged: Option<LogId> = self
-            .read_meta(PURGED)
-            .map_err(|error| self.damaged(error))?;
+        let purged: Option<LogId> = self.read_meta(PURGED).map_err(|error| self.damaged(error))?;
         let mut next = purged.map(|purged| purged.index + 1);
-        for entry in self
-            .entries(0..=u64::MAX)
-            .map_err(|error| self.damaged(error))?
-        {
+        for entry in self.entries(0..=u64::MAX).map_err(|error| self.damaged(error))? {
             let index = entry.log_id.index;
             if next.unwrap_or(0) != index {
                 return Err(self.damaged(format!("entry {} is missing", next.unwrap_or(0))));
@@ -282,18 +250,10 @@ impl Store {
         self.write(|transaction| put(transaction, key, &bytes))
     }
 
-    fn read<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
-    ) -> Result<T, StoreError> {
+    fn read<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database = guard.as_ref().ok_or_else(|| StoreError::Closed {
-            path: self.path.clone(),
-        })?;
-        work(database).map_err(|source| StoreError::Io {
-            path: self.path.clone(),
-            source,
-        })
+        let database = guard.as_ref().ok_or_else(|| StoreError::Closed { path: self.path.clone() })?;
+        work(database).map_err(|source| StoreError::Io { path: self.path.clone(), source })
     }
 
     /// Writes what others may rely on once it was answered.
@@ -319,24 +279,15 @@ impl Store {
     }
 
     fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, StoreError> {
-        codec::encode(value).map_err(|source| StoreError::Record {
-            path: self.path.clone(),
-            source,
-        })
+        codec::encode(value).map_err(|source| StoreError::Record { path: self.path.clone(), source })
     }
 
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, StoreError> {
-        codec::decode(bytes).map_err(|source| StoreError::Record {
-            path: self.path.clone(),
-            source,
-        })
+        codec::decode(bytes).map_err(|source| StoreError::Record { path: self.path.clone(), source })
     }
 
     fn damaged(&self, detail: impl ToString) -> StoreError {
-        StoreError::Damaged {
-            path: self.path.clone(),
-            detail: detail.to_string(),
-        }
+        StoreError::Damaged { path: self.path.clone(), detail: detail.to_string() }
     }
 }
 
@@ -348,40 +299,23 @@ fn put(transaction: &WriteTransaction, key: &str, bytes: &[u8]) -> Result<(), re
 /// Opens the file and verifies the checksum of each of its pages.
 fn open_checked(path: &Path) -> Result<Database, StoreError> {
     let refused = |error: DatabaseError| match error {
-        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse {
-            path: path.to_owned(),
-        },
+        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => {
-            StoreError::Open {
-                path: path.to_owned(),
-                detail: error.to_string(),
-            }
+            StoreError::Open { path: path.to_owned(), detail: error.to_string() }
         }
-        error => StoreError::Damaged {
-            path: path.to_owned(),
-            detail: error.to_string(),
-        },
+        error => StoreError::Damaged { path: path.to_owned(), detail: error.to_string() },
     };
-    let mut database = Database::builder()
-        .set_cache_size(CACHE)
-        .create(path)
-        .map_err(refused)?;
+    let mut database = Database::builder().set_cache_size(CACHE).create(path).map_err(refused)?;
     if !database.check_integrity().map_err(refused)? {
         let detail = "its pages do not match their checksums".into();
-        return Err(StoreError::Damaged {
-            path: path.to_owned(),
-            detail,
-        });
+        return Err(StoreError::Damaged { path: path.to_owned(), detail });
     }
     Ok(database)
 }
 
 /// How redb reports a file that is too short or is no database at all.
 fn is_damage(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-    )
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -63,10 +63,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
         let ends = self.run(|store| store.log_ends()).await?;
-        Ok(LogState {
-            last_purged_log_id: ends.purged,
-            last_log_id: ends.last,
-        })
+        Ok(LogState { last_purged_log_id: ends.purged, last_log_id: ends.last })
     }
 
     async fn get_log_reader(&mut self) -> LogStore {

@@ -27,12 +27,7 @@ pub(crate) struct StateMachine {
 impl StateMachine {
     pub fn new(store: Arc<Store>) -> Self {
         let (control, _) = watch::channel(Arc::default());
-        StateMachine {
-            store,
-            control,
-            applied: None,
-            membership: StoredMembership::default(),
-        }
+        StateMachine { store, control, applied: None, membership: StoredMembership::default() }
     }
 
     /// The control state as of the last applied entry, and its changes.
@@ -46,9 +41,7 @@ impl StateMachine {
             self.membership = StoredMembership::new(Some(entry.log_id), membership);
         }
         let EntryPayload::Normal(command) = &entry.payload else {
-            return ControlOutcome::Applied {
-                cluster_id: self.control.borrow().cluster_id,
-            };
+            return ControlOutcome::Applied { cluster_id: self.control.borrow().cluster_id };
         };
         let mut control = ControlState::clone(&self.control.borrow());
         let outcome = control.apply(entry.log_id.index, command);
@@ -82,23 +75,13 @@ impl RaftStateMachine<Types> for StateMachine {
         SnapshotBuilder {
             store: Arc::clone(&self.store),
             control: Arc::clone(&self.control.borrow()),
-            meta: SnapshotMeta {
-                last_log_id: self.applied,
-                last_membership: self.membership.clone(),
-            },
+            meta: SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() },
         }
     }
 
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMeta,
-        snapshot: Vec<u8>,
-    ) -> Result<(), io::Error> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Vec<u8>) -> Result<(), io::Error> {
         let control: ControlState = codec::decode(&snapshot)?;
-        let stored = StoredSnapshot {
-            meta: meta.clone(),
-            data: snapshot,
-        };
+        let stored = StoredSnapshot { meta: meta.clone(), data: snapshot };
         log::run(&self.store, move |store| store.save_snapshot(&stored)).await?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
@@ -108,10 +91,7 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         let stored = log::run(&self.store, |store| store.read_snapshot()).await?;
-        Ok(stored.map(|stored| Snapshot {
-            meta: stored.meta,
-            snapshot: stored.data,
-        }))
+        Ok(stored.map(|stored| Snapshot { meta: stored.meta, snapshot: stored.data }))
     }
 }
 
@@ -127,14 +107,8 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let data = codec::encode(self.control.as_ref())?;
-        let stored = StoredSnapshot {
-            meta: self.meta.clone(),
-            data: data.clone(),
-        };
+        let stored = StoredSnapshot { meta: self.meta.clone(), data: data.clone() };
         log::run(&self.store, move |store| store.save_snapshot(&stored)).await?;
-        Ok(Snapshot {
-            meta: self.meta.clone(),
-            snapshot: data,
-        })
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: data })
     }
 }

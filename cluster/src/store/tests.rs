@@ -40,9 +40,7 @@ fn fill(store: &Store) {
     let leader = openraft::impls::leader_id_std::LeaderId::<u64, u64>::new_committed(3, 1);
     let id = |index| openraft::LogId::new(leader, index);
     for index in 0..50 {
-        store
-            .append(&[openraft::Entry::new_blank(id(index))])
-            .unwrap();
+        store.append(&[openraft::Entry::new_blank(id(index))]).unwrap();
     }
     store.save_vote(openraft::Vote::new(2, 1)).unwrap();
     store.save_committed(Some(id(40))).unwrap();
@@ -52,10 +50,7 @@ fn fill(store: &Store) {
 fn refusal(dir: &Path) -> StoreError {
     match Store::open(dir, 1) {
         Err(error) => {
-            assert!(
-                error.to_string().contains("raft.redb"),
-                "the file is not named: {error}"
-            );
+            assert!(error.to_string().contains("raft.redb"), "the file is not named: {error}");
             error
         }
         Ok(_) => panic!("the store was opened"),
@@ -68,10 +63,7 @@ fn what_was_written_is_there_after_reopening() {
     written(dir.path());
     let store = Store::open(dir.path(), 1).unwrap();
     assert_eq!(store.vote(), Some(openraft::Vote::new(3, 1)));
-    assert_eq!(
-        store.log_ends().unwrap().last.map(|last| last.index),
-        Some(49)
-    );
+    assert_eq!(store.log_ends().unwrap().last.map(|last| last.index), Some(49));
     assert!(!store.is_pristine().unwrap());
 }
 
@@ -86,14 +78,7 @@ fn a_second_user_of_the_directory_is_refused() {
 fn the_directory_of_another_member_is_refused() {
     let dir = TempDir::new().unwrap();
     Store::open(dir.path(), 2).unwrap().close();
-    assert!(matches!(
-        refusal(dir.path()),
-        StoreError::WrongNode {
-            found: 2,
-            expected: 1,
-            ..
-        }
-    ));
+    assert!(matches!(refusal(dir.path()), StoreError::WrongNode { found: 2, expected: 1, .. }));
 }
 
 #[test]
@@ -102,8 +87,7 @@ fn a_torn_file_is_refused() {
     written(dir.path());
     let path = dir.path().join("raft.redb");
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.set_len(std::fs::metadata(&path).unwrap().len() / 2)
-        .unwrap();
+    file.set_len(std::fs::metadata(&path).unwrap().len() / 2).unwrap();
     assert!(matches!(refusal(dir.path()), StoreError::Damaged { .. }));
 }
 
@@ -129,10 +113,7 @@ fn a_flipped_bit_never_changes_what_is_read() {
         std::fs::write(&path, damaged).unwrap();
         match Store::open(dir.path(), 1) {
             Err(error) => {
-                assert!(
-                    error.to_string().contains("raft.redb"),
-                    "the file is not named: {error}"
-                );
+                assert!(error.to_string().contains("raft.redb"), "the file is not named: {error}");
                 refused += 1;
             }
             Ok(store) => {
@@ -168,20 +149,11 @@ fn a_crash_loses_nothing_and_a_flipped_bit_after_it_goes_unnoticed_nowhere() {
 
 fn assert_intact(store: &Store, after: &str) {
     let entries = store.entries(0..=u64::MAX).unwrap().len();
-    assert_eq!(
-        (store.vote(), entries),
-        (Some(openraft::Vote::new(3, 1)), 50),
-        "changed by {after}"
-    );
+    assert_eq!((store.vote(), entries), (Some(openraft::Vote::new(3, 1)), 50), "changed by {after}");
 }
 
 /// Positions all over a file that hold something.
 fn written_bytes(file: &[u8]) -> Vec<usize> {
-    let used: Vec<usize> = (0..file.len())
-        .filter(|position| file[*position] != 0)
-        .collect();
-    used.iter()
-        .copied()
-        .step_by((used.len() / 150).max(1))
-        .collect()
+    let used: Vec<usize> = (0..file.len()).filter(|position| file[*position] != 0).collect();
+    used.iter().copied().step_by((used.len() / 150).max(1)).collect()
 }

@@ -24,20 +24,12 @@ const SECRET_HEADER: &str = "x-cortex-cluster-secret";
 
 impl From<crate::config::Addresses> for proto::Addresses {
     fn from(addresses: crate::config::Addresses) -> Self {
-        proto::Addresses {
-            peer: addresses.peer,
-            http: addresses.http,
-            grpc: addresses.grpc,
-        }
+        proto::Addresses { peer: addresses.peer, http: addresses.http, grpc: addresses.grpc }
     }
 }
 
 impl From<proto::Addresses> for crate::config::Addresses {
     fn from(addresses: proto::Addresses) -> Self {
-        crate::config::Addresses {
-            peer: addresses.peer,
-            http: addresses.http,
-            grpc: addresses.grpc,
-        }
+        crate::config::Addresses { peer: addresses.peer, http: addresses.http, grpc: addresses.grpc }
     }
 }

@@ -34,11 +34,7 @@ impl RaftNetworkFactory<Types> for NetworkFactory {
 
     async fn new_client(&mut self, target: u64, node: &Addresses) -> Network {
         self.peers.learn(target, &node.peer);
-        Network {
-            node_id: self.node_id,
-            target,
-            peers: Arc::clone(&self.peers),
-        }
+        Network { node_id: self.node_id, target, peers: Arc::clone(&self.peers) }
     }
 }
 
@@ -59,14 +55,12 @@ impl Network {
         let body = codec::encode(message).map_err(|error| NetworkError::new(&error))?;
         match self.peers.call(self.target, rpc, body, limit).await {
             Ok(reply) => Ok(codec::decode(&reply).map_err(|error| Unreachable::new(&error))?),
-            Err(PeerError::Timeout { limit, .. }) => {
-                Err(RPCError::Timeout(openraft::errors::Timeout {
-                    action: rpc.into(),
-                    id: self.node_id,
-                    target: self.target,
-                    timeout: limit,
-                }))
-            }
+            Err(PeerError::Timeout { limit, .. }) => Err(RPCError::Timeout(openraft::errors::Timeout {
+                action: rpc.into(),
+                id: self.node_id,
+                target: self.target,
+                timeout: limit,
+            })),
             Err(error) => Err(RPCError::Unreachable(Unreachable::new(&error))),
         }
     }
@@ -80,8 +74,7 @@ impl RaftNetworkV2<Types> for Network {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        self.call(Rpc::AppendEntries, &request, option.hard_ttl())
-            .await
+        self.call(Rpc::AppendEntries, &request, option.hard_ttl()).await
     }
 
     async fn vote(
@@ -119,8 +112,7 @@ impl RaftNetworkV2<Types> for Network {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        self.call(Rpc::TransferLeader, &request, option.soft_ttl())
-            .await
+        self.call(Rpc::TransferLeader, &request, option.soft_ttl()).await
     }
 
     fn backoff(&self) -> Option<Backoff> {

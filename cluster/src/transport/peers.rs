@@ -34,11 +34,7 @@ pub(crate) enum PeerError {
     #[error("the address of member {0} is not known")]
     Unknown(u64),
     #[error("the address \"{address}\" of member {id} can't be used: {source}")]
-    Address {
-        id: u64,
-        address: String,
-        source: tonic::transport::Error,
-    },
+    Address { id: u64, address: String, source: tonic::transport::Error },
     #[error("member {id} did not answer within {limit:?}")]
     Timeout { id: u64, limit: Duration },
     #[error("member {id} can't be reached: {detail}")]
@@ -74,18 +70,12 @@ struct Peer {
 }
 
 impl Peers {
-    pub fn new(
-        config: &ClusterConfig,
-        control: watch::Receiver<std::sync::Arc<ControlState>>,
-    ) -> Self {
+    pub fn new(config: &ClusterConfig, control: watch::Receiver<std::sync::Arc<ControlState>>) -> Self {
         let peers = Peers {
             node_id: config.node_id,
             advertise: config.advertise.clone(),
             // `validate` has refused a secret that a header can't carry.
-            secret: config
-                .secret
-                .as_ref()
-                .and_then(|secret| secret.parse().ok()),
+            secret: config.secret.as_ref().and_then(|secret| secret.parse().ok()),
             control,
             peers: Mutex::default(),
         };
@@ -102,14 +92,7 @@ impl Peers {
         }
         let mut peers = self.lock();
         if peers.get(&id).is_none_or(|peer| peer.address != address) {
-            peers.insert(
-                id,
-                Peer {
-                    address: address.to_owned(),
-                    client: None,
-                    alive: Instant::now(),
-                },
-            );
+            peers.insert(id, Peer { address: address.to_owned(), client: None, alive: Instant::now() });
         }
     }
 
@@ -127,12 +110,7 @@ impl Peers {
         limit: Duration,
     ) -> Result<Vec<u8>, PeerError> {
         let mut client = self.client(id)?;
-        let envelope = Envelope {
-            from: self.node_id,
-            to: id,
-            cluster_id: self.cluster_id(),
-            body,
-        };
+        let envelope = Envelope { from: self.node_id, to: id, cluster_id: self.cluster_id(), body };
         let request = self.request(envelope);
         let call = async {
             match rpc {
@@ -172,22 +150,11 @@ impl Peers {
                 self.answered(id);
                 return Ok(reply.into_inner());
             }
-            Ok(Err(status))
-                if matches!(
-                    status.code(),
-                    Code::FailedPrecondition | Code::PermissionDenied
-                ) =>
-            {
+            Ok(Err(status)) if matches!(status.code(), Code::FailedPrecondition | Code::PermissionDenied) => {
                 self.answered(id);
-                return Err(PeerError::Refused {
-                    id,
-                    reason: status.message().to_owned(),
-                });
+                return Err(PeerError::Refused { id, reason: status.message().to_owned() });
             }
-            Ok(Err(status)) => PeerError::Unreachable {
-                id,
-                detail: status.message().to_owned(),
-            },
+            Ok(Err(status)) => PeerError::Unreachable { id, detail: status.message().to_owned() },
             Err(_) => PeerError::Timeout { id, limit },
         };
         if let Some(peer) = self.lock().get_mut(&id)
@@ -212,11 +179,7 @@ impl Peers {
         }
         let address = peer.address.clone();
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|source| PeerError::Address {
-                id,
-                address,
-                source,
-            })?
+            .map_err(|source| PeerError::Address { id, address, source })?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
@@ -239,11 +202,7 @@ impl Peers {
     }
 
     fn cluster_id(&self) -> String {
-        self.control
-            .borrow()
-            .cluster_id
-            .map(|id| id.to_string())
-            .unwrap_or_default()
+        self.control.borrow().cluster_id.map(|id| id.to_string()).unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Peer>> {

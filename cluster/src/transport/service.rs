@@ -52,11 +52,7 @@ pub(crate) struct Contact {
 
 impl Contact {
     pub fn new(lease: Duration) -> Self {
-        Contact {
-            lease,
-            last: Mutex::default(),
-            changed: Notify::new(),
-        }
+        Contact { lease, last: Mutex::default(), changed: Notify::new() }
     }
 
     /// The leader heard within its lease, and when that ends.
@@ -97,36 +93,22 @@ pub struct RaftService {
 
 impl RaftService {
     /// Checks who speaks; for every call.
-    fn admit<T>(
-        &self,
-        request: &Request<T>,
-        from: u64,
-        to: u64,
-        cluster_id: &str,
-    ) -> Result<(), Status> {
+    fn admit<T>(&self, request: &Request<T>, from: u64, to: u64, cluster_id: &str) -> Result<(), Status> {
         if let Some(secret) = &self.secret {
-            let shown = request
-                .metadata()
-                .get(SECRET_HEADER)
-                .map(|value| value.as_bytes())
-                .unwrap_or_default();
+            let shown =
+                request.metadata().get(SECRET_HEADER).map(|value| value.as_bytes()).unwrap_or_default();
             if !same_secret(secret.as_bytes(), shown) {
                 return Err(Status::permission_denied("cluster.secret does not match"));
             }
         }
         if to != self.node_id {
-            return Err(Status::failed_precondition(format!(
-                "this is member {}, not {to}",
-                self.node_id
-            )));
+            return Err(Status::failed_precondition(format!("this is member {}, not {to}", self.node_id)));
         }
         let own = self.control.borrow().cluster_id.map(|id| id.to_string());
         match own {
-            Some(own) if !cluster_id.is_empty() && own != cluster_id => {
-                Err(Status::failed_precondition(format!(
-                    "member {from} belongs to cluster {cluster_id}, this member to cluster {own}"
-                )))
-            }
+            Some(own) if !cluster_id.is_empty() && own != cluster_id => Err(Status::failed_precondition(
+                format!("member {from} belongs to cluster {cluster_id}, this member to cluster {own}"),
+            )),
             _ => Ok(()),
         }
     }
@@ -136,9 +118,7 @@ impl RaftService {
         let envelope = request.get_ref();
         self.admit(&request, envelope.from, envelope.to, &envelope.cluster_id)?;
         if !self.gate.is_open() {
-            return Err(Status::unavailable(
-                "this member does not know yet whether it may take part",
-            ));
+            return Err(Status::unavailable("this member does not know yet whether it may take part"));
         }
         if self.control.borrow().removed.contains(&envelope.from) {
             return Err(Status::permission_denied(format!(
@@ -154,12 +134,7 @@ impl RaftService {
         if self.control.borrow().joined.contains(&id) {
             return Ok(true);
         }
-        let applied = self
-            .raft
-            .metrics()
-            .borrow_watched()
-            .last_applied
-            .map_or(0, |applied| applied.index);
+        let applied = self.raft.metrics().borrow_watched().last_applied.map_or(0, |applied| applied.index);
         let store = Arc::clone(&self.store);
         let tail = tokio::task::spawn_blocking(move || store.entries(applied..=u64::MAX)).await;
         let tail = tail.map_err(unavailable)?.map_err(unavailable)?;
@@ -171,9 +146,7 @@ impl RaftService {
     /// What this replica can say about itself and about the one that asks.
     async fn introduce(&self, asking: u64) -> Result<GreetReply, Status> {
         let store = Arc::clone(&self.store);
-        let ends = tokio::task::spawn_blocking(move || store.log_ends())
-            .await
-            .map_err(unavailable)?;
+        let ends = tokio::task::spawn_blocking(move || store.log_ends()).await.map_err(unavailable)?;
         let last = ends.map_err(unavailable)?.last;
         let vote = self.store.vote();
         let control = self.control.borrow().clone();
@@ -181,21 +154,15 @@ impl RaftService {
         let membership = metrics.membership_config.membership();
         let leadership = self.leadership.borrow().clone();
         let (leading, leader) = match leadership {
-            Leadership::Leading { quorum, .. } => (
-                quorum == Quorum::Fresh,
-                Some((self.node_id, self.advertise.clone())),
-            ),
-            Leadership::Following { leader } => {
-                (false, leader.map(|leader| (leader.id, leader.addresses)))
+            Leadership::Leading { quorum, .. } => {
+                (quorum == Quorum::Fresh, Some((self.node_id, self.advertise.clone())))
             }
+            Leadership::Following { leader } => (false, leader.map(|leader| (leader.id, leader.addresses))),
             Leadership::Stopped { .. } => (false, None),
         };
         Ok(GreetReply {
             node_id: self.node_id,
-            cluster_id: control
-                .cluster_id
-                .map(|id| id.to_string())
-                .unwrap_or_default(),
+            cluster_id: control.cluster_id.map(|id| id.to_string()).unwrap_or_default(),
             addresses: Some(self.advertise.clone().into()),
             initialised: last.is_some() || vote.is_some(),
             // The founder holds the bootstrap entry and has given no vote to
@@ -217,11 +184,7 @@ impl raft_server::Raft for RaftService {
     async fn append_entries(&self, request: Request<Envelope>) -> Result<Response<Reply>, Status> {
         let message: AppendEntriesRequest<Types> = self.open(request)?;
         let leader = message.vote.leader_id.voted_for;
-        let answer = self
-            .raft
-            .append_entries(message)
-            .await
-            .map_err(unavailable)?;
+        let answer = self.raft.append_entries(message).await.map_err(unavailable)?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
             self.contact.heard(leader);
         }
@@ -229,36 +192,18 @@ impl raft_server::Raft for RaftService {
     }
 
     async fn vote(&self, request: Request<Envelope>) -> Result<Response<Reply>, Status> {
-        reply(
-            &self
-                .raft
-                .vote(self.open(request)?)
-                .await
-                .map_err(unavailable)?,
-        )
+        reply(&self.raft.vote(self.open(request)?).await.map_err(unavailable)?)
     }
 
     async fn pre_vote(&self, request: Request<Envelope>) -> Result<Response<Reply>, Status> {
-        reply(
-            &self
-                .raft
-                .pre_vote(self.open(request)?)
-                .await
-                .map_err(unavailable)?,
-        )
+        reply(&self.raft.pre_vote(self.open(request)?).await.map_err(unavailable)?)
     }
 
-    async fn install_snapshot(
-        &self,
-        request: Request<Envelope>,
-    ) -> Result<Response<Reply>, Status> {
+    async fn install_snapshot(&self, request: Request<Envelope>) -> Result<Response<Reply>, Status> {
         let (vote, meta, snapshot): (Vote, SnapshotMeta, Vec<u8>) = self.open(request)?;
         let leader = vote.leader_id.voted_for;
-        let answer = self
-            .raft
-            .install_full_snapshot(vote, Snapshot { meta, snapshot })
-            .await
-            .map_err(unavailable)?;
+        let answer =
+            self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await.map_err(unavailable)?;
         if answer.vote == vote {
             self.contact.heard(leader);
         }
@@ -266,13 +211,7 @@ impl raft_server::Raft for RaftService {
     }
 
     async fn transfer_leader(&self, request: Request<Envelope>) -> Result<Response<Reply>, Status> {
-        reply(
-            &self
-                .raft
-                .handle_transfer_leader(self.open(request)?)
-                .await
-                .map_err(unavailable)?,
-        )
+        reply(&self.raft.handle_transfer_leader(self.open(request)?).await.map_err(unavailable)?)
     }
 
     async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<GreetReply>, Status> {
@@ -303,9 +242,5 @@ fn unavailable(error: impl std::fmt::Display) -> Status {
 /// Compares without telling by its duration how much was right.
 fn same_secret(own: &[u8], shown: &[u8]) -> bool {
     own.len() == shown.len()
-        && own
-            .iter()
-            .zip(shown)
-            .fold(0, |differences, (a, b)| differences | (a ^ b))
-            == 0
+        && own.iter().zip(shown).fold(0, |differences, (a, b)| differences | (a ^ b)) == 0
 }

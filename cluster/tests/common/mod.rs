@@ -26,11 +26,7 @@ pub struct Ground {
 impl Ground {
     /// Room for the first members `ids`.
     pub fn new(ids: &[u64]) -> Self {
-        let mut ground = Ground {
-            dir: TempDir::new().unwrap(),
-            listeners: Vec::new(),
-            seeds: Vec::new(),
-        };
+        let mut ground = Ground { dir: TempDir::new().unwrap(), listeners: Vec::new(), seeds: Vec::new() };
         for id in ids {
             let peer = ground.reserve(*id);
             ground.seeds.push(Seed { id: *id, peer });
@@ -47,20 +43,12 @@ impl Ground {
     }
 
     pub fn config(&self, id: u64) -> ClusterConfig {
-        let seed = self
-            .seeds
-            .iter()
-            .find(|seed| seed.id == id)
-            .expect("the id is a seed's");
+        let seed = self.seeds.iter().find(|seed| seed.id == id).expect("the id is a seed's");
         self.config_at(id, seed.peer.clone())
     }
 
     pub fn config_at(&self, id: u64, peer: String) -> ClusterConfig {
-        let advertise = Addresses {
-            peer,
-            http: format!("http-{id}:1"),
-            grpc: format!("grpc-{id}:1"),
-        };
+        let advertise = Addresses { peer, http: format!("http-{id}:1"), grpc: format!("grpc-{id}:1") };
         ClusterConfig::new(id, self.data_dir(id), advertise, self.seeds.clone())
     }
 
@@ -79,10 +67,7 @@ impl Ground {
     }
 
     pub async fn start_with(&mut self, config: ClusterConfig) -> Result<Replica, StartError> {
-        let reserved = self
-            .listeners
-            .iter()
-            .position(|(id, _)| *id == config.node_id);
+        let reserved = self.listeners.iter().position(|(id, _)| *id == config.node_id);
         let listener = match reserved {
             Some(index) => self.listeners.swap_remove(index).1,
             None => rebind(&config.advertise.peer).await,
@@ -95,19 +80,11 @@ impl Ground {
         let configs: Vec<_> = self.seeds.iter().map(|seed| self.config(seed.id)).collect();
         let mut starts = Vec::new();
         for config in configs {
-            let index = self
-                .listeners
-                .iter()
-                .position(|(id, _)| *id == config.node_id)
-                .unwrap();
+            let index = self.listeners.iter().position(|(id, _)| *id == config.node_id).unwrap();
             let (_, listener) = self.listeners.swap_remove(index);
             starts.push(Replica::start(config, listener));
         }
-        futures::future::join_all(starts)
-            .await
-            .into_iter()
-            .map(Result::unwrap)
-            .collect()
+        futures::future::join_all(starts).await.into_iter().map(Result::unwrap).collect()
     }
 }
 
@@ -121,9 +98,7 @@ async fn rebind(address: &str) -> TcpListener {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, wait)
-        .await
-        .expect("the port is free again")
+    tokio::time::timeout(PATIENCE, wait).await.expect("the port is free again")
 }
 
 /// One running member.
@@ -147,28 +122,18 @@ impl Drop for Killed {
 impl Replica {
     async fn start(config: ClusterConfig, listener: TcpListener) -> Result<Self, StartError> {
         let id = config.node_id;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         listener.set_nonblocking(true).unwrap();
         let started = runtime.spawn(async move {
             let (node, service) = Node::start(config).await?;
-            let incoming =
-                TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
-            let server = tonic::transport::Server::builder()
-                .tcp_nodelay(true)
-                .add_service(service);
+            let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
+            let server = tonic::transport::Server::builder().tcp_nodelay(true).add_service(service);
             tokio::spawn(server.serve_with_incoming(incoming));
             Ok(node)
         });
         match started.await.unwrap() {
-            Ok(node) => Ok(Replica {
-                id,
-                node,
-                runtime: Killed(Some(runtime)),
-            }),
+            Ok(node) => Ok(Replica { id, node, runtime: Killed(Some(runtime)) }),
             Err(error) => {
                 runtime.shutdown_background();
                 Err(error)
@@ -179,15 +144,11 @@ impl Replica {
     /// Ends all of it at once, as `kill -9` would, and returns when the data
     /// directory is free, as it is after the end of a process.
     pub fn kill(self) {
-        let Replica {
-            node, mut runtime, ..
-        } = self;
+        let Replica { node, mut runtime, .. } = self;
         drop(node);
         if let Some(runtime) = runtime.0.take() {
             // A runtime can't be waited for from within another one.
-            std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE))
-                .join()
-                .unwrap();
+            std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE)).join().unwrap();
         }
     }
 
@@ -216,11 +177,7 @@ impl Replica {
     /// Waits until it follows `leader`.
     pub async fn follows(&self, leader: u64) {
         let what = format!("following {leader}");
-        self.until(
-            &what,
-            |l| matches!(l, Leadership::Following { leader: Some(l) } if l.id == leader),
-        )
-        .await;
+        self.until(&what, |l| matches!(l, Leadership::Following { leader: Some(l) } if l.id == leader)).await;
     }
 }
 
@@ -236,26 +193,13 @@ pub struct Led {
 /// Waits until one of `replicas` leads.
 pub async fn leader_of<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Led {
     let waits = replicas.into_iter().map(|replica| {
-        Box::pin(async move {
-            (
-                replica.id,
-                replica.until("leading", Leadership::is_leading).await,
-            )
-        })
+        Box::pin(async move { (replica.id, replica.until("leading", Leadership::is_leading).await) })
     });
     let ((id, leadership), _, _) = futures::future::select_all(waits).await;
     match leadership {
-        Leadership::Leading {
-            term,
-            epoch,
-            cluster_id,
-            quorum: Quorum::Fresh,
-        } => Led {
-            id,
-            term,
-            epoch,
-            cluster_id,
-        },
+        Leadership::Leading { term, epoch, cluster_id, quorum: Quorum::Fresh } => {
+            Led { id, term, epoch, cluster_id }
+        }
         other => panic!("{other:?} is not leading"),
     }
 }
@@ -265,11 +209,13 @@ pub async fn all_joined<'a>(replicas: impl IntoIterator<Item = &'a Replica>, ids
     for replica in replicas {
         let mut control = replica.node.control();
         let wait = control.wait_for(|control| ids.iter().all(|id| control.joined.contains(id)));
-        tokio::time::timeout(PATIENCE, wait)
-            .await
-            .expect("the members are marked as joined")
-            .unwrap();
+        tokio::time::timeout(PATIENCE, wait).await.expect("the members are marked as joined").unwrap();
     }
+}
+
+/// Waits for `what`, so that a failing test ends.
+pub async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("what is awaited happens")
 }
 
 /// Waits for a condition that no channel announces.
@@ -279,8 +225,5 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    assert!(
-        tokio::time::timeout(PATIENCE, wait).await.is_ok(),
-        "it never came true: {what}"
-    );
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "it never came true: {what}");
 }
