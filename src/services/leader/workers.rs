@@ -175,9 +175,9 @@ impl Core {
                 transaction.commit().await.map(|()| live)
             })
             .await;
-        crash::point("before_answer");
         match marked {
             Ok(live) => {
+                crash::point("fetched");
                 let live: HashSet<LeaseId> = live.into_iter().collect();
                 for fetch in batch {
                     drop(fetch.reply.send(Ok(live.contains(&fetch.lease))));
