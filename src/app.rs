@@ -252,6 +252,7 @@ fn cluster_config(config: &Config) -> ClusterConfig {
     ClusterConfig {
         heartbeat: cluster.heartbeat,
         election_timeout: cluster.election_timeout,
+        secret: cluster.secret.as_ref().map(|secret| secret.expose().to_owned()),
         ..ClusterConfig::new(cluster.node_id, &cluster.data_dir, advertise, seeds)
     }
 }

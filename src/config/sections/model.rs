@@ -58,7 +58,6 @@ pub struct Scheduler {
     /// Silence after which a worker loses its leases. Default 300 seconds; 1 to 86400.
     pub worker_timeout: Duration,
     pub job_timeout_default: Duration,
-    pub job_timeout_default: Duration,
 }
 
 /// Section `queue`.
