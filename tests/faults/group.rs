@@ -13,7 +13,7 @@ const WORK: Duration = Duration::from_millis(30);
 #[tokio::test]
 async fn jobs_are_found_again_after_every_replica_was_killed() {
     let mut scene = Scene::start().await;
-    scene.start_worker("worker-1", 2, Duration::from_millis(300));
+    scene.start_worker(1, 2, Duration::from_millis(300));
     let replicas = scene.http_of(&[0, 1, 2]);
     let load = Load::start(&scene.http, &replicas);
     load.accepts(60).await;
@@ -23,7 +23,7 @@ async fn jobs_are_found_again_after_every_replica_was_killed() {
     let tally = load.finish().await;
     let waiting = "SELECT count(*) FROM jobs WHERE status = 'queued'";
     assert!(scene.count(waiting).await > 0, "all was done already");
-    scene.start_worker("worker-2", 16, WORK);
+    scene.start_worker(2, 16, WORK);
     for index in 0..3 {
         scene.cluster.restart(index).await.unwrap();
     }
@@ -33,7 +33,7 @@ async fn jobs_are_found_again_after_every_replica_was_killed() {
 #[tokio::test]
 async fn without_a_majority_writes_are_refused_and_reads_go_on() {
     let mut scene = Scene::start().await;
-    scene.start_worker("worker-1", 8, WORK);
+    scene.start_worker(1, 8, WORK);
     let leader = scene.leader().await;
     let follower = scene.others(leader)[0];
     let mut tally = Tally::default();

@@ -53,8 +53,8 @@ async fn a_killed_leader_takes_no_accepted_job_along_and_serves_again_when_it_is
     let mut scene = Scene::start().await;
     let leader = scene.leader().await;
     let others = scene.http_of(&scene.others(leader));
-    scene.start_worker("worker-1", 8, WORK);
-    scene.start_worker("worker-2", 8, WORK);
+    scene.start_worker(1, 8, WORK);
+    scene.start_worker(2, 8, WORK);
     let load = Load::start(&scene.http, &others);
     load.accepts(75).await;
     scene.kill(leader).await;
@@ -77,8 +77,8 @@ async fn a_frozen_leader_writes_nothing_after_its_successor_and_follows_it() {
     let scene = Scene::start().await;
     let frozen = scene.leader().await;
     let others = scene.http_of(&scene.others(frozen));
-    scene.start_worker("worker-1", 8, WORK);
-    scene.start_worker("worker-2", 8, WORK);
+    scene.start_worker(1, 8, WORK);
+    scene.start_worker(2, 8, WORK);
     let load = Load::start(&scene.http, &others);
     load.accepts(75).await;
     let old = scene.stored_fence().await;
@@ -113,8 +113,8 @@ async fn a_leader_that_is_asked_to_stop_hands_over_without_a_failed_submission()
     let scene = Scene::start().await;
     let leader = scene.leader().await;
     let others = scene.http_of(&scene.others(leader));
-    scene.start_worker("worker-1", 8, WORK);
-    scene.start_worker("worker-2", 8, WORK);
+    scene.start_worker(1, 8, WORK);
+    scene.start_worker(2, 8, WORK);
     let load = Load::start(&scene.http, &others);
     load.accepts(75).await;
     assert!(scene.cluster.kill(leader, Signal::SIGTERM));

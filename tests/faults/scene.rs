@@ -93,17 +93,16 @@ impl Scene {
     }
 
     /// Starts a worker in this process that takes `takes` for each job and writes the ledger.
-    pub fn start_worker(&self, name: &str, slots: usize, takes: Duration) {
-        let port = 100 + u16::from(name.bytes().last().unwrap());
+    pub fn start_worker(&self, number: u16, slots: usize, takes: Duration) {
         let worker = Worker::builder()
             .endpoints(self.cluster.grpc_endpoints())
-            .name(name)
+            .name(format!("worker-{number}"))
             .hostname("test")
-            .port(port)
+            .port(number)
             .slots(slots)
             .build()
             .unwrap();
-        let recorder = Recorder { worker: name.to_owned(), ledger: self.ledger.clone(), takes };
+        let recorder = Recorder { ledger: self.ledger.clone(), takes };
         let stop = self.workers.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -168,11 +167,24 @@ impl Scene {
 
     /// Waits until every job has come to its end.
     pub async fn quiet(&self) {
-        until("every job has ended", async || {
-            let open = "SELECT count(*) FROM jobs WHERE completed_at IS NULL";
-            sqlx::query_scalar::<_, i64>(open).fetch_one(&self.pool).await.is_ok_and(|open| open == 0)
-        })
-        .await;
+        let open = "SELECT status, count(*) FROM jobs WHERE completed_at IS NULL GROUP BY status";
+        let mut left: Vec<(String, i64)> = Vec::new();
+        let mut deadline = Instant::now() + PATIENCE;
+        loop {
+            match sqlx::query_as(open).fetch_all(&self.pool).await {
+                Ok(now) if now.is_empty() => return,
+                Ok(now) => {
+                    // It may take long as long as it goes on.
+                    if now != left {
+                        deadline = Instant::now() + PATIENCE;
+                    }
+                    left = now;
+                }
+                Err(error) => println!("PostgreSQL: {error}"),
+            }
+            assert!(Instant::now() < deadline, "these jobs do not go on: {left:?}");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 }
 

@@ -13,6 +13,8 @@ use crate::scene::{Scene, until};
 const WORK: Duration = Duration::from_millis(30);
 /// Jobs that wait when Redis is emptied.
 const BACKLOG: usize = 10_000;
+/// Workers that run them.
+const WORKERS: u16 = 10;
 /// Submissions at a time.
 const AT_ONCE: usize = 256;
 
@@ -28,7 +30,7 @@ impl Scene {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_emptied_redis_is_filled_again_and_every_waiting_job_runs() {
     let scene = Scene::with(|builder, _| builder.set(format!("queue.max_queue_size={}", 2 * BACKLOG))).await;
     let replicas = scene.http_of(&[0, 1, 2]);
@@ -43,8 +45,8 @@ async fn an_emptied_redis_is_filled_again_and_every_waiting_job_runs() {
     until("the queue is whole", whole).await;
     scene.empty_redis().await;
     until("the queue is whole again", whole).await;
-    for name in ["worker-1", "worker-2", "worker-3"] {
-        scene.start_worker(name, 100, Duration::ZERO);
+    for number in 1..=WORKERS {
+        scene.start_worker(number, 100, Duration::ZERO);
     }
     scene.check(&tally).await;
     until("nothing is left in the queue", async || queue.total().await.is_ok_and(|total| total == 0)).await;
@@ -53,7 +55,7 @@ async fn an_emptied_redis_is_filled_again_and_every_waiting_job_runs() {
 #[tokio::test]
 async fn redis_may_die_under_load() {
     let mut scene = Scene::with_own_stores().await;
-    scene.start_worker("worker-1", 4, WORK);
+    scene.start_worker(1, 4, WORK);
     let replicas = scene.http_of(&[0, 1, 2]);
     let load = Load::start(&scene.http, &replicas);
     load.accepts(60).await;
@@ -66,14 +68,14 @@ async fn redis_may_die_under_load() {
     load.accepts(60).await;
     let tally = load.finish().await;
     assert_eq!(tally.unreachable, 0, "the replicas live");
-    scene.start_worker("worker-2", 16, WORK);
+    scene.start_worker(2, 16, WORK);
     scene.check(&tally).await;
 }
 
 #[tokio::test]
 async fn postgresql_may_crash_under_load() {
     let mut scene = Scene::with_own_stores().await;
-    scene.start_worker("worker-1", 8, WORK);
+    scene.start_worker(1, 8, WORK);
     let replicas = scene.http_of(&[0, 1, 2]);
     let load = Load::start(&scene.http, &replicas);
     load.accepts(60).await;
@@ -87,6 +89,6 @@ async fn postgresql_may_crash_under_load() {
     let tally = load.finish().await;
     assert!(tally.refused + tally.unknown > 0, "nobody noticed");
     assert_eq!(tally.unreachable, 0, "the replicas live");
-    scene.start_worker("worker-2", 16, WORK);
+    scene.start_worker(2, 16, WORK);
     scene.check(&tally).await;
 }

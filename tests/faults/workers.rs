@@ -15,6 +15,9 @@ use crate::scene::{Scene, until};
 /// Hangs at its first attempt at a job and does the second one at once.
 const HANG_ONCE: &str = "if [ \"$CORTEX_ATTEMPT\" = 1 ]; then exec sleep 600; fi; echo '{}'";
 
+/// How long the second attempt takes: the late reports come in meanwhile.
+const SECOND_ATTEMPT: Duration = Duration::from_secs(3);
+
 impl Scene {
     /// Starts a worker process, which is killed with the handle.
     fn worker_process(&self, name: &str, command: &str) -> Child {
@@ -75,23 +78,16 @@ async fn the_jobs_of_a_dead_worker_follow_their_policy_and_its_late_reports_chan
             .await
             .unwrap();
     doomed.kill().await.unwrap();
-    scene.start_worker("worker-2", 4, Duration::ZERO);
+    scene.start_worker(2, 4, SECOND_ATTEMPT);
     scene.is(given_up, "failed").await;
-    scene.is(retried, "completed").await;
-
-    let lost = Some("worker_lost".to_owned());
-    let attempts = scene.attempts_of(retried).await;
-    assert_eq!((attempts[0].0, attempts[0].1.as_str(), &attempts[0].2), (1, "failed", &lost));
-    assert_eq!((attempts[1].0, attempts[1].1.as_str(), &attempts[1].2), (2, "completed", &None));
-    assert_eq!(attempts.len(), 2);
-    assert_eq!(attempts[0].3, worker);
-    assert_ne!(attempts[1].3, worker);
-    let attempts = scene.attempts_of(given_up).await;
-    assert_eq!((attempts.len(), &attempts[0].2), (1, &lost));
-
-    let before = (scene.rows_of(retried).await, scene.rows_of(given_up).await);
+    until("the second attempt runs", async || {
+        let attempts = scene.attempts_of(retried).await;
+        attempts.get(1).is_some_and(|attempt| attempt.1 == "running")
+    })
+    .await;
     let endpoint = format!("http://{}", scene.cluster.grpc(1));
     let mut client = JobServiceClient::connect(endpoint).await.unwrap();
+    let before = (scene.rows_of(retried).await, scene.rows_of(given_up).await);
     for (job, token) in [(retried, token.to_string()), (retried, String::new()), (given_up, String::new())] {
         let late = JobCompletion {
             job_id: job.to_string(),
@@ -105,6 +101,17 @@ async fn the_jobs_of_a_dead_worker_follow_their_policy_and_its_late_reports_chan
         assert!(!answer.acknowledged && !answer.message.is_empty(), "{answer:?}");
     }
     assert_eq!(before, (scene.rows_of(retried).await, scene.rows_of(given_up).await));
+    scene.is(retried, "completed").await;
+
+    let lost = Some("worker_lost".to_owned());
+    let attempts = scene.attempts_of(retried).await;
+    assert_eq!((attempts[0].0, attempts[0].1.as_str(), &attempts[0].2), (1, "failed", &lost));
+    assert_eq!((attempts[1].0, attempts[1].1.as_str(), &attempts[1].2), (2, "completed", &None));
+    assert_eq!(attempts.len(), 2);
+    assert_eq!(attempts[0].3, worker);
+    assert_ne!(attempts[1].3, worker);
+    let attempts = scene.attempts_of(given_up).await;
+    assert_eq!((attempts.len(), &attempts[0].2), (1, &lost));
 }
 
 #[tokio::test]
