@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cortex_client::proto::job_service_client::JobServiceClient;
-use cortex_client::proto::{JobCompletion, PollJobRequest, WorkerRegistration};
+use cortex_client::proto::{JobCompletion, PollJobRequest, PollJobResponse, WorkerRegistration};
+use futures::FutureExt;
+use futures::future::select_all;
 use serde_json::json;
+use tonic::transport::Channel;
 
 use crate::load::{Load, Tally, submit};
 use crate::scene::Scene;
@@ -30,10 +33,20 @@ impl Scene {
         fs::write(self.point(point), "").unwrap();
     }
 
-    /// Waits until it has.
-    async fn has_died(&self, leader: usize, point: &str) {
-        let ended = self.cluster.wait_for_exit(leader).await.unwrap();
-        assert!(!ended.success() && !self.point(point).exists(), "{point}: {ended}");
+    /// Waits until it has, and starts it again once another one leads.
+    async fn dies_and_comes_back(&mut self, point: &str) {
+        let died = (0..self.cluster.size()).map(|index| self.cluster.wait_for_exit(index).boxed());
+        let (ended, leader, _) = select_all(died).await;
+        assert!(!ended.unwrap().success() && !self.point(point).exists(), "{point}");
+        self.leader_other_than(leader).await;
+        self.revive(leader).await;
+    }
+
+    /// A replica that does not lead, and a worker's way to it.
+    async fn follower(&self) -> (usize, JobServiceClient<Channel>) {
+        let follower = self.others(self.leader().await)[0];
+        let endpoint = format!("http://{}", self.cluster.grpc(follower));
+        (follower, JobServiceClient::connect(endpoint).await.unwrap())
     }
 }
 
@@ -48,10 +61,8 @@ async fn a_leader_that_dies_between_two_steps_loses_nothing_and_repeats_nothing(
         let load = Load::start(&scene.http, &scene.http_of(&scene.others(leader)));
         load.accepts(20).await;
         scene.arm(point);
-        scene.has_died(leader, point).await;
+        scene.dies_and_comes_back(point).await;
         load.accepts(20).await;
-        scene.leader_other_than(leader).await;
-        scene.revive(leader).await;
         let tally = load.finish().await;
         println!("{point}: {} accepted, {} refused, {} unknown", tally.accepted.len(), tally.refused, tally.unknown);
         all.add(tally);
@@ -62,10 +73,8 @@ async fn a_leader_that_dies_between_two_steps_loses_nothing_and_repeats_nothing(
 #[tokio::test]
 async fn a_worker_whose_leader_dies_before_the_answer_gets_it_from_the_next_one() {
     let mut scene = Scene::with_crash_points().await;
-    let leader = scene.leader().await;
-    let other = scene.others(leader)[0];
-    let endpoint = format!("http://{}", scene.cluster.grpc(other));
-    let mut client = JobServiceClient::connect(endpoint).await.unwrap();
+    let mut tally = Tally::default();
+    let (other, mut client) = scene.follower().await;
     let registration = WorkerRegistration {
         name: "by-hand".to_owned(),
         hostname: "test".to_owned(),
@@ -75,39 +84,53 @@ async fn a_worker_whose_leader_dies_before_the_answer_gets_it_from_the_next_one(
         ..WorkerRegistration::default()
     };
     let worker_id = client.register_worker(registration).await.unwrap().into_inner().worker_id;
+    let poll = PollJobRequest { worker_id: worker_id.clone(), wait_ms: 20_000 };
 
-    // The job is on its way to a call that waits.
-    scene.arm("assigned");
-    let poll = PollJobRequest { worker_id: worker_id.clone(), wait_ms: 20_000, ..PollJobRequest::default() };
-    let mut poller = client.clone();
-    let polled = tokio::spawn(async move { poller.poll_job(poll).await.unwrap().into_inner() });
-    let mut tally = Tally::default();
+    // Claimed in Redis and in nobody's hands: no other difference tells of it.
+    scene.arm("claimed");
+    let polled = tokio::spawn({
+        let (mut client, poll) = (client.clone(), poll.clone());
+        async move { client.poll_job(poll).await.unwrap().into_inner() }
+    });
     tally.note(submit(&scene.http, scene.cluster.http(other), json!({})).await);
-    scene.has_died(leader, "assigned").await;
+    scene.dies_and_comes_back("claimed").await;
     let job = polled.await.unwrap();
-    assert!(job.has_job, "the call waited for nothing");
-    assert_eq!(scene.count("SELECT count(*) FROM executions").await, 1, "one lease");
-    scene.revive(leader).await;
+    assert!(job.has_job, "the claimed job was lost");
+    let completion = completion_of(&worker_id, &job);
+    let (_, mut client) = scene.follower().await;
+    assert!(client.complete_job(completion).await.unwrap().into_inner().acknowledged);
 
-    // Its completion is stored.
-    let leader = scene.leader().await;
-    let other = scene.others(leader)[0];
-    let endpoint = format!("http://{}", scene.cluster.grpc(other));
-    let mut client = JobServiceClient::connect(endpoint).await.unwrap();
-    let completion = JobCompletion {
+    // Assigned, and on its way to a call that waits.
+    let (other, mut client) = scene.follower().await;
+    scene.arm("assigned");
+    let polled = tokio::spawn(async move { client.poll_job(poll).await.unwrap().into_inner() });
+    tally.note(submit(&scene.http, scene.cluster.http(other), json!({})).await);
+    scene.dies_and_comes_back("assigned").await;
+    let job = polled.await.unwrap();
+    assert!(job.has_job, "the assigned job was lost on the way");
+    assert_eq!(scene.count("SELECT count(*) FROM executions").await, 2, "one lease for each job");
+
+    // Completed, and not acknowledged.
+    let (_, mut client) = scene.follower().await;
+    scene.arm("applied");
+    let completion = completion_of(&worker_id, &job);
+    let answer = client.complete_job(completion.clone()).await.unwrap().into_inner();
+    scene.dies_and_comes_back("applied").await;
+    assert!(answer.acknowledged, "{answer:?}");
+    let different = JobCompletion { output_data: "{\"other\": 1}".into(), ..completion };
+    let (_, mut client) = scene.follower().await;
+    let answer = client.complete_job(different).await.unwrap().into_inner();
+    assert!(!answer.acknowledged, "a different report is no repetition: {answer:?}");
+    scene.check(&tally).await;
+}
+
+fn completion_of(worker_id: &str, job: &PollJobResponse) -> JobCompletion {
+    JobCompletion {
         job_id: job.job_id.clone(),
-        worker_id,
+        worker_id: worker_id.to_owned(),
         success: true,
         output_data: "{}".into(),
         execution_id: job.execution_id.clone(),
         ..JobCompletion::default()
-    };
-    scene.arm("applied");
-    let answer = client.complete_job(completion.clone()).await.unwrap().into_inner();
-    scene.has_died(leader, "applied").await;
-    assert!(answer.acknowledged, "{answer:?}");
-    let different = JobCompletion { output_data: "{\"other\": 1}".into(), ..completion };
-    let answer = client.complete_job(different).await.unwrap().into_inner();
-    assert!(!answer.acknowledged, "a different report is no repetition: {answer:?}");
-    scene.check(&tally).await;
+    }
 }
