@@ -36,9 +36,7 @@ impl Backoff {
     }
 
     fn ceiling(&self) -> Duration {
-        FIRST
-            .saturating_mul(2u32.saturating_pow(self.failures))
-            .min(LONGEST)
+        FIRST.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST)
     }
 }
 

@@ -53,9 +53,7 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 }
 
 fn memory_mb(status: &str) -> Option<f64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(first_number(line)? / 1024.0)
 }
 
