@@ -85,6 +85,7 @@ struct Listeners {
 }
 
 /// Runs one replica until `shutdown`, then hands the leadership over and stops.
+#[expect(clippy::too_many_lines, reason = "the parts, in the order in which they start and stop")]
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
     if config.security.require_auth {
         return Err(AppError::Config(

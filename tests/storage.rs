@@ -84,7 +84,9 @@ async fn replicas_that_start_together_migrate_once() {
     let stores = Stores::fresh().await;
     let databases: Vec<_> = (0..3).map(|_| open(&stores.database_url)).collect();
     let (a, b, c) = tokio::join!(databases[0].migrate(), databases[1].migrate(), databases[2].migrate());
-    (a.unwrap(), b.unwrap(), c.unwrap());
+    a.unwrap();
+    b.unwrap();
+    c.unwrap();
     let pool = stores.pool(1).await;
     let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations WHERE success")
         .fetch_one(&pool)

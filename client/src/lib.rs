@@ -61,11 +61,14 @@
 //!
 //! No TLS yet, and no knowledge of who leads: any replica takes any request.
 
+#![warn(clippy::expect_used, clippy::unwrap_used)]
+
 mod backoff;
 mod endpoints;
 pub mod exec;
 pub mod jobs;
 pub mod proto;
+mod random;
 pub mod sleep;
 pub mod worker;
 

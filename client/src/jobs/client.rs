@@ -19,6 +19,7 @@ use super::{
     transport::{Answer, Call, Repeat, Transport},
 };
 use crate::endpoints::{self, InvalidEndpoint};
+use crate::random;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -68,7 +69,7 @@ impl JobsClient {
 
     /// A key for [`submit_with_key`](Self::submit_with_key): 128 random bits.
     pub fn new_idempotency_key() -> String {
-        format!("{:032x}", rand::rng().random::<u128>())
+        format!("{:032x}", random::generator().random::<u128>())
     }
 
     /// Submits a job.

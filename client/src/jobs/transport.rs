@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::error::{ClientError, Problem};
 use crate::backoff::Backoff;
+use crate::random;
 
 /// A longer `Retry-After` is cut to this, so that a bad header cannot overflow.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -149,7 +150,7 @@ impl Transport {
             };
             debug!(%failure, attempt, "a replica could not serve the request");
             if attempt % self.endpoints.len() == 0 {
-                let jittered = backoff.next(&mut rand::rng());
+                let jittered = backoff.next(&mut random::generator());
                 let wait = asked_to_wait.take().unwrap_or(jittered);
                 if Instant::now() + wait >= deadline {
                     return Err(failure);

@@ -23,6 +23,7 @@ use tonic::{
 use tracing::warn;
 
 use super::WorkerError;
+use crate::random;
 use crate::{endpoints::InvalidEndpoint, proto::job_service_client::JobServiceClient};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -88,7 +89,7 @@ impl Link {
     pub(super) fn new(endpoints: &[String], token: Option<&str>) -> Result<Self, WorkerError> {
         let endpoints = endpoints.iter().map(|url| configure(url)).collect::<Result<Vec<_>, _>>()?;
         let authorization = token.map(authorization).transpose()?;
-        let index = rand::rng().random_range(0..endpoints.len());
+        let index = random::generator().random_range(0..endpoints.len());
         let first = Connection::to(&endpoints[index], index, 0, authorization.clone());
         Ok(Self { endpoints, authorization, current: Mutex::new(first) })
     }

@@ -27,6 +27,7 @@ impl ProcessUsage {
         metrics
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
     fn cpu_percent(&mut self) -> Option<f64> {
         let now = Instant::now();
         let ticks = read("/proc/self/stat", cpu_ticks)?;
