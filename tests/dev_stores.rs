@@ -96,15 +96,23 @@ async fn a_stale_pid_file_does_not_keep_postgres_from_starting() {
     postgres.stop().await;
     // The id now belongs to an unrelated process of the same account, as after a restart of the machine.
     let owner = fs::metadata(postgres.home()).unwrap();
-    let mut bystander = sleep_as(&owner);
-    fs::write(&pid_file, format!("{}\n{}\n", bystander.id(), pid_file.display())).unwrap();
+    let mut bystander = Bystander(sleep_as(&owner));
+    fs::write(&pid_file, format!("{}\n{}\n", bystander.0.id(), pid_file.display())).unwrap();
     drop(postgres);
 
     let postgres = Postgres::start(options()).await.unwrap();
     execute(&postgres.url(), "SELECT 1").await;
-    assert!(bystander.try_wait().unwrap().is_none(), "a process that is not PostgreSQL was ended");
-    bystander.kill().unwrap();
-    bystander.wait().unwrap();
+    assert!(bystander.0.try_wait().unwrap().is_none(), "a process that is not PostgreSQL was ended");
+}
+
+/// Ends with the test, also when that fails.
+struct Bystander(std::process::Child);
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn sleep_as(owner: &fs::Metadata) -> std::process::Child {

@@ -40,28 +40,39 @@ fn is_at_work(pid: i32, program: &str, home: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Child, Command};
 
     use super::*;
+
+    /// Ends with the test, also when that fails.
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
 
     #[tokio::test]
     async fn only_the_same_program_in_the_same_folder_is_ended() {
         let home = std::env::temp_dir().join(format!("cortex-orphan-{}", std::process::id()));
         fs::create_dir_all(&home).unwrap();
         let file = home.join("some.pid");
-        let mut bystander = Command::new("sleep").arg("600").current_dir("/").spawn().unwrap();
-        fs::write(&file, format!("{}\nmore\n", bystander.id())).unwrap();
+        let mut bystander = Sleeper(Command::new("sleep").arg("600").current_dir("/").spawn().unwrap());
+        fs::write(&file, format!("{}\nmore\n", bystander.0.id())).unwrap();
         end(&file, "sleep", &home, Signal::SIGTERM).await;
         assert!(!file.exists());
-        assert!(bystander.try_wait().unwrap().is_none(), "a process elsewhere was ended");
+        assert!(bystander.0.try_wait().unwrap().is_none(), "a process elsewhere was ended");
 
-        let mut orphan = Command::new("sleep").arg("600").current_dir(&home).spawn().unwrap();
-        fs::write(&file, orphan.id().to_string()).unwrap();
+        let mut orphan = Sleeper(Command::new("sleep").arg("600").current_dir(&home).spawn().unwrap());
+        // A new process gets its name a moment after the call that started it has returned.
+        while !is_at_work(orphan.0.id().cast_signed(), "sleep", &home) {
+            sleep(Duration::from_millis(1)).await;
+        }
+        fs::write(&file, orphan.0.id().to_string()).unwrap();
         end(&file, "sleep", &home, Signal::SIGTERM).await;
-        assert!(!orphan.wait().unwrap().success());
-
-        bystander.kill().unwrap();
-        bystander.wait().unwrap();
+        assert!(!orphan.0.wait().unwrap().success());
         fs::remove_dir_all(&home).unwrap();
     }
 }

@@ -323,7 +323,12 @@ impl Fleet {
         let pending = worker.unfetched.iter().filter_map(|id| self.leases.get(id));
         let answer = HeartbeatAnswer {
             pending_jobs: pending.map(|lease| lease.job_id).collect(),
-            cancelled_jobs: heartbeat.current_jobs.iter().copied().filter(|job| !held.contains(job)).collect(),
+            cancelled_jobs: heartbeat
+                .current_jobs
+                .iter()
+                .copied()
+                .filter(|job| !held.contains(job))
+                .collect(),
         };
         Some((answer, given_back))
     }

@@ -59,12 +59,16 @@ fn a_call_that_waits_gets_the_job_and_the_same_call_gets_it_again() {
     let now = start();
     let mut fleet = fleet(1, now);
     let call = DeliveryId(id(7));
-    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else { panic!("nothing is there") };
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else {
+        panic!("nothing is there")
+    };
     let poller = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(!fleet.stop_waiting(WorkerId(id(1)), call), "a job is on its way");
     assert!(fleet.grant(assignment(1), poller, now));
     assert_eq!(waiting.try_recv().unwrap().lease, LeaseId(id(101)));
-    assert!(matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Again(lease) if lease == LeaseId(id(101))));
+    assert!(
+        matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Again(lease) if lease == LeaseId(id(101)))
+    );
 }
 
 #[test]

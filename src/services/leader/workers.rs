@@ -142,7 +142,11 @@ impl Leader {
     }
 
     /// Writes down that the job is fetched, then hands it over. `None` if the lease has ended.
-    async fn fetch(&self, lease: LeaseId, delivery: DeliveryId) -> Result<Option<Box<Assignment>>, ServiceError> {
+    async fn fetch(
+        &self,
+        lease: LeaseId,
+        delivery: DeliveryId,
+    ) -> Result<Option<Box<Assignment>>, ServiceError> {
         // Given back if this call goes away before the fetch is written down.
         let unfetch = Unfetch { core: &self.core, lease: Some(lease) };
         let (reply, answer) = oneshot::channel();
@@ -238,4 +242,3 @@ impl Drop for Unfetch<'_> {
         }
     }
 }
-
