@@ -243,3 +243,32 @@ async fn every_combination_of_filters_finds_its_jobs() {
     let nothing = JobFilter { status: Some(JobStatus::Failed), ..JobFilter::default() };
     assert!(setting.database.jobs(&nothing, 1, 10).await.unwrap().jobs.is_empty());
 }
+
+#[tokio::test]
+async fn the_fence_holds_whatever_the_database_s_isolation_is() {
+    let setting = Setting::fresh().await;
+    let old = setting.lead(1).await;
+    sqlx::query("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''', current_database()); END $$")
+        .execute(&setting.pool)
+        .await
+        .unwrap();
+    let database: String =
+        sqlx::query_scalar("SELECT current_database()").fetch_one(&setting.pool).await.unwrap();
+    let url = support::url_of(&database).await;
+    let strict = open(&url);
+    // Two leaders that want to write at the moment when a third one takes over.
+    let mut lock = setting.pool.acquire().await.unwrap();
+    sqlx::query("SELECT pg_advisory_lock(cortex_fence_key())").execute(&mut *lock).await.unwrap();
+    let writing = tokio::spawn(async move { strict.begin(old).await.map(drop) });
+    support::eventually("the writer waits at the fence", async || {
+        let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")
+            .fetch_one(&setting.pool)
+            .await
+            .unwrap();
+        waiting == 1
+    })
+    .await;
+    sqlx::query("UPDATE leadership SET epoch = 2").execute(&mut *lock).await.unwrap();
+    sqlx::query("SELECT pg_advisory_unlock(cortex_fence_key())").execute(&mut *lock).await.unwrap();
+    assert!(matches!(writing.await.unwrap(), Err(StorageError::Fenced)));
+}

@@ -12,6 +12,9 @@ const MAX_NUMBER_LENGTH: usize = 300;
 /// Largest decimal exponent that is accepted, either sign.
 const MAX_EXPONENT: i64 = 308;
 
+/// Most digits that a payload's exponents may add up to: `jsonb` writes numbers out in full.
+const MAX_EXPANSION: u64 = 65_536;
+
 /// A JSON object as text, known to be valid and storable as PostgreSQL `jsonb`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload(Arc<str>);
@@ -149,7 +152,7 @@ impl<'de> Visitor<'de> for Storable {
 /// Refuses number literals that fit a double but not PostgreSQL's `numeric`.
 fn check_numbers(json: &str) -> Result<(), String> {
     let bytes = json.as_bytes();
-    let mut at = 0;
+    let (mut at, mut expansion) = (0, 0);
     while at < bytes.len() {
         match bytes[at] {
             b'"' => at = end_of_string(bytes, at),
@@ -158,7 +161,12 @@ fn check_numbers(json: &str) -> Result<(), String> {
                     .iter()
                     .take_while(|byte| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'))
                     .count();
-                check_number(&json[at..at + length])?;
+                expansion += check_number(&json[at..at + length])?;
+                if expansion > MAX_EXPANSION {
+                    return Err(format!(
+                        "holds numbers whose exponents add up to more than {MAX_EXPANSION} digits"
+                    ));
+                }
                 at += length;
             }
             _ => at += 1,
@@ -167,16 +175,17 @@ fn check_numbers(json: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_number(literal: &str) -> Result<(), String> {
+/// How many digits the exponent adds when the number is written out.
+fn check_number(literal: &str) -> Result<u64, String> {
     let exponent = literal.split(['e', 'E']).nth(1).unwrap_or("0");
-    let in_range = exponent.parse::<i64>().is_ok_and(|exponent| exponent.abs() <= MAX_EXPONENT);
-    if literal.len() > MAX_NUMBER_LENGTH || !in_range {
-        return Err(format!(
+    let exponent = exponent.parse::<i64>().ok().filter(|exponent| exponent.abs() <= MAX_EXPONENT);
+    match exponent {
+        Some(exponent) if literal.len() <= MAX_NUMBER_LENGTH => Ok(exponent.unsigned_abs()),
+        _ => Err(format!(
             "holds a number that cannot be stored: at most {MAX_NUMBER_LENGTH} characters and an exponent \
              from -{MAX_EXPONENT} to {MAX_EXPONENT}"
-        ));
+        )),
     }
-    Ok(())
 }
 
 /// The index after the string that begins at `start`, in JSON known to be well formed.
@@ -212,6 +221,7 @@ mod tests {
             r#"{"a": 1e-400}"#,
             &format!(r#"{{"a": 0.{}1}}"#, "0".repeat(20_000)),
             &format!(r#"{{"a": {}1{}}}"#, "[".repeat(200), "]".repeat(200)),
+            &format!(r#"{{"a": [{}1]}}"#, "1e308,".repeat(300)),
             "[]",
             "{",
             "{} {}",

@@ -254,8 +254,7 @@ impl JobState {
 
     /// Back to the worker pool after the worker handed it back; a job that ran spends a retry.
     fn hand_back(&mut self, lease: &Lease, message: &str, now: DateTime<Utc>, unit: f64) {
-        let reason = if message.is_empty() { "The worker rejected the job." } else { message };
-        let failure = failure(REJECTED, reason);
+        let failure = failure(REJECTED, rejection(message));
         if lease.running {
             self.fail_attempt(Some(lease), failure, now, unit);
         } else {
@@ -349,7 +348,9 @@ impl JobState {
 
     fn patch(&mut self, patch: &JobPatch, now: DateTime<Utc>, unit: f64) -> Result<(), Refusal> {
         if patch.status == Some(JobStatus::Cancelled) {
-            return self.cancel(now);
+            self.cancel(now)?;
+            self.keep_results_of(patch);
+            return Ok(());
         }
         if self.status.is_terminal() {
             return Err(Refusal::Illegal { from: self.status, action: "changed" });
@@ -489,6 +490,11 @@ impl JobState {
         debug_assert!(self.status.may_become(next), "{} to {next}", self.status);
         self.status = next;
     }
+}
+
+/// What is noted about a job that was handed back with `message`.
+pub fn rejection(message: &str) -> &str {
+    if message.is_empty() { "The worker rejected the job." } else { message }
 }
 
 fn failure(code: &str, message: &str) -> Failure {

@@ -87,7 +87,8 @@ impl Leader {
         let deadline = Instant::now() + poll.wait;
         loop {
             self.admit_known(poll.worker_id).await?;
-            let polled = self.core.fleet().poll(poll.worker_id, poll.delivery, self.core.now());
+            let polled =
+                self.core.fleet().poll(poll.worker_id, poll.delivery, !poll.wait.is_zero(), self.core.now());
             match polled {
                 Polled::Unknown => return Err(ServiceError::no_worker(poll.worker_id)),
                 Polled::Again(lease) => {
