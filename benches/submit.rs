@@ -78,10 +78,12 @@ async fn run(
     let seconds = began.elapsed().as_secs_f64();
     let after = batches(&client.get(&metrics).send().await?.text().await?);
     took.sort_unstable();
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let rate = jobs as f64 / seconds;
     let percentile = |p: usize| took[(took.len() - 1) * p / 100].as_secs_f64() * 1000.0;
     println!(
         r#"{{"workload":"submit","at":"{name}","in_flight":{in_flight},"jobs":{jobs},"seconds":{seconds:.2},"jobs_per_s":{:.0},"p50_ms":{:.2},"p99_ms":{:.2},"max_ms":{:.2},"median_batch":"{}"}}"#,
-        jobs as f64 / seconds,
+        rate,
         percentile(50),
         percentile(99),
         percentile(100),

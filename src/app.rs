@@ -85,6 +85,7 @@ struct Listeners {
 }
 
 /// Runs one replica until `shutdown`, then hands the leadership over and stops.
+#[expect(clippy::too_many_lines, reason = "the parts, in the order in which they start and stop")]
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
     if config.security.require_auth {
         return Err(AppError::Config(
@@ -128,11 +129,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             defaults.clone(),
             Queries::new(database.clone()),
         ),
-        inspect: Arc::new(Inspector {
-            node: node.clone(),
-            database: database.clone(),
-            queue: queue.clone(),
-        }),
+        inspect: Arc::new(Inspector { node: node.clone(), database: database.clone(), queue: queue.clone() }),
         metrics: renderer(&metrics, &node),
         observer: Arc::new(Observer(Arc::clone(&metrics))),
         ambient: Arc::clone(&ambient),
@@ -271,7 +268,8 @@ async fn serve(
     let (routes, serving) =
         api::grpc::routes(api.clone()).await.map_err(|error| AppError::Grpc(error.to_string()))?;
     let http = http.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let rest = axum::serve(http, api::rest::router(api)).with_graceful_shutdown(close.clone().cancelled_owned());
+    let rest =
+        axum::serve(http, api::rest::router(api)).with_graceful_shutdown(close.clone().cancelled_owned());
     let rest = tokio::spawn(async move {
         if let Err(error) = rest.await {
             tracing::error!(%error, "The HTTP listener failed.");
@@ -294,9 +292,7 @@ async fn serve(
 /// Waits until another replica leads, so that requests that are still open can be carried to it.
 async fn wait_until_retired(node: &Node) {
     let mut leadership = node.leadership();
-    let followed = leadership.wait_for(|now| {
-        !matches!(now, cortex_cluster::Leadership::Leading { .. })
-    });
+    let followed = leadership.wait_for(|now| !matches!(now, cortex_cluster::Leadership::Leading { .. }));
     drop(tokio::time::timeout(CLOSE_WITHIN, followed).await);
 }
 
@@ -317,10 +313,7 @@ struct Inspector {
 impl Inspect for Inspector {
     fn health(&self) -> BoxFuture<'_, Health> {
         Box::pin(async move {
-            let (postgres, redis) = tokio::join!(
-                check(self.database.ping()),
-                check(self.queue.ping()),
-            );
+            let (postgres, redis) = tokio::join!(check(self.database.ping()), check(self.queue.ping()),);
             let status = self.node.status();
             let raft = match (status.running, status.leader) {
                 (false, _) => Component::down("the Raft core has stopped"),

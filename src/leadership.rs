@@ -176,10 +176,8 @@ impl Parts {
         claim: Claim,
         leadership: &mut watch::Receiver<Leadership>,
     ) -> Result<Reign, Over> {
-        let fence = Fence {
-            cluster_id: ClusterId(claim.cluster_id),
-            epoch: Epoch(claim.epoch.cast_signed()),
-        };
+        let fence =
+            Fence { cluster_id: ClusterId(claim.cluster_id), epoch: Epoch(claim.epoch.cast_signed()) };
         let stage = Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() };
         let (term, id) = (claim.term.cast_signed(), self.node.id().cast_signed());
         loop {
@@ -194,7 +192,10 @@ impl Parts {
                     return Err(Over::Fenced);
                 }
                 Err(StorageError::ForeignCluster(reason)) => {
-                    tracing::error!(reason, "This replica must not lead: the database belongs to another cluster.");
+                    tracing::error!(
+                        reason,
+                        "This replica must not lead: the database belongs to another cluster."
+                    );
                     return Err(Over::Fenced);
                 }
                 Err(error) => tracing::warn!(%error, "Taking over failed; it is tried again."),

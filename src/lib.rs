@@ -1,5 +1,7 @@
 //! CORTEX: a highly available job orchestrator.
 
+#![warn(clippy::expect_used, clippy::unwrap_used)]
+
 pub mod api;
 pub mod app;
 pub mod cli;

@@ -1,5 +1,7 @@
 //! The `cortex` program.
 
+#![warn(clippy::expect_used, clippy::unwrap_used)]
+
 use std::process::ExitCode;
 
 use clap::Parser;

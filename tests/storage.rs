@@ -83,9 +83,10 @@ async fn store(setting: &Setting, fence: Fence, jobs: &[&NewJob]) {
 async fn replicas_that_start_together_migrate_once() {
     let stores = Stores::fresh().await;
     let databases: Vec<_> = (0..3).map(|_| open(&stores.database_url)).collect();
-    let (a, b, c) =
-        tokio::join!(databases[0].migrate(), databases[1].migrate(), databases[2].migrate());
-    (a.unwrap(), b.unwrap(), c.unwrap());
+    let (a, b, c) = tokio::join!(databases[0].migrate(), databases[1].migrate(), databases[2].migrate());
+    a.unwrap();
+    b.unwrap();
+    c.unwrap();
     let pool = stores.pool(1).await;
     let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations WHERE success")
         .fetch_one(&pool)
@@ -179,12 +180,8 @@ async fn a_job_is_assigned_once_and_only_while_it_is_queued() {
     for _ in 0..2 {
         let mut transaction = setting.database.begin(fence).await.unwrap();
         let (worker, _) = transaction.register_worker(&worker()).await.unwrap();
-        let claim = Claim {
-            job_id: new_job.id,
-            worker_id: worker.id,
-            lease: LeaseId(System.uuid()),
-            delivery: None,
-        };
+        let claim =
+            Claim { job_id: new_job.id, worker_id: worker.id, lease: LeaseId(System.uuid()), delivery: None };
         taken.push(transaction.assign_jobs(0, &[claim], 30).await.unwrap().len());
         transaction.commit().await.unwrap();
     }

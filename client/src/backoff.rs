@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use crate::random;
+
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
 
@@ -31,14 +33,12 @@ impl Backoff {
     /// Sleeps for the next wait.
     pub(crate) async fn pause(&mut self) {
         // Bound to a statement: the generator may not live across the await.
-        let wait = self.next(&mut rand::rng());
+        let wait = self.next(&mut random::generator());
         tokio::time::sleep(wait).await;
     }
 
     fn ceiling(&self) -> Duration {
-        FIRST
-            .saturating_mul(2u32.saturating_pow(self.failures))
-            .min(LONGEST)
+        FIRST.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST)
     }
 }
 

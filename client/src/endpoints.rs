@@ -28,11 +28,7 @@ pub(crate) fn parse_list(list: &str) -> Result<Vec<String>, InvalidEndpoint> {
 }
 
 fn parse(text: &str) -> Result<String, InvalidEndpoint> {
-    let full = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
-    };
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let url = reqwest::Url::parse(&full).map_err(|e| invalid(text, e))?;
     if url.scheme() != "http" {
         return Err(invalid(text, "only http:// is supported"));
@@ -44,10 +40,7 @@ fn parse(text: &str) -> Result<String, InvalidEndpoint> {
 }
 
 fn invalid(endpoint: &str, reason: impl fmt::Display) -> InvalidEndpoint {
-    InvalidEndpoint {
-        endpoint: endpoint.to_owned(),
-        reason: reason.to_string(),
-    }
+    InvalidEndpoint { endpoint: endpoint.to_owned(), reason: reason.to_string() }
 }
 
 #[cfg(test)]

@@ -61,20 +61,22 @@
 //!
 //! No TLS yet, and no knowledge of who leads: any replica takes any request.
 
+#![warn(clippy::expect_used, clippy::unwrap_used)]
+
 mod backoff;
 mod endpoints;
 pub mod exec;
 pub mod jobs;
 pub mod proto;
+mod random;
 pub mod sleep;
 pub mod worker;
 
 pub use endpoints::InvalidEndpoint;
 pub use exec::ExecHandler;
 pub use jobs::{
-    ClientError, ClusterMember, ClusterStatus, Execution, FieldError, Health, Job, JobFilter,
-    JobList, JobStats, JobUpdate, JobsClient, JobsClientBuilder, NewJob, Problem, WorkerInfo,
-    WorkerList,
+    ClientError, ClusterMember, ClusterStatus, Execution, FieldError, Health, Job, JobFilter, JobList,
+    JobStats, JobUpdate, JobsClient, JobsClientBuilder, NewJob, Problem, WorkerInfo, WorkerList,
 };
 pub use sleep::SleepHandler;
 pub use tokio_util::sync::CancellationToken;

@@ -24,6 +24,7 @@ impl Handler for SleepHandler {
                 }
             }
         }
-        Ok(json!({ "slept_ms": self.duration.as_millis() as u64 }))
+        let slept_ms = u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX);
+        Ok(json!({ "slept_ms": slept_ms }))
     }
 }

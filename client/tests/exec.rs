@@ -24,9 +24,7 @@ fn job(input: impl Into<String>) -> AssignedJob {
 
 async fn exec(handler: ExecHandler, input: &str) -> Result<Value, JobFailure> {
     let never = CancellationToken::new();
-    timeout(PATIENCE, handler.run(job(input), never))
-        .await
-        .expect("the command hangs")
+    timeout(PATIENCE, handler.run(job(input), never)).await.expect("the command hangs")
 }
 
 async fn sh(command: &str) -> Result<Value, JobFailure> {
@@ -50,9 +48,7 @@ async fn pid_in(file: &Path) -> Pid {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, read)
-        .await
-        .expect("the command never started")
+    timeout(PATIENCE, read).await.expect("the command never started")
 }
 
 /// Waits until a process is gone; a zombie counts as gone only when reaped.
@@ -62,9 +58,7 @@ async fn gone(pid: Pid) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, wait)
-        .await
-        .expect("the process still lives");
+    timeout(PATIENCE, wait).await.expect("the process still lives");
 }
 
 /// Whether a process has ended. An orphan is init's to reap, which is slow or
@@ -74,10 +68,7 @@ fn is_gone(pid: Pid) -> bool {
         return true;
     }
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let mut fields = stat
-        .rsplit_once(") ")
-        .map_or("", |(_, rest)| rest)
-        .split(' ');
+    let mut fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
     let state = fields.next().unwrap_or_default();
     let parent = fields.next().unwrap_or_default();
     state == "Z" && parent != std::process::id().to_string()
@@ -110,14 +101,8 @@ async fn a_failure_carries_the_end_of_standard_error() {
 #[tokio::test]
 async fn a_silent_failure_says_how_it_ended() {
     let expected = |code: &str, text: &str| (code.to_owned(), text.to_owned());
-    assert_eq!(
-        parts(sh("exit 7").await),
-        expected("exit_7", "exited with status 7")
-    );
-    assert_eq!(
-        parts(sh("kill -9 $$").await),
-        expected("signal_9", "killed by signal 9")
-    );
+    assert_eq!(parts(sh("exit 7").await), expected("exit_7", "exited with status 7"));
+    assert_eq!(parts(sh("kill -9 $$").await), expected("signal_9", "killed by signal 9"));
 }
 
 #[tokio::test]
@@ -145,15 +130,9 @@ async fn a_command_may_leave_its_input_unread() {
 
 #[tokio::test]
 async fn too_much_output_stops_the_command() {
-    let handler = ExecHandler {
-        max_output: 1000,
-        ..ExecHandler::new("yes; sleep 1000")
-    };
+    let handler = ExecHandler { max_output: 1000, ..ExecHandler::new("yes; sleep 1000") };
     assert_eq!(parts(exec(handler, "{}").await).0, "output_too_large");
-    let exact = ExecHandler {
-        max_output: 2,
-        ..ExecHandler::new("printf '{}'")
-    };
+    let exact = ExecHandler { max_output: 2, ..ExecHandler::new("printf '{}'") };
     assert_eq!(exec(exact, "{}").await, Ok(json!({})));
 }
 
@@ -161,10 +140,7 @@ async fn too_much_output_stops_the_command() {
 async fn what_a_command_leaves_running_is_killed_with_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pid");
-    let command = format!(
-        "sleep 1000 & echo $! > {}; echo '{{\"a\":1}}'",
-        file.display()
-    );
+    let command = format!("sleep 1000 & echo $! > {}; echo '{{\"a\":1}}'", file.display());
     let started = Instant::now();
     assert_eq!(sh(&command).await, Ok(json!({"a": 1})));
     assert!(started.elapsed() < Duration::from_secs(10));
@@ -175,10 +151,7 @@ async fn what_a_command_leaves_running_is_killed_with_its_end() {
 async fn output_that_never_ends_is_not_taken_for_complete() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pid");
-    let command = format!(
-        "echo '{{}}'; setsid sh -c 'echo $$ > {}; sleep 1000' & sleep 0.2",
-        file.display()
-    );
+    let command = format!("echo '{{}}'; setsid sh -c 'echo $$ > {}; sleep 1000' & sleep 0.2", file.display());
     assert_eq!(parts(sh(&command).await).0, "bad_output");
     let escaped = pid_in(&file).await;
     nix::sys::signal::killpg(escaped, nix::sys::signal::Signal::SIGKILL).unwrap();
@@ -202,11 +175,7 @@ async fn a_cancelled_command_ends_with_its_grandchildren() {
     cancel.cancel();
     let (code, _) = parts(timeout(PATIENCE, run).await.unwrap().unwrap());
     assert_eq!(code, "cancelled");
-    assert_eq!(
-        kill(child, None),
-        Err(Errno::ESRCH),
-        "the shell is reaped at once"
-    );
+    assert_eq!(kill(child, None), Err(Errno::ESRCH), "the shell is reaped at once");
     gone(grandchild).await;
 }
 

@@ -67,9 +67,7 @@ async fn read_request(stream: &mut TcpStream) -> String {
         let Some((head, body)) = text.split_once("\r\n\r\n") else {
             continue;
         };
-        let length = head
-            .lines()
-            .find_map(|l| l.strip_prefix("content-length: "));
+        let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
         if body.len() >= length.map_or(0, |l| l.parse().unwrap()) {
             return String::from_utf8(bytes).unwrap();
         }
@@ -78,11 +76,7 @@ async fn read_request(stream: &mut TcpStream) -> String {
 
 /// An address that refuses connections.
 async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 fn client(addresses: &[SocketAddr]) -> JobsClient {
@@ -124,19 +118,13 @@ fn new_job() -> NewJob {
 async fn a_submission_is_a_post_with_token_and_body() {
     let replica = Replica::playing(vec![Reply::Answer(201, "", job().to_string())]).await;
     let submitted = client(&[replica.address]).submit(&new_job()).await.unwrap();
-    assert_eq!(
-        (submitted.id.as_str(), submitted.status.as_str()),
-        ("j1", "pending")
-    );
+    assert_eq!((submitted.id.as_str(), submitted.status.as_str()), ("j1", "pending"));
     let request = &replica.requests()[0];
     assert!(request.starts_with("POST /api/v1/jobs HTTP/1.1\r\n"));
     assert!(request.contains("authorization: Bearer secret\r\n"));
     assert!(request.contains("content-type: application/json\r\n"));
     assert!(!request.contains("idempotency-key"));
-    assert!(
-        request
-            .ends_with(r#"{"name":"n","model_name":"m","model_version":"1","input_data":{"a":1}}"#)
-    );
+    assert!(request.ends_with(r#"{"name":"n","model_name":"m","model_version":"1","input_data":{"a":1}}"#));
 }
 
 #[tokio::test]
@@ -144,10 +132,7 @@ async fn an_idempotency_key_is_sent_when_asked_for() {
     let replica = Replica::playing(vec![ok(&job())]).await;
     let key = JobsClient::new_idempotency_key();
     assert_eq!(key.len(), 32);
-    client(&[replica.address])
-        .submit_with_key(&new_job(), &key)
-        .await
-        .unwrap();
+    client(&[replica.address]).submit_with_key(&new_job(), &key).await.unwrap();
     assert!(replica.requests()[0].contains(&format!("idempotency-key: {key}\r\n")));
 }
 
@@ -158,11 +143,7 @@ async fn a_submission_goes_on_to_a_replica_that_is_there_and_ready() {
     let client = client(&[nobody().await, waiting.address, ready.address]);
     client.submit(&new_job()).await.unwrap();
     client.submit(&new_job()).await.unwrap();
-    assert_eq!(
-        waiting.requests().len(),
-        1,
-        "the replica that answered is asked first"
-    );
+    assert_eq!(waiting.requests().len(), 1, "the replica that answered is asked first");
     assert_eq!(ready.requests().len(), 2);
 }
 
@@ -174,10 +155,7 @@ async fn retry_after_is_waited_for_up_to_the_deadline() {
     assert!(started.elapsed() >= Duration::from_secs(1));
 
     let replica = Replica::playing(vec![not_ready()]).await;
-    let error = client(&[replica.address])
-        .submit(&new_job())
-        .await
-        .unwrap_err();
+    let error = client(&[replica.address]).submit(&new_job()).await.unwrap_err();
     assert_eq!(error.status(), Some(503));
     assert_eq!(replica.requests().len(), 3);
 }
@@ -188,25 +166,16 @@ async fn a_submission_that_may_have_arrived_is_not_sent_again() {
     let other = Replica::playing(vec![ok(&job())]).await;
     let client = client(&[broken.address, other.address]);
     let error = client.submit(&new_job()).await.unwrap_err();
-    assert!(
-        matches!(error, ClientError::OutcomeUnknown { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
     assert_eq!((broken.requests().len(), other.requests().len()), (1, 0));
     let error = client.cancel("j1").await.unwrap_err();
-    assert!(
-        matches!(error, ClientError::OutcomeUnknown { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn a_503_that_does_not_say_when_to_retry_is_final_for_a_write() {
     let replica = Replica::playing(vec![Reply::Answer(503, "", problem(503, "who knows"))]).await;
-    let error = client(&[replica.address])
-        .submit(&new_job())
-        .await
-        .unwrap_err();
+    let error = client(&[replica.address]).submit(&new_job()).await.unwrap_err();
     assert_eq!(error.status(), Some(503));
     assert_eq!(replica.requests().len(), 1);
 }
@@ -215,24 +184,15 @@ async fn a_503_that_does_not_say_when_to_retry_is_final_for_a_write() {
 async fn a_read_is_repeated_when_the_connection_breaks() {
     let broken = Replica::playing(vec![Reply::BreakOff]).await;
     let other = Replica::playing(vec![ok(&job())]).await;
-    let job = client(&[broken.address, other.address])
-        .get("j1")
-        .await
-        .unwrap();
+    let job = client(&[broken.address, other.address]).get("j1").await.unwrap();
     assert_eq!(job.tags["k"], "v");
 }
 
 #[tokio::test]
 async fn a_problem_is_shown_with_its_fields() {
     let replica = Replica::playing(vec![Reply::Answer(422, "", problem(422, "bad fields"))]).await;
-    let error = client(&[replica.address])
-        .submit(&new_job())
-        .await
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "Refused (422): bad fields\n  priority: must be 1 to 10"
-    );
+    let error = client(&[replica.address]).submit(&new_job()).await.unwrap_err();
+    assert_eq!(error.to_string(), "Refused (422): bad fields\n  priority: must be 1 to 10");
 }
 
 #[tokio::test]
@@ -246,16 +206,8 @@ async fn nobody_at_home_names_the_addresses_that_were_tried() {
 #[tokio::test]
 async fn a_replica_that_is_not_ready_still_tells_its_health() {
     let detail = json!({"status": "unavailable"});
-    let replica = Replica::playing(vec![Reply::Answer(
-        503,
-        "retry-after: 1\r\n",
-        detail.to_string(),
-    )])
-    .await;
-    let health = client(&[nobody().await, replica.address])
-        .health()
-        .await
-        .unwrap();
+    let replica = Replica::playing(vec![Reply::Answer(503, "retry-after: 1\r\n", detail.to_string())]).await;
+    let health = client(&[nobody().await, replica.address]).health().await.unwrap();
     assert!(!health.healthy);
     assert_eq!(health.detail, detail);
 }
@@ -286,10 +238,7 @@ async fn every_read_asks_for_its_own_path() {
     assert_eq!(client.stats().await.unwrap().timeout, 1);
     assert_eq!(client.workers(Some("idle")).await.unwrap().total, 0);
     let cluster = client.cluster().await.unwrap();
-    assert_eq!(
-        (cluster.leader, cluster.cluster_id.as_deref()),
-        (Some(1), Some("c"))
-    );
+    assert_eq!((cluster.leader, cluster.cluster_id.as_deref()), (Some(1), Some("c")));
     assert_eq!(cluster.members[0].other["zone"], "a");
     client.retry("j1").await.unwrap();
     client.cancel("j1").await.unwrap();

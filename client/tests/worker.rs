@@ -21,18 +21,11 @@ async fn a_job_is_run_and_completed_with_its_lease_token() {
     let store = Store::new();
     let replica = Replica::start(0, &store);
     let worker = run(
-        worker(&[&replica])
-            .slots(3)
-            .models(["echo", "other"])
-            .gpu(true)
-            .memory_gb(1.5)
-            .token(Some("secret")),
+        worker(&[&replica]).slots(3).models(["echo", "other"]).gpu(true).memory_gb(1.5).token(Some("secret")),
         Echo,
     );
     store.add_job("a");
-    store
-        .wait_for("the completion", |m| m.completions.len() == 1)
-        .await;
+    store.wait_for("the completion", |m| m.completions.len() == 1).await;
     worker.stop().await;
     store.change(|memory| {
         let (_, completion) = &memory.completions[0];
@@ -72,17 +65,13 @@ async fn a_job_is_reported_running_and_named_in_heartbeats() {
     assert_eq!(status.status, "running");
     assert_eq!(status.execution_id, "lease-a");
     assert_eq!(status.attempt_number, 2);
-    store
-        .wait_for("the job in a heartbeat", |m| holds(m, "a"))
-        .await;
+    store.wait_for("the job in a heartbeat", |m| holds(m, "a")).await;
     store.change(|m| {
         let (_, beat) = m.heartbeats.last().unwrap();
         assert_eq!((beat.status.as_str(), beat.current_job_count), ("busy", 1));
     });
     gate.open(1);
-    store
-        .wait_for("an idle heartbeat", |m| !holds(m, "a"))
-        .await;
+    store.wait_for("an idle heartbeat", |m| !holds(m, "a")).await;
     worker.stop().await;
 }
 
@@ -94,12 +83,8 @@ async fn an_unacknowledged_completion_keeps_its_job_in_the_heartbeats() {
     store.change(|m| m.completion_answers.extend(failures));
     let worker = run(worker(&[&replica]), Echo);
     store.add_job("a");
-    store
-        .wait_for("the second attempt", |m| m.completions.len() >= 2)
-        .await;
-    store
-        .wait_for("the job in a heartbeat", |m| holds(m, "a"))
-        .await;
+    store.wait_for("the second attempt", |m| m.completions.len() >= 2).await;
+    store.wait_for("the job in a heartbeat", |m| holds(m, "a")).await;
     store.wait_for("letting go", |m| !holds(m, "a")).await;
     store.change(|m| assert_eq!(m.completions.len(), 5));
     worker.stop().await;
@@ -110,24 +95,16 @@ async fn a_refused_completion_is_dropped() {
     let store = Store::new();
     let replica = Replica::start(0, &store);
     store.change(|m| {
-        m.completion_answers.push_back(Ok(JobCompletionResponse {
-            acknowledged: false,
-            message: "stale lease".to_owned(),
-        }));
+        m.completion_answers
+            .push_back(Ok(JobCompletionResponse { acknowledged: false, message: "stale lease".to_owned() }));
     });
     let worker = run(worker(&[&replica]), Echo);
     store.add_job("a");
     store.add_job("b");
-    store
-        .wait_for("the next completion", |m| m.completions.len() == 2)
-        .await;
+    store.wait_for("the next completion", |m| m.completions.len() == 2).await;
     worker.stop().await;
     store.change(|m| {
-        let ids: Vec<_> = m
-            .completions
-            .iter()
-            .map(|(_, c)| c.job_id.as_str())
-            .collect();
+        let ids: Vec<_> = m.completions.iter().map(|(_, c)| c.job_id.as_str()).collect();
         assert_eq!(ids, ["a", "b"]);
     });
 }
@@ -140,9 +117,7 @@ async fn an_output_that_the_server_cannot_take_fails_the_job() {
     store.change(|m| m.completion_answers.push_back(refusal));
     let worker = run(worker(&[&replica]), Echo);
     store.add_job("a");
-    store
-        .wait_for("the replacement", |m| m.completions.len() == 2)
-        .await;
+    store.wait_for("the replacement", |m| m.completions.len() == 2).await;
     worker.stop().await;
     store.change(|m| {
         let (_, second) = &m.completions[1];
@@ -168,9 +143,7 @@ async fn a_cancelled_jobs_handler_is_told_and_success_is_not_reported() {
     assert!(!completion.success);
     assert_eq!(completion.error_code, "cancelled");
     gate.open(1);
-    let (_, completion) = store
-        .until("the other's completion", |m| m.completions.pop())
-        .await;
+    let (_, completion) = store.until("the other's completion", |m| m.completions.pop()).await;
     assert!(completion.job_id == "b" && completion.success);
     worker.stop().await;
 }
@@ -197,14 +170,10 @@ async fn no_more_jobs_run_than_there_are_slots() {
     }
     let worker = run(worker(&[&replica]).slots(12), gate.clone());
     gate.running(12).await;
-    store
-        .wait_for("all running reports", |m| m.statuses.len() == 12)
-        .await;
+    store.wait_for("all running reports", |m| m.statuses.len() == 12).await;
     store.change(|m| assert_eq!(m.jobs.len(), 18, "a job is fetched for a free slot only"));
     gate.open(30);
-    store
-        .wait_for("all completions", |m| m.completions.len() == 30)
-        .await;
+    store.wait_for("all completions", |m| m.completions.len() == 30).await;
     assert_eq!(gate.most.load(Ordering::SeqCst), 12);
     worker.stop().await;
 }
@@ -215,10 +184,7 @@ async fn a_job_that_passes_its_timeout_is_cancelled_and_fails() {
     let replica = Replica::start(0, &store);
     let gate = Gate::new();
     let worker = run(worker(&[&replica]), gate.clone());
-    store.add(PollJobResponse {
-        timeout_seconds: 1,
-        ..job("a")
-    });
+    store.add(PollJobResponse { timeout_seconds: 1, ..job("a") });
     let (_, completion) = store.until("the completion", |m| m.completions.pop()).await;
     assert!(!completion.success);
     assert_eq!(completion.error_code, "timeout");
@@ -233,15 +199,9 @@ async fn a_command_that_passes_its_timeout_is_killed_with_its_grandchildren() {
     let replica = Replica::start(0, &store);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pid");
-    let command = format!(
-        "sh -c 'sleep 1000; true' & echo $! > {}; wait",
-        file.display()
-    );
+    let command = format!("sh -c 'sleep 1000; true' & echo $! > {}; wait", file.display());
     let worker = run(worker(&[&replica]), ExecHandler::new(command));
-    store.add(PollJobResponse {
-        timeout_seconds: 1,
-        ..job("a")
-    });
+    store.add(PollJobResponse { timeout_seconds: 1, ..job("a") });
     let (_, completion) = store.until("the completion", |m| m.completions.pop()).await;
     assert_eq!(completion.error_code, "timeout");
     let pid = std::fs::read_to_string(file).unwrap();

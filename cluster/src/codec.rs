@@ -66,6 +66,7 @@ fn crc32(bytes: &[u8]) -> u32 {
         let mut table = [0; 256];
         let mut index = 0;
         while index < 256 {
+            #[expect(clippy::cast_possible_truncation, reason = "below 256")]
             let mut value = index as u32;
             let mut bit = 0;
             while bit < 8 {

@@ -52,6 +52,9 @@
 //! - A replica without its log takes part only once others vouch that it is new.
 //! - A removed id is never used again.
 
+#![warn(clippy::expect_used, clippy::unwrap_used)]
+#![allow(missing_docs, reason = "a field or an error variant says what it is by its name or its message")]
+
 mod codec;
 mod config;
 mod control;

@@ -7,8 +7,8 @@
 //! system is down or defective.
 
 mod convert;
-mod guard;
 pub mod grpc;
+mod guard;
 pub mod problem;
 pub mod rest;
 mod state;

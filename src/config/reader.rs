@@ -269,6 +269,7 @@ impl<'a> Section<'a> {
 }
 
 /// A number may also be text: an expanded variable and an override always are.
+#[expect(clippy::cast_precision_loss, reason = "settings are small; the limits are checked afterwards")]
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::String(_, text) => text.trim().parse().ok(),

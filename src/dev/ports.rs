@@ -31,6 +31,7 @@ impl PortBlock {
     pub fn reserve(count: u16) -> Result<Self, DevError> {
         let folder = std::env::temp_dir().join(format!("cortex-ports-{}", Uid::effective()));
         fs::create_dir_all(&folder).map_err(DevError::io(format!("create {}", folder.display())))?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below BLOCKS")]
         let start = (System.unit() * f64::from(BLOCKS)) as u16;
         for block in (0..BLOCKS).map(|offset| (start + offset) % BLOCKS).filter(|_| count <= BLOCK) {
             let first = FIRST + block * BLOCK;

@@ -82,10 +82,7 @@ impl JobStatus {
         match self {
             // A job driven from outside may be started, and fail, without ever being assigned.
             Self::Pending => {
-                matches!(
-                    next,
-                    Self::Pending | Self::Queued | Self::Running | Self::Failed | Self::Cancelled
-                )
+                matches!(next, Self::Pending | Self::Queued | Self::Running | Self::Failed | Self::Cancelled)
             }
             Self::Queued => matches!(
                 next,
@@ -124,7 +121,8 @@ impl FromStr for JobStatus {
 
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
-            "must be one of pending, queued, assigned, running, completed, failed, cancelled, timeout".to_owned()
+            "must be one of pending, queued, assigned, running, completed, failed, cancelled, timeout"
+                .to_owned()
         })
     }
 }
@@ -194,8 +192,7 @@ impl JobDraft {
             v.reject("input_data", "is required and cannot be empty");
         }
         let priority = v.integer("priority", self.priority.as_ref(), 1, 10).unwrap_or(5);
-        let max_retries =
-            v.integer("max_retries", self.max_retries.as_ref(), 0, i64::from(MAX_RETRIES));
+        let max_retries = v.integer("max_retries", self.max_retries.as_ref(), 0, i64::from(MAX_RETRIES));
         let timeout_seconds = v
             .integer("timeout_seconds", self.timeout_seconds.as_ref(), 1, i64::from(MAX_TIMEOUT_SECONDS))
             .unwrap_or(i64::from(defaults.timeout_seconds));
@@ -248,7 +245,11 @@ fn tags(v: &mut Validator, value: Option<&Value>) -> Option<Payload> {
     serde_json::to_string(&tags).ok().map(Payload::trusted)
 }
 
-fn retry_policy(v: &mut Validator, metadata: &Map<String, Value>, defaults: &RetryPolicy) -> Option<RetryPolicy> {
+fn retry_policy(
+    v: &mut Validator,
+    metadata: &Map<String, Value>,
+    defaults: &RetryPolicy,
+) -> Option<RetryPolicy> {
     match metadata.get("retry_policy") {
         None | Some(Value::Null) => Some(defaults.clone()),
         Some(Value::Object(policy)) => v.absorb(RetryPolicy::from_json(policy, defaults)),

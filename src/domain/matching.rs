@@ -168,13 +168,20 @@ fn models_from_text(text: &str, v: &mut Validator) -> Value {
     if text.starts_with('[') {
         return serde_json::from_str::<Vec<String>>(text).map_or_else(
             |_| {
-                v.reject("capabilities.models", "must be a JSON array of model names or a comma-separated list");
+                v.reject(
+                    "capabilities.models",
+                    "must be a JSON array of model names or a comma-separated list",
+                );
                 Value::Null
             },
             |models| models.into_iter().map(Value::String).collect(),
         );
     }
-    text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(|name| Value::String(name.to_owned())).collect()
+    text.split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(|name| Value::String(name.to_owned()))
+        .collect()
 }
 
 /// Gigabytes (GiB) to MiB, rounded up. A number from 0 to 1048576.
@@ -227,10 +234,14 @@ mod tests {
             ("zone", "eu"),
         ])
         .unwrap();
-        assert_eq!(Value::Object(typed), json!({"models": ["a", "b"], "gpu": true, "memory_gb": 24.5, "zone": "eu"}));
+        assert_eq!(
+            Value::Object(typed),
+            json!({"models": ["a", "b"], "gpu": true, "memory_gb": 24.5, "zone": "eu"})
+        );
         let array = capabilities_from_strings([("models", r#"["a"]"#)]).unwrap();
         assert_eq!(Value::Object(array), json!({"models": ["a"]}));
-        let errors = capabilities_from_strings([("models", "[1"), ("gpu", "maybe"), ("memory_gb", "much")]).unwrap_err();
+        let errors = capabilities_from_strings([("models", "[1"), ("gpu", "maybe"), ("memory_gb", "much")])
+            .unwrap_err();
         assert_eq!(errors.len(), 3);
     }
 

@@ -195,8 +195,7 @@ mod tests {
 
     #[test]
     fn stops_when_spent_or_forbidden() {
-        let picky =
-            RetryPolicy { retry_on_errors: Some(vec!["timeout".into()]), ..RetryPolicy::default() };
+        let picky = RetryPolicy { retry_on_errors: Some(vec!["timeout".into()]), ..RetryPolicy::default() };
         assert_eq!(picky.decide(3, 3, None, 0.5), RetryDecision::Spent);
         assert_eq!(picky.decide(0, 3, Some("bad_input"), 0.5), RetryDecision::NotRetryable);
         assert!(matches!(picky.decide(0, 3, Some("timeout"), 0.5), RetryDecision::RetryAfter(_)));

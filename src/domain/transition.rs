@@ -115,6 +115,7 @@ pub struct JobPatch {
 }
 
 /// Something that happens to a job.
+#[expect(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum JobEvent {
     /// The holder says that it runs the job.
@@ -142,6 +143,7 @@ pub enum JobEvent {
 }
 
 /// Why an event changed nothing.
+#[expect(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// The reporter holds no current lease on the job.

@@ -59,7 +59,10 @@ fn the_holder_runs_and_completes_the_job_in_one_batch() {
     let mut state = job(JobStatus::Assigned);
     state.apply(&JobEvent::Started { by: holder(), usage: Usage::default() }, at(5), 0.5).unwrap();
     state.apply(&completed(holder()), at(6), 0.5).unwrap();
-    assert_eq!((state.status, state.started_at, state.lease.clone()), (JobStatus::Completed, Some(at(5)), None));
+    assert_eq!(
+        (state.status, state.started_at, state.lease.clone()),
+        (JobStatus::Completed, Some(at(5)), None)
+    );
     assert_eq!(state.executions.len(), 1);
     assert_eq!(state.executions[0].status, ExecutionStatus::Completed);
 }
@@ -181,9 +184,8 @@ fn events() -> impl Strategy<Value = JobEvent> {
         Just(JobEvent::Cancel),
         Just(JobEvent::Retry),
         Just(JobEvent::Due),
-        proptest::sample::select(&JobStatus::ALL[..]).prop_map(|status| {
-            JobEvent::Patch(JobPatch { status: Some(status), ..JobPatch::default() })
-        }),
+        proptest::sample::select(&JobStatus::ALL[..])
+            .prop_map(|status| { JobEvent::Patch(JobPatch { status: Some(status), ..JobPatch::default() }) }),
     ]
 }
 

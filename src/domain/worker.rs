@@ -117,8 +117,7 @@ impl WorkerDraft {
         };
         let port = within(&mut v, "port", self.port, 1, 65_535);
         let slots = within(&mut v, "max_concurrent_jobs", self.max_concurrent_jobs, 1, 100);
-        let interval =
-            within(&mut v, "heartbeat_interval_seconds", self.heartbeat_interval_seconds, 5, 300);
+        let interval = within(&mut v, "heartbeat_interval_seconds", self.heartbeat_interval_seconds, 5, 300);
         if let Some(Err(message)) = self.version.as_deref().map(|version| check_text(version, 0, 50)) {
             v.reject("version", message);
         }

@@ -1,5 +1,5 @@
 //! The messages between replicas, generated from `proto/peer.proto`.
-#![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+#![allow(missing_docs, clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason)]
 
 tonic::include_proto!("cortex.peer");
 

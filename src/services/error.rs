@@ -97,7 +97,9 @@ impl ServiceError {
 impl From<Refusal> for ServiceError {
     fn from(refusal: Refusal) -> Self {
         Self::Conflict(match refusal {
-            Refusal::NotHolder => Conflict::StaleLease("another attempt has replaced it, or it has ended".to_owned()),
+            Refusal::NotHolder => {
+                Conflict::StaleLease("another attempt has replaced it, or it has ended".to_owned())
+            }
             Refusal::LeaseExpired => Conflict::StaleLease("its deadline has passed".to_owned()),
             Refusal::Illegal { from, action } => Conflict::State { from, action: action.to_owned() },
             Refusal::HeldByWorker(worker) => Conflict::Held(worker.to_string()),

@@ -88,7 +88,7 @@ pub enum Polled {
     Again(LeaseId),
     /// This lease waits to be fetched; it is reserved for the call.
     Fetch(LeaseId),
-    /// Nothing yet; a job may come this way.
+    /// Nothing yet; a job may come this way. Closed without one, it says that it is time to poll again.
     Wait(oneshot::Receiver<Box<Assignment>>),
 }
 
@@ -209,6 +209,7 @@ impl Fleet {
         let fetched = delivery.filter(|_| unsent.is_none()).map(|delivery| (delivery, now));
         if fetched.is_none() {
             worker.unfetched.push_back(id);
+            worker.wake_pollers();
         }
         let lease =
             FleetLease { job_id, worker_id, running: false, granted: now, fetched, assignment: unsent };
@@ -281,6 +282,7 @@ impl Fleet {
             && !worker.unfetched.contains(&id)
         {
             worker.unfetched.push_front(id);
+            worker.wake_pollers();
         }
     }
 
@@ -321,7 +323,12 @@ impl Fleet {
         let pending = worker.unfetched.iter().filter_map(|id| self.leases.get(id));
         let answer = HeartbeatAnswer {
             pending_jobs: pending.map(|lease| lease.job_id).collect(),
-            cancelled_jobs: heartbeat.current_jobs.iter().copied().filter(|job| !held.contains(job)).collect(),
+            cancelled_jobs: heartbeat
+                .current_jobs
+                .iter()
+                .copied()
+                .filter(|job| !held.contains(job))
+                .collect(),
         };
         Some((answer, given_back))
     }
@@ -396,6 +403,12 @@ impl Fleet {
 }
 
 impl FleetWorker {
+    /// Has the calls that wait look again: a job is there to be fetched that was on its way to none of
+    /// them. All of them, because one alone might go away before it has looked.
+    fn wake_pollers(&mut self) {
+        self.pollers.clear();
+    }
+
     fn free(&self) -> u32 {
         let taken = u32::try_from(self.leases.len()).unwrap_or(u32::MAX).saturating_add(self.reserved);
         if self.health == Health::Well { self.slots.saturating_sub(taken) } else { 0 }

@@ -59,12 +59,16 @@ fn a_call_that_waits_gets_the_job_and_the_same_call_gets_it_again() {
     let now = start();
     let mut fleet = fleet(1, now);
     let call = DeliveryId(id(7));
-    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else { panic!("nothing is there") };
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else {
+        panic!("nothing is there")
+    };
     let poller = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(!fleet.stop_waiting(WorkerId(id(1)), call), "a job is on its way");
     assert!(fleet.grant(assignment(1), poller, now));
     assert_eq!(waiting.try_recv().unwrap().lease, LeaseId(id(101)));
-    assert!(matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Again(lease) if lease == LeaseId(id(101))));
+    assert!(
+        matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Again(lease) if lease == LeaseId(id(101)))
+    );
 }
 
 #[test]
@@ -78,6 +82,25 @@ fn a_job_whose_call_went_away_waits_to_be_fetched() {
     let (answer, _) = fleet.heartbeat(&heartbeat(&[]), now).unwrap();
     assert_eq!(answer.pending_jobs, [JobId(id(201))]);
     assert!(matches!(fleet.poll(WorkerId(id(1)), DeliveryId(id(8)), now), Polled::Fetch(_)));
+}
+
+#[test]
+fn a_call_that_comes_while_an_assignment_is_committed_is_told_to_look_again() {
+    let now = start();
+    let mut fleet = fleet(1, now);
+    let nobody = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(nobody.is_none());
+    let call = DeliveryId(id(7));
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else { panic!("nothing is there") };
+    assert!(fleet.grant(assignment(1), nobody, now));
+    assert_eq!(waiting.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
+    assert!(matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Fetch(lease) if lease == LeaseId(id(101))));
+
+    let other = DeliveryId(id(8));
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), other, now) else { panic!("it is fetched") };
+    fleet.unfetch(LeaseId(id(101)));
+    assert_eq!(waiting.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
+    assert!(matches!(fleet.poll(WorkerId(id(1)), other, now), Polled::Fetch(lease) if lease == LeaseId(id(101))));
 }
 
 #[test]

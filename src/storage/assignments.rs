@@ -1,7 +1,7 @@
 //! Giving queued jobs to workers, and what is known of leases.
 
-use super::error::StorageError;
 use super::database::Database;
+use super::error::StorageError;
 use super::fence::FencedTransaction;
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;

@@ -13,8 +13,7 @@ use tracing_subscriber::util::TryInitError;
 use crate::config::{LogFormat, LogLevel};
 
 /// Libraries whose lower levels drown ours; `RUST_LOG` brings them back.
-const QUIET: &str =
-    "openraft=error,h2=warn,hyper=warn,hyper_util=warn,tower=warn,tonic=warn,rustls=warn,reqwest=warn,sqlx=warn";
+const QUIET: &str = "openraft=error,h2=warn,hyper=warn,hyper_util=warn,tower=warn,tonic=warn,rustls=warn,reqwest=warn,sqlx=warn";
 
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]

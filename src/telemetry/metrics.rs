@@ -101,6 +101,7 @@ declare_metrics! {
 
 impl Metrics {
     /// New metrics in a new registry, with those of the process (`process_*`).
+    #[expect(clippy::expect_used, reason = "the message proves it")]
     pub fn new() -> Self {
         let registry = Registry::new();
         registry

@@ -22,10 +22,7 @@ pub(super) struct ProcessGroup(Pid);
 impl ProcessGroup {
     /// The group that the process `leader` was started in as its leader.
     pub(super) fn led_by(leader: u32) -> Option<Self> {
-        i32::try_from(leader)
-            .ok()
-            .filter(|&id| id > 1)
-            .map(|id| Self(Pid::from_raw(id)))
+        i32::try_from(leader).ok().filter(|&id| id > 1).map(|id| Self(Pid::from_raw(id)))
     }
 
     /// Asks all members to end and waits until they have, or `grace` has

@@ -54,11 +54,7 @@ enum End {
 impl ExecHandler {
     /// A handler with the default grace and output limit.
     pub fn new(command: impl Into<String>) -> Self {
-        Self {
-            command: command.into(),
-            grace: Duration::from_secs(5),
-            max_output: 1024 * 1024,
-        }
+        Self { command: command.into(), grace: Duration::from_secs(5), max_output: 1024 * 1024 }
     }
 
     fn spawn(&self, job: &AssignedJob) -> Result<Child, JobFailure> {
@@ -76,12 +72,7 @@ impl ExecHandler {
             // Hands the shell to the runtime's reaper if this future is dropped.
             .kill_on_drop(true)
             .spawn()
-            .map_err(|e| {
-                failure(
-                    "spawn_failed",
-                    format!("the shell could not be started: {e}"),
-                )
-            })
+            .map_err(|e| failure("spawn_failed", format!("the shell could not be started: {e}")))
     }
 }
 
@@ -89,16 +80,10 @@ impl Handler for ExecHandler {
     async fn run(&self, job: AssignedJob, cancel: CancellationToken) -> Result<Value, JobFailure> {
         let mut child = self.spawn(&job)?;
         let group = child.id().and_then(ProcessGroup::led_by);
-        let (Some(group), Some(stdin), Some(stdout), Some(stderr)) = (
-            group,
-            child.stdin.take(),
-            child.stdout.take(),
-            child.stderr.take(),
-        ) else {
-            return Err(failure(
-                "spawn_failed",
-                "the shell was started without its pipes",
-            ));
+        let (Some(group), Some(stdin), Some(stdout), Some(stderr)) =
+            (group, child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(failure("spawn_failed", "the shell was started without its pipes"));
         };
         let _feed = background(pipes::feed(stdin, job.input_data));
         let mut stdout = background(pipes::read_bounded(stdout, self.max_output));
@@ -167,39 +152,23 @@ async fn conclude(
     }
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(object)) => Ok(Value::Object(object)),
-        Ok(_) => Err(failure(
-            "bad_output",
-            "the output is JSON but not an object",
-        )),
-        Err(e) => Err(failure(
-            "bad_output",
-            format!("the output is not JSON: {e}"),
-        )),
+        Ok(_) => Err(failure("bad_output", "the output is JSON but not an object")),
+        Err(e) => Err(failure("bad_output", format!("the output is not JSON: {e}"))),
     }
 }
 
 fn exit_failure(status: ExitStatus, stderr: &str) -> JobFailure {
     let (code, fallback) = match (status.code(), status.signal()) {
         (Some(code), _) => (format!("exit_{code}"), format!("exited with status {code}")),
-        (None, Some(signal)) => (
-            format!("signal_{signal}"),
-            format!("killed by signal {signal}"),
-        ),
+        (None, Some(signal)) => (format!("signal_{signal}"), format!("killed by signal {signal}")),
         (None, None) => ("exit_unknown".to_owned(), status.to_string()),
     };
-    let message = if stderr.is_empty() {
-        fallback
-    } else {
-        stderr.to_owned()
-    };
+    let message = if stderr.is_empty() { fallback } else { stderr.to_owned() };
     failure(&code, message)
 }
 
 fn kept_open() -> JobFailure {
-    failure(
-        "bad_output",
-        "a process that left the command's process group keeps its standard output open",
-    )
+    failure("bad_output", "a process that left the command's process group keeps its standard output open")
 }
 
 fn too_large() -> JobFailure {
@@ -210,9 +179,7 @@ fn failure(code: &str, message: impl Into<String>) -> JobFailure {
     JobFailure::new(message).with_code(code)
 }
 
-fn background<T: Send + 'static>(
-    task: impl Future<Output = T> + Send + 'static,
-) -> AbortOnDropHandle<T> {
+fn background<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 

@@ -18,10 +18,7 @@ pub(super) async fn feed(mut pipe: impl AsyncWrite + Unpin, input: Bytes) {
 }
 
 /// Reads to the end, or to the first byte over the limit.
-pub(super) async fn read_bounded(
-    pipe: impl AsyncRead + Unpin,
-    limit: usize,
-) -> Result<Vec<u8>, TooLarge> {
+pub(super) async fn read_bounded(pipe: impl AsyncRead + Unpin, limit: usize) -> Result<Vec<u8>, TooLarge> {
     let mut output = Vec::new();
     let one_more = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     // A pipe that breaks has ended, as far as the output is concerned.
@@ -73,9 +70,6 @@ mod tests {
     fn a_cut_character_is_left_out() {
         let text = "é fine".as_bytes();
         assert_eq!(tail_text(&text[1..]), "fine");
-        assert_eq!(
-            tail_text(b"bad \xff\0 bytes\n"),
-            "bad \u{fffd}\u{fffd} bytes"
-        );
+        assert_eq!(tail_text(b"bad \xff\0 bytes\n"), "bad \u{fffd}\u{fffd} bytes");
     }
 }

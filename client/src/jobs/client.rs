@@ -14,12 +14,12 @@ use serde_json::Value;
 use super::{
     error::ClientError,
     models::{
-        ClusterStatus, Execution, Health, Job, JobFilter, JobList, JobStats, JobUpdate, NewJob,
-        WorkerList,
+        ClusterStatus, Execution, Health, Job, JobFilter, JobList, JobStats, JobUpdate, NewJob, WorkerList,
     },
     transport::{Answer, Call, Repeat, Transport},
 };
 use crate::endpoints::{self, InvalidEndpoint};
+use crate::random;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -69,7 +69,7 @@ impl JobsClient {
 
     /// A key for [`submit_with_key`](Self::submit_with_key): 128 random bits.
     pub fn new_idempotency_key() -> String {
-        format!("{:032x}", rand::rng().random::<u128>())
+        format!("{:032x}", random::generator().random::<u128>())
     }
 
     /// Submits a job.
@@ -77,8 +77,7 @@ impl JobsClient {
     /// # Errors
     /// [`ClientError::OutcomeUnknown`] if the job may have been accepted.
     pub async fn submit(&self, job: &NewJob) -> Result<Job, ClientError> {
-        self.json(Call::write(Method::POST, &["api", "v1", "jobs"]).with_json(job)?)
-            .await
+        self.json(Call::write(Method::POST, &["api", "v1", "jobs"]).with_json(job)?).await
     }
 
     /// Submits a job under an `Idempotency-Key`: the same key again names the
@@ -101,28 +100,19 @@ impl JobsClient {
 
     /// Changes a job.
     pub async fn update(&self, id: &str, change: &JobUpdate) -> Result<Job, ClientError> {
-        self.json(Call::write(Method::PATCH, &["api", "v1", "jobs", id]).with_json(change)?)
-            .await
+        self.json(Call::write(Method::PATCH, &["api", "v1", "jobs", id]).with_json(change)?).await
     }
 
     /// Cancels a job.
     pub async fn cancel(&self, id: &str) -> Result<(), ClientError> {
         let call = Call::write(Method::DELETE, &["api", "v1", "jobs", id]);
         let answer = self.transport.send(&call).await?;
-        if answer.status.is_success() {
-            Ok(())
-        } else {
-            Err(answer.problem())
-        }
+        if answer.status.is_success() { Ok(()) } else { Err(answer.problem()) }
     }
 
     /// Makes a failed, timed-out or cancelled job run again.
     pub async fn retry(&self, id: &str) -> Result<Job, ClientError> {
-        self.json(Call::write(
-            Method::POST,
-            &["api", "v1", "jobs", id, "retry"],
-        ))
-        .await
+        self.json(Call::write(Method::POST, &["api", "v1", "jobs", id, "retry"])).await
     }
 
     /// One page of jobs, newest first.
@@ -139,9 +129,7 @@ impl JobsClient {
 
     /// A job's attempts, oldest first.
     pub async fn executions(&self, id: &str) -> Result<Vec<Execution>, ClientError> {
-        let attempts: Attempts = self
-            .json(Call::get(&["api", "v1", "jobs", id, "executions"]))
-            .await?;
+        let attempts: Attempts = self.json(Call::get(&["api", "v1", "jobs", id, "executions"])).await?;
         Ok(match attempts {
             Attempts::Bare(list) | Attempts::Wrapped { executions: list } => list,
         })
@@ -149,14 +137,12 @@ impl JobsClient {
 
     /// How many jobs are in which state.
     pub async fn stats(&self) -> Result<JobStats, ClientError> {
-        self.json(Call::get(&["api", "v1", "jobs", "stats", "summary"]))
-            .await
+        self.json(Call::get(&["api", "v1", "jobs", "stats", "summary"])).await
     }
 
     /// The workers, all or those of one state.
     pub async fn workers(&self, status: Option<&str>) -> Result<WorkerList, ClientError> {
-        self.json(Call::get(&["api", "v1", "workers"]).query("status", status))
-            .await
+        self.json(Call::get(&["api", "v1", "workers"]).query("status", status)).await
     }
 
     /// The cluster as the replica that answers sees it.
@@ -183,11 +169,7 @@ impl JobsClient {
 
     async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
         let answer = self.transport.send(&call).await?;
-        if answer.status.is_success() {
-            decode(&answer)
-        } else {
-            Err(answer.problem())
-        }
+        if answer.status.is_success() { decode(&answer) } else { Err(answer.problem()) }
     }
 }
 
@@ -235,17 +217,12 @@ impl JobsClientBuilder {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|e| ClientError::Config {
-                what: "HTTP client",
-                reason: e.to_string(),
-            })?;
+            .map_err(|e| ClientError::Config { what: "HTTP client", reason: e.to_string() })?;
         let endpoints = endpoints::parse_list(&self.endpoints)?
             .iter()
             .map(|endpoint| {
-                Url::parse(endpoint).map_err(|e| InvalidEndpoint {
-                    endpoint: endpoint.clone(),
-                    reason: e.to_string(),
-                })
+                Url::parse(endpoint)
+                    .map_err(|e| InvalidEndpoint { endpoint: endpoint.clone(), reason: e.to_string() })
             })
             .collect::<Result<_, _>>()?;
         Ok(JobsClient {
@@ -280,10 +257,8 @@ enum Attempts {
 
 impl Call {
     fn with_json(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|e| ClientError::Config {
-            what: "request body",
-            reason: e.to_string(),
-        })?;
+        let body = serde_json::to_vec(body)
+            .map_err(|e| ClientError::Config { what: "request body", reason: e.to_string() })?;
         self.body = Some(Bytes::from(body));
         Ok(self)
     }
@@ -298,8 +273,5 @@ fn decode<T: DeserializeOwned>(answer: &Answer) -> Result<T, ClientError> {
 }
 
 fn header_value(what: &'static str, text: &str) -> Result<HeaderValue, ClientError> {
-    HeaderValue::from_str(text).map_err(|e| ClientError::Config {
-        what,
-        reason: e.to_string(),
-    })
+    HeaderValue::from_str(text).map_err(|e| ClientError::Config { what, reason: e.to_string() })
 }

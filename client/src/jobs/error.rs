@@ -34,9 +34,7 @@ pub enum ClientError {
     },
     /// The connection broke after the request was sent, so it may or may not
     /// have been carried out.
-    #[error(
-        "the outcome is unknown, the connection to {endpoint} broke after the request was sent: {cause}"
-    )]
+    #[error("the outcome is unknown, the connection to {endpoint} broke after the request was sent: {cause}")]
     OutcomeUnknown {
         /// Where the request was sent.
         endpoint: String,
@@ -102,21 +100,12 @@ pub struct FieldError {
 impl Problem {
     /// Reads a refusal. A body that is no problem document becomes its detail,
     /// so that nothing a proxy says is lost.
-    pub(crate) fn parse(
-        status: reqwest::StatusCode,
-        retry_after: Option<Duration>,
-        body: &[u8],
-    ) -> Self {
-        let mut problem = serde_json::from_slice::<Self>(body).unwrap_or_else(|_| Self {
-            detail: text_of(body),
-            ..Self::default()
-        });
+    pub(crate) fn parse(status: reqwest::StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Self {
+        let mut problem = serde_json::from_slice::<Self>(body)
+            .unwrap_or_else(|_| Self { detail: text_of(body), ..Self::default() });
         problem.status = status.as_u16();
         if problem.title.is_empty() {
-            problem.title = status
-                .canonical_reason()
-                .unwrap_or("Unknown status")
-                .to_owned();
+            problem.title = status.canonical_reason().unwrap_or("Unknown status").to_owned();
         }
         problem.retry_after = retry_after;
         problem
@@ -166,14 +155,7 @@ mod tests {
 
     #[test]
     fn a_body_that_is_no_problem_document_is_kept_as_detail() {
-        let problem = Problem::parse(
-            StatusCode::BAD_GATEWAY,
-            Some(Duration::from_secs(3)),
-            b"<h1>nope</h1>",
-        );
-        assert_eq!(
-            problem.to_string(),
-            "Bad Gateway (502): <h1>nope</h1>\n  try again in 3 s"
-        );
+        let problem = Problem::parse(StatusCode::BAD_GATEWAY, Some(Duration::from_secs(3)), b"<h1>nope</h1>");
+        assert_eq!(problem.to_string(), "Bad Gateway (502): <h1>nope</h1>\n  try again in 3 s");
     }
 }

@@ -133,10 +133,7 @@ pub struct Job {
 impl Job {
     /// Whether nothing but an explicit retry will change it any more.
     pub fn is_terminal(&self) -> bool {
-        matches!(
-            self.status.as_str(),
-            "completed" | "failed" | "timeout" | "cancelled"
-        )
+        matches!(self.status.as_str(), "completed" | "failed" | "timeout" | "cancelled")
     }
 }
 

@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::error::{ClientError, Problem};
 use crate::backoff::Backoff;
+use crate::random;
 
 /// A longer `Retry-After` is cut to this, so that a bad header cannot overflow.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -89,8 +90,7 @@ impl Call {
 
     /// Adds a parameter, if there is one.
     pub(super) fn query(mut self, name: &'static str, value: Option<impl ToString>) -> Self {
-        self.query
-            .extend(value.map(|value| (name, value.to_string())));
+        self.query.extend(value.map(|value| (name, value.to_string())));
         self
     }
 
@@ -120,11 +120,7 @@ impl Call {
 impl Answer {
     /// The refusal that this answer is.
     pub(super) fn problem(&self) -> ClientError {
-        ClientError::Problem(Box::new(Problem::parse(
-            self.status,
-            self.retry_after,
-            &self.body,
-        )))
+        ClientError::Problem(Box::new(Problem::parse(self.status, self.retry_after, &self.body)))
     }
 }
 
@@ -154,7 +150,7 @@ impl Transport {
             };
             debug!(%failure, attempt, "a replica could not serve the request");
             if attempt % self.endpoints.len() == 0 {
-                let jittered = backoff.next(&mut rand::rng());
+                let jittered = backoff.next(&mut random::generator());
                 let wait = asked_to_wait.take().unwrap_or(jittered);
                 if Instant::now() + wait >= deadline {
                     return Err(failure);
@@ -167,12 +163,7 @@ impl Transport {
         unreachable!("the attempts are counted without an end")
     }
 
-    async fn send_once(
-        &self,
-        index: usize,
-        call: &Call,
-        deadline: Instant,
-    ) -> Result<Answer, ClientError> {
+    async fn send_once(&self, index: usize, call: &Call, deadline: Instant) -> Result<Answer, ClientError> {
         let base = &self.endpoints[index];
         let left = deadline.saturating_duration_since(Instant::now());
         let mut request = self
@@ -181,35 +172,23 @@ impl Transport {
             .timeout(left.min(self.request_timeout).max(Duration::from_millis(1)))
             .headers(call.headers.clone());
         if let Some(body) = &call.body {
-            request = request
-                .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-                .body(body.clone());
+            request =
+                request.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body.clone());
         }
         let response = request.send().await.map_err(|e| self.failure(base, &e))?;
         let status = response.status();
         let retry_after = retry_after(response.headers());
         let body = response.bytes().await.map_err(|e| self.failure(base, &e))?;
-        Ok(Answer {
-            endpoint: base.to_string(),
-            status,
-            retry_after,
-            body,
-        })
+        Ok(Answer { endpoint: base.to_string(), status, retry_after, body })
     }
 
     fn failure(&self, base: &Url, error: &reqwest::Error) -> ClientError {
         let cause = innermost(error);
         if error.is_connect() || error.is_builder() {
             let tried: Vec<&str> = self.endpoints.iter().map(Url::as_str).collect();
-            ClientError::Unreachable {
-                tried: tried.join(", "),
-                cause,
-            }
+            ClientError::Unreachable { tried: tried.join(", "), cause }
         } else {
-            ClientError::OutcomeUnknown {
-                endpoint: base.to_string(),
-                cause,
-            }
+            ClientError::OutcomeUnknown { endpoint: base.to_string(), cause }
         }
     }
 }
@@ -224,13 +203,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers
-        .get(RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
 }
 

@@ -79,11 +79,7 @@ impl Worker {
     /// (running jobs are drained first), [`WorkerError::Unreported`] if a drain
     /// ended with unacknowledged completions, [`WorkerError::Identity`] if no
     /// identity was given and none can be reserved.
-    pub async fn run<H: Handler>(
-        self,
-        handler: H,
-        shutdown: CancellationToken,
-    ) -> Result<(), WorkerError> {
+    pub async fn run<H: Handler>(self, handler: H, shutdown: CancellationToken) -> Result<(), WorkerError> {
         runtime::run(self.settings, handler, shutdown).await
     }
 }
@@ -201,11 +197,7 @@ impl WorkerBuilder {
     /// [`WorkerError::Endpoint`] or [`WorkerError::Config`].
     pub fn build(mut self) -> Result<Worker, WorkerError> {
         self.settings.endpoints = endpoints::parse_list(&self.endpoints)?;
-        check(
-            "slots",
-            (1..=100).contains(&self.settings.slots),
-            "must be 1 to 100",
-        )?;
+        check("slots", (1..=100).contains(&self.settings.slots), "must be 1 to 100")?;
         check(
             "name",
             (1..=255).contains(&self.settings.name.chars().count()),
@@ -213,26 +205,17 @@ impl WorkerBuilder {
         )?;
         check(
             "heartbeat_period",
-            (Duration::from_millis(1)..=Duration::from_secs(5))
-                .contains(&self.settings.heartbeat_period),
+            (Duration::from_millis(1)..=Duration::from_secs(5)).contains(&self.settings.heartbeat_period),
             "must be at most 5 s and not zero",
         )?;
-        check(
-            "poll_wait",
-            self.settings.poll_wait <= Duration::from_secs(30),
-            "must be at most 30 s",
-        )?;
+        check("poll_wait", self.settings.poll_wait <= Duration::from_secs(30), "must be at most 30 s")?;
         check(
             "memory_gb",
-            self.settings
-                .memory_gb
-                .is_none_or(|gb| gb.is_finite() && gb >= 0.0),
+            self.settings.memory_gb.is_none_or(|gb| gb.is_finite() && gb >= 0.0),
             "must be a number that is not negative",
         )?;
         check("port", self.settings.port != Some(0), "must not be 0")?;
-        Ok(Worker {
-            settings: self.settings,
-        })
+        Ok(Worker { settings: self.settings })
     }
 }
 
@@ -253,8 +236,5 @@ fn check(setting: &'static str, holds: bool, reason: &str) -> Result<(), WorkerE
     if holds {
         return Ok(());
     }
-    Err(WorkerError::Config {
-        setting,
-        reason: reason.to_owned(),
-    })
+    Err(WorkerError::Config { setting, reason: reason.to_owned() })
 }

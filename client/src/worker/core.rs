@@ -41,12 +41,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(
-        link: Link,
-        session: Session,
-        heartbeat_period: Duration,
-        poll_wait: Duration,
-    ) -> Self {
+    pub(super) fn new(link: Link, session: Session, heartbeat_period: Duration, poll_wait: Duration) -> Self {
         Self {
             link,
             session,
@@ -63,12 +58,7 @@ impl Core {
 
     /// Leaves the connection if need be and waits before the next attempt. Who
     /// was only swept along by another call's failure goes on at once.
-    pub(super) async fn recover(
-        &self,
-        connection: &Connection,
-        failure: &Failure,
-        backoff: &mut Backoff,
-    ) {
+    pub(super) async fn recover(&self, connection: &Connection, failure: &Failure, backoff: &mut Backoff) {
         self.link.leave(connection, failure);
         if !matches!(failure, Failure::Left) {
             backoff.pause().await;

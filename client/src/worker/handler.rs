@@ -56,9 +56,8 @@ impl AssignedJob {
     /// # Errors
     /// A failure with the error code `bad_input`.
     pub fn input(&self) -> Result<Value, JobFailure> {
-        serde_json::from_slice(&self.input_data).map_err(|e| {
-            JobFailure::new(format!("the input is not JSON: {e}")).with_code("bad_input")
-        })
+        serde_json::from_slice(&self.input_data)
+            .map_err(|e| JobFailure::new(format!("the input is not JSON: {e}")).with_code("bad_input"))
     }
 
     /// The job of an answer, if it has one.
@@ -93,11 +92,7 @@ pub struct JobFailure {
 impl JobFailure {
     /// A failure without a code.
     pub fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            code: None,
-            stack: None,
-        }
+        Self { message: message.into(), code: None, stack: None }
     }
 
     /// With an error code that retry policies may refer to.

@@ -53,9 +53,7 @@ async fn beat(core: &Arc<Core>, usage: &mut ProcessUsage, backoff: &mut Backoff)
         metrics: usage.sample(),
     };
     let answer = connection
-        .call(DEADLINE, request, |mut client, request| async move {
-            client.heartbeat(request).await
-        })
+        .call(DEADLINE, request, |mut client, request| async move { client.heartbeat(request).await })
         .await;
     match answer {
         Ok(answer) => {
@@ -66,8 +64,7 @@ async fn beat(core: &Arc<Core>, usage: &mut ProcessUsage, backoff: &mut Backoff)
             true
         }
         Err(failure) => {
-            core.recover_session(&connection, registered.number, &failure, backoff)
-                .await;
+            core.recover_session(&connection, registered.number, &failure, backoff).await;
             false
         }
     }

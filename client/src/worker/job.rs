@@ -34,11 +34,7 @@ enum Ending {
 
 impl Lease {
     pub(super) fn of(job: &AssignedJob) -> Self {
-        Self {
-            job_id: job.id.clone(),
-            execution_id: job.execution_id.clone(),
-            attempt: job.attempt,
-        }
+        Self { job_id: job.id.clone(), execution_id: job.execution_id.clone(), attempt: job.attempt }
     }
 }
 
@@ -84,12 +80,7 @@ pub(super) async fn run_job<H: Handler>(
 
 /// Reports a job as running, unless it ends before that: its completion says as
 /// much.
-async fn report_running(
-    core: &Core,
-    lease: &Lease,
-    lost: &CancellationToken,
-    ended: &CancellationToken,
-) {
+async fn report_running(core: &Core, lease: &Lease, lost: &CancellationToken, ended: &CancellationToken) {
     tokio::select! {
         () = tokio::time::sleep(RUNNING_DELAY) => {}
         () = ended.cancelled() => return,

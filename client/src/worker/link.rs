@@ -23,6 +23,7 @@ use tonic::{
 use tracing::warn;
 
 use super::WorkerError;
+use crate::random;
 use crate::{endpoints::InvalidEndpoint, proto::job_service_client::JobServiceClient};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -86,18 +87,11 @@ impl Link {
     /// A link to one of the endpoints, picked at random to spread workers over
     /// the replicas.
     pub(super) fn new(endpoints: &[String], token: Option<&str>) -> Result<Self, WorkerError> {
-        let endpoints = endpoints
-            .iter()
-            .map(|url| configure(url))
-            .collect::<Result<Vec<_>, _>>()?;
+        let endpoints = endpoints.iter().map(|url| configure(url)).collect::<Result<Vec<_>, _>>()?;
         let authorization = token.map(authorization).transpose()?;
-        let index = rand::rng().random_range(0..endpoints.len());
+        let index = random::generator().random_range(0..endpoints.len());
         let first = Connection::to(&endpoints[index], index, 0, authorization.clone());
-        Ok(Self {
-            endpoints,
-            authorization,
-            current: Mutex::new(first),
-        })
+        Ok(Self { endpoints, authorization, current: Mutex::new(first) })
     }
 
     /// The connection to use now.
@@ -166,9 +160,7 @@ impl Connection {
     {
         let mut request = Request::new(message);
         if let Some(value) = &self.authorization {
-            request
-                .metadata_mut()
-                .insert("authorization", value.clone());
+            request.metadata_mut().insert("authorization", value.clone());
         }
         tokio::select! {
             biased;
@@ -241,10 +233,8 @@ fn remedy_for(code: Code) -> Remedy {
 }
 
 fn configure(url: &str) -> Result<Endpoint, InvalidEndpoint> {
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| InvalidEndpoint {
-        endpoint: url.to_owned(),
-        reason: e.to_string(),
-    })?;
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(|e| InvalidEndpoint { endpoint: url.to_owned(), reason: e.to_string() })?;
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -254,13 +244,9 @@ fn configure(url: &str) -> Result<Endpoint, InvalidEndpoint> {
 }
 
 fn authorization(token: &str) -> Result<MetadataValue<Ascii>, WorkerError> {
-    let mut value: MetadataValue<Ascii> =
-        format!("Bearer {token}")
-            .parse()
-            .map_err(|_| WorkerError::Config {
-                setting: "token",
-                reason: "it cannot be a header value".to_owned(),
-            })?;
+    let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
+        WorkerError::Config { setting: "token", reason: "it cannot be a header value".to_owned() }
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }

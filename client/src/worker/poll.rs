@@ -31,13 +31,7 @@ pub(super) async fn poll_jobs<H: Handler>(core: Arc<Core>, handler: Arc<H>, slot
             break;
         }
         debug!(job_id = %job.id, execution_id = %job.execution_id, "fetched a job");
-        running.spawn(run_job(
-            Arc::clone(&core),
-            Arc::clone(&handler),
-            job,
-            held,
-            slot,
-        ));
+        running.spawn(run_job(Arc::clone(&core), Arc::clone(&handler), job, held, slot));
         while running.try_join_next().is_some() {}
     }
     while running.join_next().await.is_some() {}
@@ -66,11 +60,9 @@ async fn next_job(core: &Core) -> Option<(AssignedJob, HeldJob)> {
             wait_ms: i32::try_from(core.poll_wait.as_millis()).unwrap_or(0),
         };
         let answer = connection
-            .call(
-                core.poll_wait + POLL_MARGIN,
-                request,
-                |mut client, request| async move { client.poll_job(request).await },
-            )
+            .call(core.poll_wait + POLL_MARGIN, request, |mut client, request| async move {
+                client.poll_job(request).await
+            })
             .await;
         match answer.map(AssignedJob::from_answer) {
             Ok(Some(job)) => {
@@ -84,8 +76,7 @@ async fn next_job(core: &Core) -> Option<(AssignedJob, HeldJob)> {
             }
             Err(failure) => {
                 debug!(%failure, "a poll failed");
-                let recovery =
-                    core.recover_session(&connection, registered.number, &failure, &mut backoff);
+                let recovery = core.recover_session(&connection, registered.number, &failure, &mut backoff);
                 unless_draining(core, recovery).await;
             }
         }

@@ -27,6 +27,7 @@ impl ProcessUsage {
         metrics
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
     fn cpu_percent(&mut self) -> Option<f64> {
         let now = Instant::now();
         let ticks = read("/proc/self/stat", cpu_ticks)?;
@@ -53,9 +54,7 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 }
 
 fn memory_mb(status: &str) -> Option<f64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(first_number(line)? / 1024.0)
 }
 

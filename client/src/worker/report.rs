@@ -70,14 +70,8 @@ impl Core {
 
     /// Gives a job back that was not started.
     pub(super) async fn reject(&self, lease: &Lease) {
-        let delivery = self
-            .report_status(
-                lease,
-                "rejected",
-                "the worker is shutting down",
-                &self.giving_up,
-            )
-            .await;
+        let delivery =
+            self.report_status(lease, "rejected", "the worker is shutting down", &self.giving_up).await;
         debug!(job_id = %lease.job_id, ?delivery, "gave a job back");
     }
 
@@ -164,11 +158,9 @@ impl Report {
                 .await
                 .map(|answer| (answer.acknowledged, answer.message)),
             Self::Completion(completion) => connection
-                .call(
-                    CALL_DEADLINE,
-                    completion,
-                    |mut client, request| async move { client.complete_job(request).await },
-                )
+                .call(CALL_DEADLINE, completion, |mut client, request| async move {
+                    client.complete_job(request).await
+                })
                 .await
                 .map(|answer| (answer.acknowledged, answer.message)),
         }

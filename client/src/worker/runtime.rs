@@ -38,19 +38,13 @@ pub(super) async fn run<H: Handler>(
         () = shutdown.cancelled() => return Ok(()),
         () = settings.abort.cancelled() => return Ok(()),
     };
-    let core = Arc::new(Core::new(
-        link,
-        session,
-        settings.heartbeat_period,
-        settings.poll_wait,
-    ));
+    let core = Arc::new(Core::new(link, session, settings.heartbeat_period, settings.poll_wait));
     let wind_up_time = handler.wind_up_time();
     let handler = Arc::new(handler);
     let slots = Arc::new(Semaphore::new(settings.slots));
     let pollers = settings.slots.div_ceil(SLOTS_PER_POLLER).min(MOST_POLLERS);
     let polling = join_all(
-        (0..pollers)
-            .map(|_| poll_jobs(Arc::clone(&core), Arc::clone(&handler), Arc::clone(&slots))),
+        (0..pollers).map(|_| poll_jobs(Arc::clone(&core), Arc::clone(&handler), Arc::clone(&slots))),
     );
     // Only the polling ends by itself: when the worker drains and the last job
     // has ended. Nothing is spawned that outlives it.

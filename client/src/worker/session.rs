@@ -43,17 +43,11 @@ impl Session {
     ///
     /// # Errors
     /// [`WorkerError::Refused`] if a replica says no.
-    pub(super) async fn open(
-        link: &Link,
-        registration: WorkerRegistration,
-    ) -> Result<Self, WorkerError> {
+    pub(super) async fn open(link: &Link, registration: WorkerRegistration) -> Result<Self, WorkerError> {
         let worker_id = register(link, &registration).await?;
         Ok(Self {
             registration,
-            current: Mutex::new(Registered {
-                worker_id,
-                number: 1,
-            }),
+            current: Mutex::new(Registered { worker_id, number: 1 }),
             renewing: tokio::sync::Mutex::new(()),
         })
     }
@@ -74,10 +68,7 @@ impl Session {
         }
         warn!("the server does not know this worker, registering anew");
         let worker_id = register(link, &self.registration).await?;
-        *self.lock() = Registered {
-            worker_id,
-            number: number + 1,
-        };
+        *self.lock() = Registered { worker_id, number: number + 1 };
         Ok(())
     }
 
@@ -124,11 +115,9 @@ async fn register(link: &Link, registration: &WorkerRegistration) -> Result<Arc<
     loop {
         let connection = link.current();
         let answer = connection
-            .call(
-                CALL_DEADLINE,
-                registration.clone(),
-                |mut client, request| async move { client.register_worker(request).await },
-            )
+            .call(CALL_DEADLINE, registration.clone(), |mut client, request| async move {
+                client.register_worker(request).await
+            })
             .await;
         match answer {
             Ok(answer) => return accepted(answer),
@@ -179,11 +168,7 @@ async fn facing_address(endpoint: &str) -> IpAddr {
     let lookup = async {
         let target = tokio::net::lookup_host((host, port)).await?.next();
         let target = target.ok_or(std::io::ErrorKind::NotFound)?;
-        let any = if target.is_ipv4() {
-            "0.0.0.0:0"
-        } else {
-            "[::]:0"
-        };
+        let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).await?;
         socket.connect(target).await?;
         Ok::<_, std::io::Error>(socket.local_addr()?.ip())

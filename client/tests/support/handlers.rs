@@ -64,8 +64,7 @@ impl Handler for Gate {
     async fn run(&self, _job: AssignedJob, cancel: CancellationToken) -> Result<Value, JobFailure> {
         self.running.send_modify(|n| *n += 1);
         let _ended = Ended(self);
-        self.most
-            .fetch_max(*self.running.borrow(), Ordering::SeqCst);
+        self.most.fetch_max(*self.running.borrow(), Ordering::SeqCst);
         tokio::select! {
             permit = self.gate.acquire() => permit.unwrap().forget(),
             () = cancel.cancelled() => self.cancelled.send_modify(|n| *n += 1),

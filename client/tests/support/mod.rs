@@ -90,9 +90,7 @@ impl Store {
 
     /// Waits until something can be found, with a limit.
     pub async fn until<T>(&self, what: &str, look: impl FnMut(&mut Memory) -> Option<T>) -> T {
-        timeout(PATIENCE, self.find(look))
-            .await
-            .unwrap_or_else(|_| panic!("this never happened: {what}"))
+        timeout(PATIENCE, self.find(look)).await.unwrap_or_else(|_| panic!("this never happened: {what}"))
     }
 
     /// Waits until a condition holds, with a limit.
@@ -149,16 +147,9 @@ impl Replica {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let mode = watch::Sender::new(Mode::Serving);
-        let service = Service {
-            index,
-            store: Arc::clone(store),
-            mode: mode.subscribe(),
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let service = Service { index, store: Arc::clone(store), mode: mode.subscribe() };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             Server::builder()
@@ -167,11 +158,7 @@ impl Replica {
                 .await
                 .unwrap();
         });
-        Self {
-            address,
-            mode,
-            runtime: Some(runtime),
-        }
+        Self { address, mode, runtime: Some(runtime) }
     }
 
     pub fn set(&self, mode: Mode) {
@@ -202,8 +189,7 @@ impl Service {
     async fn gate<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let token = request.metadata().get("authorization");
         if let Some(token) = token.and_then(|value| value.to_str().ok()) {
-            self.store
-                .change(|memory| memory.tokens.push(token.to_owned()));
+            self.store.change(|memory| memory.tokens.push(token.to_owned()));
         }
         let mut mode = self.mode.clone();
         let mode = *mode.wait_for(|mode| *mode != Mode::Frozen).await.unwrap();
@@ -215,11 +201,7 @@ impl Service {
 
     fn check_id(&self, id: &str) -> Result<(), Status> {
         let known = self.store.change(|memory| memory.known_ids.contains(id));
-        if known {
-            Ok(())
-        } else {
-            Err(Status::not_found("no such worker"))
-        }
+        if known { Ok(()) } else { Err(Status::not_found("no such worker")) }
     }
 }
 
@@ -230,10 +212,7 @@ impl JobService for Service {
         request: Request<WorkerRegistration>,
     ) -> Result<Response<WorkerRegistrationResponse>, Status> {
         self.gate(&request).await?;
-        let id = format!(
-            "worker-{}",
-            self.store.next_id.fetch_add(1, Ordering::Relaxed)
-        );
+        let id = format!("worker-{}", self.store.next_id.fetch_add(1, Ordering::Relaxed));
         let success = self.store.change(|memory| {
             memory.registrations.push(request.into_inner());
             memory.known_ids.insert(id.clone());
@@ -263,10 +242,7 @@ impl JobService for Service {
         })))
     }
 
-    async fn poll_job(
-        &self,
-        request: Request<PollJobRequest>,
-    ) -> Result<Response<PollJobResponse>, Status> {
+    async fn poll_job(&self, request: Request<PollJobRequest>) -> Result<Response<PollJobResponse>, Status> {
         self.gate(&request).await?;
         let request = request.into_inner();
         self.check_id(&request.worker_id)?;
@@ -285,9 +261,7 @@ impl JobService for Service {
                 Some(Err(Status::not_found("no such worker any more")))
             }
         });
-        let answer = timeout_at(until, job)
-            .await
-            .unwrap_or_else(|_| Ok(PollJobResponse::default()));
+        let answer = timeout_at(until, job).await.unwrap_or_else(|_| Ok(PollJobResponse::default()));
         answer.map(Response::new)
     }
 
@@ -300,10 +274,7 @@ impl JobService for Service {
             memory.statuses.push(request.into_inner());
             !memory.refuse_statuses
         });
-        Ok(Response::new(JobStatusUpdateResponse {
-            acknowledged,
-            message: "as told".to_owned(),
-        }))
+        Ok(Response::new(JobStatusUpdateResponse { acknowledged, message: "as told".to_owned() }))
     }
 
     async fn complete_job(
@@ -315,10 +286,7 @@ impl JobService for Service {
             memory.completions.push((self.index, request.into_inner()));
             memory.completion_answers.pop_front()
         });
-        let acknowledged = JobCompletionResponse {
-            acknowledged: true,
-            message: String::new(),
-        };
+        let acknowledged = JobCompletionResponse { acknowledged: true, message: String::new() };
         answer.unwrap_or(Ok(acknowledged)).map(Response::new)
     }
 }
@@ -340,10 +308,7 @@ pub struct Running {
 impl Running {
     /// Waits for the worker's end, with a limit.
     pub async fn ended(self) -> Result<(), WorkerError> {
-        timeout(PATIENCE, self.task)
-            .await
-            .expect("the worker did not end")
-            .expect("the worker panicked")
+        timeout(PATIENCE, self.task).await.expect("the worker did not end").expect("the worker panicked")
     }
 
     /// Shuts the worker down and expects a clean end.
@@ -375,10 +340,7 @@ pub fn worker(replicas: &[&Replica]) -> WorkerBuilder {
 pub fn run(builder: WorkerBuilder, handler: impl Handler) -> Running {
     let worker = builder.build().unwrap();
     let shutdown = CancellationToken::new();
-    Running {
-        task: tokio::spawn(worker.run(handler, shutdown.clone())),
-        shutdown,
-    }
+    Running { task: tokio::spawn(worker.run(handler, shutdown.clone())), shutdown }
 }
 
 /// Whether the last heartbeat named a job.

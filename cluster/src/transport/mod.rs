@@ -8,7 +8,7 @@ mod tests;
 
 /// Generated from `proto/raft.proto`.
 pub(crate) mod proto {
-    #![allow(clippy::all, clippy::pedantic)]
+    #![allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason)]
     tonic::include_proto!("cortex.cluster");
 }
 

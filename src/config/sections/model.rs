@@ -57,6 +57,7 @@ pub struct Scheduler {
     pub batch_size: u32,
     /// Silence after which a worker loses its leases. Default 300 seconds; 1 to 86400.
     pub worker_timeout: Duration,
+    /// Timeout of a job that names none. Default 3600 seconds; 1 to 86400.
     pub job_timeout_default: Duration,
 }
 

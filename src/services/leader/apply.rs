@@ -14,8 +14,8 @@ use chrono::{DateTime, Utc};
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
-use super::feed::FeedItem;
 use super::Core;
+use super::feed::FeedItem;
 use crate::domain::execution::ExecutionStatus;
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::JobStatus;
@@ -130,8 +130,7 @@ impl Core {
                 Some(job.after.apply(&item.event, now, self.parts.ambient.unit()))
             })
             .collect();
-        let touched: Vec<Touched> =
-            touched.into_values().filter(|job| job.before != job.after).collect();
+        let touched: Vec<Touched> = touched.into_values().filter(|job| job.before != job.after).collect();
         write_changes(transaction, slot, &touched).await?;
         let mut outcomes = Vec::with_capacity(batch.len());
         for (item, verdict) in batch.iter().zip(verdicts) {

@@ -16,7 +16,8 @@ use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::crash;
 
 /// Bounds: large, because an item is small and a refused one means work for `reconcile_queue`.
-const LIMITS: Limits = Limits { queued: 200_000, queued_bytes: 256 << 20, batch: 2_000, batch_bytes: 4 << 20 };
+const LIMITS: Limits =
+    Limits { queued: 200_000, queued_bytes: 256 << 20, batch: 2_000, batch_bytes: 4 << 20 };
 
 /// A committed fact.
 pub(super) enum FeedItem {
@@ -126,4 +127,3 @@ impl Core {
         known.extend(shapes.into_iter().map(|shape| (shape, now)));
     }
 }
-

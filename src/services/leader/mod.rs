@@ -23,11 +23,11 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, oneshot, watch};
 
 use self::apply::EventItem;
+pub use self::dispatch::RoundError;
 use self::feed::Feed;
 use self::submit::Submission;
-use self::workers::Fetch;
-pub use self::dispatch::RoundError;
 pub use self::upkeep::{Reconciliation, UpkeepError};
+use self::workers::Fetch;
 use super::batcher::{Batcher, Stage};
 use super::command::{Answer, Applied, Command, Commands};
 use super::error::ServiceError;

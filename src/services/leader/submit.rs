@@ -32,7 +32,8 @@ impl Leader {
     /// ready queue.
     pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>, ServiceError> {
         self.core.check_room(jobs.len())?;
-        let bytes = jobs.iter().map(|job| 512 + job.input_data.as_str().len() + job.metadata.as_str().len()).sum();
+        let bytes =
+            jobs.iter().map(|job| 512 + job.input_data.as_str().len() + job.metadata.as_str().len()).sum();
         let (reply, answer) = oneshot::channel();
         self.submissions.push(Submission { jobs, reply }, bytes)?;
         answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))

@@ -58,7 +58,8 @@ impl Leader {
     async fn try_take_over_queue(&self) -> Result<(), super::upkeep::UpkeepError> {
         let core = &self.core;
         let queue = &core.parts.queue;
-        let whole = queue.generation(core.parts.fence.epoch).await.inspect_err(|e| core.note_queue_failure(e))?;
+        let whole =
+            queue.generation(core.parts.fence.epoch).await.inspect_err(|e| core.note_queue_failure(e))?;
         let claims = queue.all_claims().await?;
         self.settle_claims(&claims).await?;
         let shapes = queue.shapes().await?;

@@ -155,7 +155,8 @@ impl Leader {
     pub async fn reconcile_queue(&self, memory: &mut Reconciliation) -> Result<(), UpkeepError> {
         let core = &self.core;
         let epoch = core.parts.fence.epoch;
-        let generation = core.parts.queue.generation(epoch).await.inspect_err(|e| core.note_queue_failure(e))?;
+        let generation =
+            core.parts.queue.generation(epoch).await.inspect_err(|e| core.note_queue_failure(e))?;
         let lacks = core.queue_lacks.swap(false, Ordering::AcqRel);
         if generation.is_none() || lacks {
             if let Err(error) = self.rebuild_queue().await {
@@ -212,7 +213,11 @@ impl Leader {
         let gone: Vec<JobId> = claims.iter().copied().filter(|job| !queued.contains(job)).collect();
         core.parts.queue.put_back(epoch, &queued).await?;
         core.parts.queue.confirm(epoch, &gone).await?;
-        tracing::info!(put_back = queued.len(), forgotten = gone.len(), "Claims that were left behind are settled.");
+        tracing::info!(
+            put_back = queued.len(),
+            forgotten = gone.len(),
+            "Claims that were left behind are settled."
+        );
         core.nudges.schedule.notify_one();
         Ok(())
     }
@@ -227,7 +232,11 @@ impl Leader {
         core.note_shapes(core.parts.queue.shapes().await?.into_iter().map(|(shape, _)| shape));
         let differs = held != stats.queued;
         if differs && memory.differed {
-            tracing::warn!(held, queued = stats.queued, "The ready queue differs from PostgreSQL; it is reconciled.");
+            tracing::warn!(
+                held,
+                queued = stats.queued,
+                "The ready queue differs from PostgreSQL; it is reconciled."
+            );
             if held > stats.queued {
                 self.drop_strangers().await?;
             }
@@ -271,10 +280,5 @@ impl Core {
 }
 
 fn entry(job: &QueuedJob) -> Entry {
-    Entry {
-        job_id: job.id,
-        shape: job.shape.clone(),
-        priority: job.priority,
-        submitted_at: job.submitted_at,
-    }
+    Entry { job_id: job.id, shape: job.shape.clone(), priority: job.priority, submitted_at: job.submitted_at }
 }

@@ -31,6 +31,14 @@ pub(super) struct Fetch {
     reply: oneshot::Sender<Result<bool, ServiceError>>,
 }
 
+/// How a call's wait ended.
+enum Waited {
+    Job(Box<Assignment>),
+    /// A job is there to be fetched, or the worker was counted as lost meanwhile.
+    LookAgain,
+    InVain,
+}
+
 pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<Fetch> {
     let core = Arc::clone(core);
     Batcher::start(stage, Limits::default(), &[0], sizes, move |_, batch| {
@@ -94,7 +102,11 @@ impl Leader {
                 }
                 Polled::Wait(receiver) => {
                     self.core.nudges.schedule.notify_one();
-                    return self.wait_for_job(&poll, receiver, deadline).await;
+                    match self.wait_for_job(&poll, receiver, deadline).await? {
+                        Waited::Job(job) => return Ok(Some(job)),
+                        Waited::InVain => return Ok(None),
+                        Waited::LookAgain => {}
+                    }
                 }
             }
         }
@@ -105,11 +117,11 @@ impl Leader {
         poll: &PollJob,
         mut receiver: oneshot::Receiver<Box<Assignment>>,
         deadline: Instant,
-    ) -> Result<Option<Box<Assignment>>, ServiceError> {
+    ) -> Result<Waited, ServiceError> {
         let mut ended = self.ended();
         tokio::select! {
             biased;
-            job = &mut receiver => return Ok(job.ok()),
+            job = &mut receiver => return Ok(job.map_or(Waited::LookAgain, Waited::Job)),
             () = tokio::time::sleep_until(deadline) => {}
             _ = ended.wait_for(Option::is_some) => return Err(ServiceError::NoLeader),
         }
@@ -117,14 +129,18 @@ impl Leader {
         // leaves the call waiting again.
         while !self.core.fleet().stop_waiting(poll.worker_id, poll.delivery) {
             if let Ok(job) = tokio::time::timeout(RECHECK, &mut receiver).await {
-                return Ok(job.ok());
+                return Ok(job.map_or(Waited::LookAgain, Waited::Job));
             }
         }
-        Ok(receiver.try_recv().ok())
+        Ok(Waited::InVain)
     }
 
     /// Writes down that the job is fetched, then hands it over. `None` if the lease has ended.
-    async fn fetch(&self, lease: LeaseId, delivery: DeliveryId) -> Result<Option<Box<Assignment>>, ServiceError> {
+    async fn fetch(
+        &self,
+        lease: LeaseId,
+        delivery: DeliveryId,
+    ) -> Result<Option<Box<Assignment>>, ServiceError> {
         // Given back if this call goes away before the fetch is written down.
         let unfetch = Unfetch { core: &self.core, lease: Some(lease) };
         let (reply, answer) = oneshot::channel();
@@ -220,4 +236,3 @@ impl Drop for Unfetch<'_> {
         }
     }
 }
-
