@@ -20,7 +20,7 @@ use crate::domain::execution::ExecutionStatus;
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::JobStatus;
 use crate::domain::payload::Payload;
-use crate::domain::transition::{JobEvent, JobState, Refusal, Reporter};
+use crate::domain::transition::{JobEvent, JobState, Refusal, Reporter, rejection};
 use crate::ready_queue::Entry;
 use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::Applied;
@@ -272,13 +272,15 @@ async fn explain_refusal(
             reported.is_some_and(|ended| ended.status == ExecutionStatus::Completed && ended.same)
         }
         (Refusal::NotHolder, JobEvent::Failed { by, failure, .. }) => {
-            let reported = transaction.reported(item.job, *by, None, Some(&failure.message)).await?;
+            let reported = transaction.reported(item.job, *by, None, Some(failure)).await?;
             let ended_badly = |status| matches!(status, ExecutionStatus::Failed | ExecutionStatus::Timeout);
             reported.is_some_and(|ended| ended_badly(ended.status) && ended.same)
         }
         (Refusal::NotHolder, JobEvent::Rejected { by, message }) => {
-            let reported = transaction.reported(item.job, *by, None, Some(message)).await?;
-            reported.is_some_and(|ended| ended.status == ExecutionStatus::Cancelled && ended.same)
+            let reported = transaction.reported(item.job, *by, None, Some(&rejection(message))).await?;
+            // Failed: the job ran already when it was handed back.
+            let handed_back = |status| matches!(status, ExecutionStatus::Cancelled | ExecutionStatus::Failed);
+            reported.is_some_and(|ended| handed_back(ended.status) && ended.same)
         }
         _ => false,
     };
