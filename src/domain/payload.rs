@@ -11,6 +11,9 @@ use serde_json::value::RawValue;
 const MAX_NUMBER_LENGTH: usize = 300;
 /// Largest decimal exponent that is accepted, either sign.
 const MAX_EXPONENT: i64 = 308;
+/// How many characters the numbers of an object may gain together when `jsonb` writes their exponents out.
+/// Without it a small body becomes a job that no worker and no replica can take from another.
+const MAX_GROWTH: u64 = 1 << 20;
 
 /// A JSON object as text, known to be valid and storable as PostgreSQL `jsonb`.
 #[derive(Clone, PartialEq, Eq)]
@@ -146,9 +149,11 @@ impl<'de> Visitor<'de> for Storable {
     }
 }
 
-/// Refuses number literals that fit a double but not PostgreSQL's `numeric`.
+/// Refuses number literals that fit a double but not PostgreSQL's `numeric`, and too many that are long
+/// once they are written out.
 fn check_numbers(json: &str) -> Result<(), String> {
     let bytes = json.as_bytes();
+    let mut growth = 0;
     let mut at = 0;
     while at < bytes.len() {
         match bytes[at] {
@@ -158,25 +163,32 @@ fn check_numbers(json: &str) -> Result<(), String> {
                     .iter()
                     .take_while(|byte| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'))
                     .count();
-                check_number(&json[at..at + length])?;
+                growth += check_number(&json[at..at + length])?;
                 at += length;
             }
             _ => at += 1,
         }
     }
-    Ok(())
-}
-
-fn check_number(literal: &str) -> Result<(), String> {
-    let exponent = literal.split(['e', 'E']).nth(1).unwrap_or("0");
-    let in_range = exponent.parse::<i64>().is_ok_and(|exponent| exponent.abs() <= MAX_EXPONENT);
-    if literal.len() > MAX_NUMBER_LENGTH || !in_range {
+    if growth > MAX_GROWTH {
         return Err(format!(
-            "holds a number that cannot be stored: at most {MAX_NUMBER_LENGTH} characters and an exponent \
-             from -{MAX_EXPONENT} to {MAX_EXPONENT}"
+            "holds numbers that gain {growth} characters when their exponents are written out; {MAX_GROWTH} \
+             at most"
         ));
     }
     Ok(())
+}
+
+/// Answers how many characters the number may gain when its exponent is written out.
+fn check_number(literal: &str) -> Result<u64, String> {
+    let exponent = literal.split(['e', 'E']).nth(1).unwrap_or("0");
+    let exponent = exponent.parse().ok().filter(|exponent: &i64| exponent.abs() <= MAX_EXPONENT);
+    match exponent {
+        Some(exponent) if literal.len() <= MAX_NUMBER_LENGTH => Ok(exponent.unsigned_abs()),
+        _ => Err(format!(
+            "holds a number that cannot be stored: at most {MAX_NUMBER_LENGTH} characters and an exponent \
+             from -{MAX_EXPONENT} to {MAX_EXPONENT}"
+        )),
+    }
 }
 
 /// The index after the string that begins at `start`, in JSON known to be well formed.
@@ -220,6 +232,13 @@ mod tests {
         ] {
             assert!(Payload::parse(text).is_err(), "accepted {text:.60}");
         }
+    }
+
+    #[test]
+    fn numbers_may_not_grow_beyond_all_measure() {
+        let numbers = |count: usize| format!(r#"{{"a": [{}]}}"#, vec!["1e-256"; count].join(","));
+        assert!(Payload::parse(&numbers(4096)).is_ok());
+        assert!(Payload::parse(&numbers(4097)).unwrap_err().contains("written out"));
     }
 
     #[test]

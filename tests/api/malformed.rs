@@ -271,8 +271,33 @@ async fn oversized_bodies_are_refused_and_bodies_at_the_limit_are_read() {
         let job = hand.job().await;
         let input: Value = serde_json::from_slice(&job.input_data).unwrap();
         assert_eq!(input, padded(1 << 20)["input_data"]);
-        assert!(hand.report(&hand.success(&job, &input)).await.acknowledged);
-        assert_eq!(api.job(0, &job.job_id).await["output_data"], input);
+        // A report has a limit of the same size for the whole of it.
+        let output = json!({"text": "y".repeat((1 << 20) - 400)});
+        assert!(hand.report(&hand.success(&job, &output)).await.acknowledged);
+        assert_eq!(api.job(0, &job.job_id).await["output_data"], output);
+    }
+    api.leave().await;
+}
+
+#[tokio::test]
+async fn a_small_body_never_becomes_a_job_too_large_for_a_worker() {
+    let api = Api::of("inflated").await;
+    let hand = Hand::new(&api, api.follower().await, 5).await;
+    // PostgreSQL writes numbers out, and a space after each comma and colon.
+    let numbers = |number: &str, count: usize| format!("{{\"n\":[{}]}}", vec![number; count].join(","));
+    for input in [numbers("1e300", 170_000), numbers("1", 500_000), numbers("1e-300", 2_000), numbers("1e15", 200_000)] {
+        let draft = api.draft(&json!({"input_data": {"here": "it goes"}})).to_string();
+        let draft = draft.replace("{\"here\":\"it goes\"}", &input);
+        let request = reqwest::Client::new().post(api.url(0, "/api/v1/jobs")).header("content-type", "application/json");
+        let reply = Reply::read(request.body(draft).send().await.unwrap()).await;
+        if reply.status == 422 {
+            assert_eq!(reply.fields(), ["input_data"]);
+            continue;
+        }
+        let id = reply.expect(201)["id"].clone();
+        let job = hand.job().await;
+        assert_eq!(id, job.job_id);
+        assert!(hand.report(&hand.success(&job, &json!({}))).await.acknowledged);
     }
     api.leave().await;
 }

@@ -71,7 +71,7 @@ const NEVER: [(&str, &str); 9] = [
     ),
     (
         "a tally of a worker that its executions do not give",
-        "SELECT w.id::text FROM workers w WHERE (total_jobs_completed, total_jobs_failed) IS DISTINCT FROM
+        "SELECT w.id::text FROM workers w WHERE (total_jobs_completed::bigint, total_jobs_failed::bigint) IS DISTINCT FROM
              (SELECT (count(*) FILTER (WHERE e.status = 'completed'),
                       count(*) FILTER (WHERE e.status IN ('failed', 'timeout')))
               FROM executions e WHERE e.worker_id = w.id)",

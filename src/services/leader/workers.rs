@@ -58,12 +58,17 @@ impl Leader {
                 transaction.commit().await.map(|()| registered)
             })
             .await?;
-        let lost = self.core.fleet().leases_of(worker.id);
+        let now = core.now();
+        let lost = {
+            let mut fleet = core.fleet();
+            let lost = fleet.leases_of(worker.id);
+            // Before the leases end: their jobs may come back at once, and only to what the worker is now.
+            fleet.admit(&worker, core.parts.worker_timeout, now, now);
+            lost
+        };
         for (job, lease) in lost {
             self.apply(job, JobEvent::WorkerLost { lease }).await?;
         }
-        let now = self.core.now();
-        self.core.fleet().admit(&worker, self.core.parts.worker_timeout, now, now);
         self.core.nudges.schedule.notify_one();
         tracing::info!(worker_id = %worker.id, name = worker.name, created, "A worker registered.");
         Ok((worker, created))
