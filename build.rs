@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
     describe_cortex()?;
-    compile_peer()
+    compile_peer()?;
+    compile_specification()
 }
 
 /// The descriptors of the public protocol, for server reflection. Its messages and service traits come
@@ -26,5 +27,15 @@ fn compile_peer() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto/peer.proto");
     let descriptors = protox::compile(["peer.proto"], ["proto"])?;
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}
+
+/// The worker protocol as the specification prints it, for the tests: a worker that knows nothing newer.
+fn compile_specification() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=tests/api/spec.proto");
+    let descriptors = protox::compile(["spec.proto"], ["tests/api"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("specification");
+    std::fs::create_dir_all(&out)?;
+    tonic_prost_build::configure().build_server(false).out_dir(out).compile_fds(descriptors)?;
     Ok(())
 }

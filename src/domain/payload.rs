@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 const MAX_NUMBER_LENGTH: usize = 300;
 /// Largest decimal exponent that is accepted, either sign.
 const MAX_EXPONENT: i64 = 308;
-
-/// Most digits that a payload's exponents may add up to: `jsonb` writes numbers out in full.
-const MAX_EXPANSION: u64 = 65_536;
+/// How many characters the numbers of an object may gain together when `jsonb` writes their exponents out.
+/// Without it a small body becomes a job that no worker and no replica can take from another.
+const MAX_GROWTH: u64 = 1 << 20;
 
 /// A JSON object as text, known to be valid and storable as PostgreSQL `jsonb`.
 #[derive(Clone, PartialEq, Eq)]
@@ -149,10 +149,12 @@ impl<'de> Visitor<'de> for Storable {
     }
 }
 
-/// Refuses number literals that fit a double but not PostgreSQL's `numeric`.
+/// Refuses number literals that fit a double but not PostgreSQL's `numeric`, and too many that are long
+/// once they are written out.
 fn check_numbers(json: &str) -> Result<(), String> {
     let bytes = json.as_bytes();
-    let (mut at, mut expansion) = (0, 0);
+    let mut growth = 0;
+    let mut at = 0;
     while at < bytes.len() {
         match bytes[at] {
             b'"' => at = end_of_string(bytes, at),
@@ -161,24 +163,24 @@ fn check_numbers(json: &str) -> Result<(), String> {
                     .iter()
                     .take_while(|byte| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'))
                     .count();
-                expansion += check_number(&json[at..at + length])?;
-                if expansion > MAX_EXPANSION {
-                    return Err(format!(
-                        "holds numbers whose exponents add up to more than {MAX_EXPANSION} digits"
-                    ));
-                }
+                growth += check_number(&json[at..at + length])?;
                 at += length;
             }
             _ => at += 1,
         }
     }
-    Ok(())
+    if growth > MAX_GROWTH {
+        return Err(format!(
+            "holds numbers that gain {growth} characters when their exponents are written out; {MAX_GROWTH} \
+             at most"
+        ));
+    }
 }
 
-/// How many digits the exponent adds when the number is written out.
+/// Answers how many characters the number may gain when its exponent is written out.
 fn check_number(literal: &str) -> Result<u64, String> {
     let exponent = literal.split(['e', 'E']).nth(1).unwrap_or("0");
-    let exponent = exponent.parse::<i64>().ok().filter(|exponent| exponent.abs() <= MAX_EXPONENT);
+    let exponent = exponent.parse().ok().filter(|exponent: &i64| exponent.abs() <= MAX_EXPONENT);
     match exponent {
         Some(exponent) if literal.len() <= MAX_NUMBER_LENGTH => Ok(exponent.unsigned_abs()),
         _ => Err(format!(
@@ -221,7 +223,7 @@ mod tests {
             r#"{"a": 1e-400}"#,
             &format!(r#"{{"a": 0.{}1}}"#, "0".repeat(20_000)),
             &format!(r#"{{"a": {}1{}}}"#, "[".repeat(200), "]".repeat(200)),
-            &format!(r#"{{"a": [{}1]}}"#, "1e308,".repeat(300)),
+            &format!(r#"{{"a": [{}1]}}"#, "1e308,".repeat(4_000)),
             "[]",
             "{",
             "{} {}",
@@ -230,6 +232,13 @@ mod tests {
         ] {
             assert!(Payload::parse(text).is_err(), "accepted {text:.60}");
         }
+    }
+
+    #[test]
+    fn numbers_may_not_grow_beyond_all_measure() {
+        let numbers = |count: usize| format!(r#"{{"a": [{}]}}"#, vec!["1e-256"; count].join(","));
+        assert!(Payload::parse(&numbers(4096)).is_ok());
+        assert!(Payload::parse(&numbers(4097)).unwrap_err().contains("written out"));
     }
 
     #[test]

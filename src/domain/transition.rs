@@ -156,6 +156,11 @@ pub enum Refusal {
     HeldByWorker(WorkerId),
 }
 
+/// Why an attempt ended that its worker handed back with `message`.
+pub fn rejection(message: &str) -> Failure {
+    failure(REJECTED, if message.is_empty() { "The worker rejected the job." } else { message })
+}
+
 impl JobState {
     /// Applies one event at the database's time `now`; `unit` is a random number in `[0, 1)`.
     /// A refusal leaves the state as it was.
@@ -254,7 +259,7 @@ impl JobState {
 
     /// Back to the worker pool after the worker handed it back; a job that ran spends a retry.
     fn hand_back(&mut self, lease: &Lease, message: &str, now: DateTime<Utc>, unit: f64) {
-        let failure = failure(REJECTED, rejection(message));
+        let failure = rejection(message);
         if lease.running {
             self.fail_attempt(Some(lease), failure, now, unit);
         } else {
@@ -490,11 +495,6 @@ impl JobState {
         debug_assert!(self.status.may_become(next), "{} to {next}", self.status);
         self.status = next;
     }
-}
-
-/// What is noted about a job that was handed back with `message`.
-pub fn rejection(message: &str) -> &str {
-    if message.is_empty() { "The worker rejected the job." } else { message }
 }
 
 fn failure(code: &str, message: &str) -> Failure {

@@ -13,7 +13,7 @@ use super::config::ForwardConfig;
 use super::link::Link;
 use super::outbox::{Refused, Reply};
 use super::route::Route;
-use super::wire::{Lane, MAX_MESSAGE};
+use super::wire::{Lane, MAX_ITEM, MAX_MESSAGE};
 use crate::domain::ambient::Ambient;
 use crate::domain::job::JobStatus;
 use crate::domain::transition::JobEvent;
@@ -25,8 +25,6 @@ use crate::services::error::{Conflict, ServiceError};
 const SHORTEST_PAUSE_MS: f64 = 10.0;
 /// Longest such pause, in milliseconds.
 const LONGEST_PAUSE_MS: f64 = 50.0;
-/// Left of a message for what surrounds a command, in bytes.
-const FRAMING: usize = 1 << 10;
 
 /// Carries out commands wherever the leader is.
 pub struct Router {
@@ -89,7 +87,7 @@ impl Router {
             Route::Here(commands) => judge(commands.execute(command.clone()).await),
             Route::There { peer, .. } => {
                 let bytes = match codec::encode_command(command) {
-                    Ok(bytes) if bytes.len() > MAX_MESSAGE - FRAMING => {
+                    Ok(bytes) if bytes.len() > MAX_ITEM => {
                         return Attempt::Settled(Err(too_large()));
                     }
                     Ok(bytes) => bytes,

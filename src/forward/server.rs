@@ -19,7 +19,7 @@ use super::codec;
 use super::config::{ForwardConfig, Limits};
 use super::route::Route;
 use super::wire::forward_server::{Forward, ForwardServer as Service};
-use super::wire::{self, Answers, Lane, MAX_MESSAGE, Requests, SECRET_HEADER};
+use super::wire::{self, Answers, Lane, MAX_ITEM, MAX_MESSAGE, Requests, SECRET_HEADER};
 use crate::services::command::{Answer, Commands};
 use crate::services::error::ServiceError;
 
@@ -274,7 +274,12 @@ impl AnswerQueue {
 
     /// Adds an answer. Its command keeps its place until the answer is on its way.
     fn push(&self, id: u64, outcome: &Result<Answer, ServiceError>, slot: Option<OwnedSemaphorePermit>) {
-        let answer = wire::Answer { id, result: codec::encode_outcome(outcome) };
+        let mut result = codec::encode_outcome(outcome);
+        if result.len() > MAX_ITEM {
+            tracing::error!(bytes = result.len(), "An answer is too large to be sent to a follower.");
+            result = codec::encode_outcome(&Err(ServiceError::Internal));
+        }
+        let answer = wire::Answer { id, result };
         let mut waiting = self.lock();
         if !waiting.deserted {
             waiting.answers.push_back((answer, slot));
@@ -323,8 +328,10 @@ impl Stream for Answering {
         let mut waiting = queue.lock();
         let mut answers = Vec::new();
         let mut bytes = 0;
-        while answers.len() < queue.batch && bytes < queue.batch_bytes {
-            let Some((answer, slot)) = waiting.answers.pop_front() else { break };
+        while answers.len() < queue.batch {
+            // A large answer goes alone, so that no message is larger than the largest answer.
+            let fits = |(next, _): &mut (wire::Answer, _)| bytes == 0 || bytes + next.result.len() <= queue.batch_bytes;
+            let Some((answer, slot)) = waiting.answers.pop_front_if(fits) else { break };
             bytes += answer.result.len();
             answers.push(answer);
             drop(slot);

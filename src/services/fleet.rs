@@ -90,7 +90,7 @@ pub enum Polled {
     Again(LeaseId),
     /// This lease waits to be fetched; it is reserved for the call.
     Fetch(LeaseId),
-    /// Nothing yet; a job may come this way. When the sender is dropped, it is time to look again.
+    /// Nothing yet; a job may come this way. Closed without one, it says that it is time to poll again.
     Wait(oneshot::Receiver<Box<Assignment>>),
 }
 
@@ -220,7 +220,7 @@ impl Fleet {
         let fetched = delivery.filter(|_| unsent.is_none()).map(|delivery| (delivery, now));
         if fetched.is_none() {
             worker.unfetched.push_back(id);
-            worker.have_a_call_look_again();
+            worker.wake_pollers();
         }
         let lease =
             FleetLease { job_id, worker_id, running: false, granted: now, fetched, assignment: unsent };
@@ -294,7 +294,7 @@ impl Fleet {
             && !worker.unfetched.contains(&id)
         {
             worker.unfetched.push_front(id);
-            worker.have_a_call_look_again();
+            worker.wake_pollers();
         }
     }
 
@@ -435,10 +435,10 @@ impl FleetWorker {
         self.pollers.iter().any(|poller| !poller.reply.is_closed())
     }
 
-    /// There is a job to be fetched, and a call may wait that began after the job was given to no call in
-    /// particular. It is let go of, which has it look again.
-    fn have_a_call_look_again(&mut self) {
-        while self.pollers.pop_front().is_some_and(|poller| poller.reply.is_closed()) {}
+    /// Has the calls that wait look again: a job is there to be fetched that was on its way to none of
+    /// them. All of them, because one alone might go away before it has looked.
+    fn wake_pollers(&mut self) {
+        self.pollers.clear();
     }
 
     fn free(&self) -> u32 {

@@ -103,6 +103,25 @@ fn a_call_that_began_to_wait_while_a_job_was_given_to_nobody_looks_again_and_fin
 }
 
 #[test]
+fn a_call_that_comes_while_an_assignment_is_committed_is_told_to_look_again() {
+    let now = start();
+    let mut fleet = fleet(1, now);
+    let nobody = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(nobody.is_none());
+    let call = DeliveryId(id(7));
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else { panic!("nothing is there") };
+    assert!(fleet.grant(assignment(1), nobody, now));
+    assert_eq!(waiting.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
+    assert!(matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Fetch(lease) if lease == LeaseId(id(101))));
+
+    let other = DeliveryId(id(8));
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), other, now) else { panic!("it is fetched") };
+    fleet.unfetch(LeaseId(id(101)));
+    assert_eq!(waiting.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
+    assert!(matches!(fleet.poll(WorkerId(id(1)), other, now), Polled::Fetch(lease) if lease == LeaseId(id(101))));
+}
+
+#[test]
 fn slots_are_never_exceeded() {
     let now = start();
     let mut fleet = fleet(2, now);

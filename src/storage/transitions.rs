@@ -11,7 +11,7 @@ use crate::domain::job::JobStatus;
 use crate::domain::matching::Shape;
 use crate::domain::payload::Payload;
 use crate::domain::retry::RetryPolicy;
-use crate::domain::transition::{ExecutionChange, JobState, Lease, Reporter};
+use crate::domain::transition::{ExecutionChange, Failure, JobState, Lease, Reporter};
 use crate::domain::validate::Validator;
 
 /// An ended attempt that somebody reports again.
@@ -171,18 +171,20 @@ impl FencedTransaction {
     }
 
     /// The ended attempt that a report without a current lease is about: the one with its token, else
-    /// the reporter's latest on the job. `output` and `message` are compared with what was accepted.
+    /// the reporter's latest on the job. `output` and `failure` are compared with what was accepted.
     pub async fn reported(
         &mut self,
         job: JobId,
         by: Reporter,
         output: Option<&str>,
-        message: Option<&str>,
+        failure: Option<&Failure>,
     ) -> Result<Option<Reported>, StorageError> {
         let row = sqlx::query!(
             r#"SELECT status,
                    (output_data IS NOT DISTINCT FROM $4::text::jsonb
-                    AND coalesce(error_message, '') = coalesce($5, '')) AS "same!"
+                    AND coalesce(error_message, '') = coalesce($5, '')
+                    AND error_stack IS NOT DISTINCT FROM $6
+                    AND error_code IS NOT DISTINCT FROM $7) AS "same!"
                FROM executions
                WHERE job_id = $1 AND worker_id = $2 AND ($3::uuid IS NULL OR id = $3)
                ORDER BY created_at DESC, id DESC LIMIT 1"#,
@@ -190,7 +192,9 @@ impl FencedTransaction {
             by.worker_id.0,
             by.lease.map(|lease| lease.0),
             output,
-            message,
+            failure.map(|failure| failure.message.as_str()),
+            failure.and_then(|failure| failure.stack.as_deref()),
+            failure.and_then(|failure| failure.code.as_deref()),
         )
         .fetch_optional(self.connection()?)
         .await?;

@@ -36,6 +36,22 @@ async fn a_thousand_answers_come_back_to_those_who_asked() {
 }
 
 #[tokio::test]
+async fn an_answer_too_large_for_a_message_fails_its_own_command_and_no_other() {
+    let (leader, mut script) = Replica::scripted().await;
+    let follower = Follower::new(leader.route(), patient());
+    let (large, small) = (follower.send(heartbeat(Uuid::from_u128(1))), follower.send(heartbeat(Uuid::from_u128(2))));
+    let (first, second) = (script.next().await, script.next().await);
+    let pending_jobs = vec![JobId(Uuid::from_u128(3)); 1 << 20];
+    let answer = HeartbeatAnswer { pending_jobs, ..HeartbeatAnswer::default() };
+    first.answer.send(Ok(Answer::Heartbeat(answer))).unwrap();
+    second.answer.send(Ok(Answer::Heartbeat(HeartbeatAnswer::default()))).unwrap();
+    let mut outcomes = [outcome(large).await, outcome(small).await];
+    outcomes.sort_by_key(Result::is_ok);
+    assert_eq!(outcomes[0].as_ref().unwrap_err(), &ServiceError::Internal);
+    assert!(outcomes[1].is_ok());
+}
+
+#[tokio::test]
 async fn commands_that_come_together_travel_together() {
     let leader = Counting::default();
     let peer = serve(wire::forward_server::ForwardServer::new(leader.clone())).await;

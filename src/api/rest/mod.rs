@@ -8,4 +8,4 @@ mod router;
 mod system;
 mod workers;
 
-pub use router::router;
+pub use router::{router, routes};

@@ -287,15 +287,15 @@ async fn explain_refusal(
             reported.is_some_and(|ended| ended.status == ExecutionStatus::Completed && ended.same)
         }
         (Refusal::NotHolder, JobEvent::Failed { by, failure, .. }) => {
-            let reported = transaction.reported(item.job, *by, None, Some(&failure.message)).await?;
+            let reported = transaction.reported(item.job, *by, None, Some(failure)).await?;
             let ended_badly = |status| matches!(status, ExecutionStatus::Failed | ExecutionStatus::Timeout);
             reported.is_some_and(|ended| ended_badly(ended.status) && ended.same)
         }
         (Refusal::NotHolder, JobEvent::Rejected { by, message }) => {
-            let message = rejection(message);
-            let reported = transaction.reported(item.job, *by, None, Some(message)).await?;
-            let given_back = |status| matches!(status, ExecutionStatus::Cancelled | ExecutionStatus::Failed);
-            reported.is_some_and(|ended| given_back(ended.status) && ended.same)
+            let reported = transaction.reported(item.job, *by, None, Some(&rejection(message))).await?;
+            // Failed: the job ran already when it was handed back.
+            let handed_back = |status| matches!(status, ExecutionStatus::Cancelled | ExecutionStatus::Failed);
+            reported.is_some_and(|ended| handed_back(ended.status) && ended.same)
         }
         _ => false,
     };

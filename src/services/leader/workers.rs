@@ -39,6 +39,14 @@ pub(super) struct Fetch {
     reply: oneshot::Sender<Result<bool, ServiceError>>,
 }
 
+/// How a call's wait ended.
+enum Waited {
+    Job(Box<Assignment>),
+    /// A job is there to be fetched, or the worker was counted as lost meanwhile.
+    LookAgain,
+    InVain,
+}
+
 pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<Fetch> {
     let core = Arc::clone(core);
     Batcher::start(stage, Limits::default(), &[0], sizes, move |_, batch| {
@@ -58,12 +66,17 @@ impl Leader {
                 transaction.commit().await.map(|()| registered)
             })
             .await?;
-        let lost = self.core.fleet().leases_of(worker.id);
+        let now = core.now();
+        let lost = {
+            let mut fleet = core.fleet();
+            let lost = fleet.leases_of(worker.id);
+            // Before the leases end: their jobs may come back at once, and only to what the worker is now.
+            fleet.admit(&worker, core.parts.worker_timeout, now, now);
+            lost
+        };
         for (job, lease) in lost {
             self.apply(job, JobEvent::WorkerLost { lease }).await?;
         }
-        let now = self.core.now();
-        self.core.fleet().admit(&worker, self.core.parts.worker_timeout, now, now);
         self.core.nudges.schedule.notify_one();
         tracing::info!(worker_id = %worker.id, name = worker.name, created, "A worker registered.");
         Ok((worker, created))

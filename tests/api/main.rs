@@ -1,0 +1,16 @@
+//! One running group, from outside: REST and gRPC at all three replicas, then the rows that are left.
+
+mod flow;
+mod group;
+mod hand;
+mod leases;
+mod malformed;
+mod poll;
+mod reply;
+mod rest;
+mod retries;
+mod states;
+#[path = "../support/mod.rs"]
+mod support;
+mod system;
+mod whole;

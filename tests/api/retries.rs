@@ -1,0 +1,176 @@
+//! When a failed attempt is tried again, and when not.
+
+use std::collections::{BTreeSet, HashMap};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+
+use crate::group::{Api, REPLICAS};
+use crate::hand::Hand;
+
+fn time(row: &Value, column: &str) -> DateTime<Utc> {
+    serde_json::from_value(row[column].clone()).unwrap()
+}
+
+/// A job with this policy, without jitter unless the policy says otherwise.
+fn with_policy(policy: &Value) -> Value {
+    let mut whole = json!({"jitter": false});
+    for (member, value) in policy.as_object().unwrap() {
+        whole[member] = value.clone();
+    }
+    json!({"max_retries": 10, "metadata": {"retry_policy": whole}})
+}
+
+#[tokio::test]
+async fn the_backoff_follows_the_three_formulas_up_to_the_cap() {
+    let api = Api::of("formulas").await;
+    let (initial, cap) = (100, 1000);
+    for (replica, strategy, expected) in [
+        (0, "exponential", [100, 250, 625, 1000, 1000, 1000]),
+        (1, "linear", [100, 103, 105, 108, 110, 113]),
+        (2, "fixed", [100; 6]),
+    ] {
+        let policy = json!({"strategy": strategy, "initial_delay_seconds": initial, "max_delay_seconds": cap,
+            "backoff_multiplier": 2.5});
+        let id = api.submit(replica, &with_policy(&policy)).await;
+        for (count, backoff) in expected.into_iter().enumerate() {
+            let job = api.patch(replica, &id, &json!({"status": "failed"})).await.expect(200);
+            assert_eq!(job["retry_count"], count + 1);
+            assert_eq!(job["retry_backoff_seconds"], backoff, "{strategy} {count}");
+            let delay = time(&job, "next_retry_at") - time(&job, "updated_at");
+            let seconds = match strategy {
+                "linear" => 100_000 + 2_500 * i64::try_from(count).unwrap(),
+                _ => backoff * 1000,
+            };
+            assert!(delay >= TimeDelta::milliseconds(seconds), "{strategy} {count}: {delay}");
+            assert_eq!(time(&job, "next_retry_at").timestamp_subsec_micros() % 1000, 0);
+        }
+    }
+    api.leave().await;
+}
+
+#[tokio::test]
+async fn jitter_spreads_the_backoff_by_ten_per_cent_either_way() {
+    let api = Api::of("jitter").await;
+    let mut seen = BTreeSet::new();
+    for number in 0..20 {
+        let policy = json!({"strategy": "fixed", "initial_delay_seconds": 1000, "max_delay_seconds": 1000, "jitter": true});
+        let id = api.submit(number % REPLICAS, &with_policy(&policy)).await;
+        let job = api.patch(number % REPLICAS, &id, &json!({"status": "failed"})).await.expect(200);
+        let backoff = job["retry_backoff_seconds"].as_i64().unwrap();
+        assert!((900..=1100).contains(&backoff), "{job}");
+        seen.insert(backoff);
+    }
+    assert!(seen.len() > 1 && *seen.first().unwrap() < 1000 && *seen.last().unwrap() > 1000, "{seen:?}");
+    api.leave().await;
+}
+
+/// What a job is made of, and the delays in milliseconds that its failures must be followed by.
+struct Plan {
+    policy: Value,
+    delays: &'static [i64],
+    jitter: bool,
+}
+
+#[tokio::test]
+async fn a_failed_job_runs_again_at_its_time_and_never_before() {
+    let api = Api::of("not-early").await;
+    let plan = |policy: Value, delays, jitter| Plan { policy, delays, jitter };
+    let plans = [
+        plan(json!({"strategy": "fixed", "max_retries": 2}), &[1000, 1000], false),
+        plan(json!({"strategy": "linear", "backoff_multiplier": 1.5}), &[1000, 2000], false),
+        plan(json!({"strategy": "exponential", "max_delay_seconds": 2, "backoff_multiplier": 3}), &[1000, 2000], false),
+        plan(json!({"strategy": "fixed", "jitter": true}), &[1000, 1000], true),
+        plan(json!({"strategy": "linear", "jitter": true}), &[1000], true),
+        plan(json!({"strategy": "exponential", "jitter": true}), &[1000], true),
+    ];
+    let mut jobs = HashMap::new();
+    for (number, plan) in plans.iter().enumerate() {
+        let mut policy = plan.policy.clone();
+        if policy["strategy"] == "linear" && !plan.jitter {
+            policy["max_delay_seconds"] = json!(2);
+        }
+        let mut fields = with_policy(&policy);
+        fields["max_retries"] = json!(plan.delays.len());
+        jobs.insert(api.submit(number % REPLICAS, &fields).await, plan);
+    }
+    let hand = Hand::new(&api, 1, 10).await;
+    let mut due: HashMap<(String, i32), DateTime<Utc>> = HashMap::new();
+    let attempts: usize = plans.iter().map(|plan| plan.delays.len() + 1).sum();
+    for _ in 0..attempts {
+        let job = hand.job().await;
+        let plan = jobs[&job.job_id];
+        assert!(hand.report(&hand.failure(&job, "broken", "")).await.acknowledged);
+        let rows = api.rows(&job.job_id).await;
+        let failed = rows["executions"].as_array().unwrap().last().unwrap();
+        assert_eq!(failed["attempt_number"], job.attempt_number);
+        if let Some(due) = due.get(&(job.job_id.clone(), job.attempt_number)) {
+            assert!(time(failed, "created_at") >= *due && time(failed, "started_at") >= *due, "granted early: {rows}");
+        }
+        let Some(delay) = plan.delays.get(usize::try_from(job.attempt_number - 1).unwrap()) else {
+            assert_eq!(rows["job"]["status"], "failed");
+            continue;
+        };
+        let at = time(&rows["job"], "next_retry_at");
+        assert_eq!(at.timestamp_subsec_micros() % 1000, 0, "kept to the millisecond");
+        let given = at - time(failed, "completed_at");
+        let (least, most) = if plan.jitter { (delay * 9 / 10, delay * 11 / 10) } else { (*delay, *delay) };
+        // The fraction of a millisecond is rounded up.
+        assert!(given >= TimeDelta::milliseconds(least) && given < TimeDelta::milliseconds(most + 1), "{given} {}", plan.policy);
+        assert_eq!(rows["job"]["retry_backoff_seconds"], (given.num_milliseconds() + 999) / 1000, "{given}");
+        due.insert((job.job_id, job.attempt_number + 1), at);
+    }
+    assert_eq!(due.len(), attempts - plans.len());
+    for (id, plan) in &jobs {
+        let rows = api.rows(id).await;
+        let numbers: Vec<_> =
+            rows["executions"].as_array().unwrap().iter().map(|e| e["attempt_number"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (1..=plan.delays.len() as u64 + 1).collect::<Vec<_>>());
+        assert_eq!((&rows["job"]["error_message"], &rows["job"]["next_retry_at"]), (&json!("broken"), &Value::Null));
+    }
+    api.leave().await;
+}
+
+#[tokio::test]
+async fn only_the_errors_that_a_policy_names_are_tried_again() {
+    let api = Api::of("retry-on-errors").await;
+    let hand = Hand::new(&api, 2, 5).await;
+    for (named, code, status) in [
+        (json!(["oom", "timeout"]), "oom", "pending"),
+        (json!(["oom"]), "bad_input", "failed"),
+        (json!(["oom"]), "", "pending"),
+        (json!([]), "bad_input", "pending"),
+        (Value::Null, "bad_input", "pending"),
+    ] {
+        let policy = json!({"retry_on_errors": named, "initial_delay_seconds": 300});
+        let id = api.submit(0, &with_policy(&policy)).await;
+        let job = hand.job().await;
+        assert_eq!(job.job_id, id);
+        assert!(hand.report(&hand.failure(&job, "broken", code)).await.acknowledged);
+        let rows = api.rows(&id).await;
+        assert_eq!(rows["job"]["status"], status, "{named} {code}");
+        assert_eq!(rows["job"]["retry_count"], u8::from(status == "pending"));
+        let kept = if code.is_empty() { Value::Null } else { json!(code) };
+        assert_eq!(rows["executions"][0]["error_code"], kept);
+    }
+    api.leave().await;
+}
+
+#[tokio::test]
+async fn the_bound_on_retries_is_the_jobs_own_or_its_policys() {
+    let api = Api::of("bound-on-retries").await;
+    for (own, policy, expected) in
+        [(json!(0), json!(5), 0), (json!(2), json!(0), 2), (Value::Null, json!(1), 1), (Value::Null, Value::Null, 3)]
+    {
+        let fields = json!({"max_retries": own, "metadata": {"retry_policy": {"max_retries": policy,
+            "initial_delay_seconds": 300}}});
+        let id = api.submit(0, &fields).await;
+        for count in 1..=expected {
+            let job = api.patch(1, &id, &json!({"status": "failed"})).await.expect(200);
+            assert_eq!((&job["status"], &job["retry_count"]), (&json!("pending"), &json!(count)));
+        }
+        let job = api.patch(2, &id, &json!({"status": "failed"})).await.expect(200);
+        assert_eq!((&job["status"], &job["retry_count"]), (&json!("failed"), &json!(expected)));
+    }
+    api.leave().await;
+}
