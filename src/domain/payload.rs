@@ -175,6 +175,7 @@ fn check_numbers(json: &str) -> Result<(), String> {
              at most"
         ));
     }
+    Ok(())
 }
 
 /// Answers how many characters the number may gain when its exponent is written out.

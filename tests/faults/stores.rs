@@ -34,11 +34,13 @@ impl Scene {
 async fn an_emptied_redis_is_filled_again_and_every_waiting_job_runs() {
     let scene = Scene::with(|builder, _| builder.set(format!("queue.max_queue_size={}", 2 * BACKLOG))).await;
     let replicas = scene.http_of(&[0, 1, 2]);
-    let submissions = futures::stream::iter(replicas.iter().copied().cycle().take(BACKLOG))
+    let mut submissions = futures::stream::iter(replicas.iter().copied().cycle().take(BACKLOG))
         .map(|replica| submit(&scene.http, replica, json!({})))
         .buffer_unordered(AT_ONCE);
     let mut tally = Tally::default();
-    submissions.for_each(|outcome| std::future::ready(tally.note(outcome))).await;
+    while let Some(outcome) = submissions.next().await {
+        tally.note(outcome);
+    }
     assert_eq!(tally.accepted.len(), BACKLOG, "{} refused, {} unknown", tally.refused, tally.unknown);
     let queue = scene.queue();
     let whole = async || queue.total().await.is_ok_and(|total| total == BACKLOG as u64);

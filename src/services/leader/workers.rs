@@ -27,7 +27,7 @@ const RECHECK: Duration = Duration::from_millis(20);
 enum Waited {
     Job(Box<Assignment>),
     InVain,
-    /// A job waits to be fetched.
+    /// A job is there to be fetched.
     LookAgain,
 }
 
@@ -37,14 +37,6 @@ pub(super) struct Fetch {
     delivery: DeliveryId,
     /// Whether the lease is live.
     reply: oneshot::Sender<Result<bool, ServiceError>>,
-}
-
-/// How a call's wait ended.
-enum Waited {
-    Job(Box<Assignment>),
-    /// A job is there to be fetched, or the worker was counted as lost meanwhile.
-    LookAgain,
-    InVain,
 }
 
 pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<Fetch> {
