@@ -11,9 +11,20 @@ use cortex::cli::{cluster, dev, jobs, migrate, serve, worker, workers};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    // Huge pages would double the memory of an idle replica. Where the kernel refuses, only that is lost.
+    let _ = nix::sys::prctl::set_thp_disable(true);
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(Cli::parse().command)),
+        Err(error) => {
+            eprintln!("error: the runtime could not be started: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> ExitCode {
+    match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Dev(args) => dev::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,

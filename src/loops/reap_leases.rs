@@ -7,14 +7,14 @@ use tokio::sync::Notify;
 use super::{Loop, LoopError};
 use crate::services::leader::Leader;
 
-/// Deadlines are in seconds; half of one is the scan period.
+/// Deadlines are in whole seconds, and so is the scan period.
 pub(super) struct ReapLeases;
 
 impl Loop for ReapLeases {
     const NAME: &'static str = "reap_leases";
 
     fn period(&self) -> Duration {
-        Duration::from_millis(500)
+        Duration::from_secs(1)
     }
 
     fn nudge<'a>(&self, _: &'a Leader) -> Option<&'a Notify> {
