@@ -4,7 +4,8 @@
 #
 #   bash deploy/quickstart.sh [--exit] [options of `cortex dev`]
 #
-# --exit stops after the show. Taken ports? `--http-port 0 --grpc-port 0 --peer-port 0` chooses free ones.
+# --exit stops after the show. Where ports are taken: --http-port 18080 --grpc-port 19090 --peer-port 17070, and the
+# same again next time, because the replicas remember where the others are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/lib.sh

@@ -39,9 +39,9 @@ for file in "${files[@]}"; do
     ids+=("$(submit "$file" 0)")
 done
 wait_for "${ids[@]}"
-printf '%-40s %6s %6s %6s  %s\n' file words unique length "most frequent"
+printf '%-46s %6s %6s %6s  %s\n' file words unique length "most frequent"
 for id in "${ids[@]}"; do
-    cortex jobs get "$id" --output json | json - "'{:40} {words:6} {unique:6} {average_length:6}  {}'.format(d['name'], ', '.join(d['output_data']['top']), **d['output_data'])"
+    cortex jobs get "$id" --output json | json - "'{:46} {words:6} {unique:6} {average_length:6}  {}'.format(d['name'], ', '.join(d['output_data']['top']), **d['output_data'])"
 done
 
 say "3. ${#files[@]} jobs of one second, four at a time; the leader dies in the middle"
