@@ -88,7 +88,7 @@ pub enum Polled {
     Again(LeaseId),
     /// This lease waits to be fetched; it is reserved for the call.
     Fetch(LeaseId),
-    /// Nothing yet; a job may come this way.
+    /// Nothing yet; a job may come this way. When the sender is dropped, it is time to look again.
     Wait(oneshot::Receiver<Box<Assignment>>),
 }
 
@@ -209,6 +209,7 @@ impl Fleet {
         let fetched = delivery.filter(|_| unsent.is_none()).map(|delivery| (delivery, now));
         if fetched.is_none() {
             worker.unfetched.push_back(id);
+            worker.have_a_call_look_again();
         }
         let lease =
             FleetLease { job_id, worker_id, running: false, granted: now, fetched, assignment: unsent };
@@ -281,6 +282,7 @@ impl Fleet {
             && !worker.unfetched.contains(&id)
         {
             worker.unfetched.push_front(id);
+            worker.have_a_call_look_again();
         }
     }
 
@@ -401,6 +403,12 @@ impl Fleet {
 }
 
 impl FleetWorker {
+    /// There is a job to be fetched, and a call may wait that began after the job was given to no call in
+    /// particular. It is let go of, which has it look again.
+    fn have_a_call_look_again(&mut self) {
+        while self.pollers.pop_front().is_some_and(|poller| poller.reply.is_closed()) {}
+    }
+
     fn free(&self) -> u32 {
         let taken = u32::try_from(self.leases.len()).unwrap_or(u32::MAX).saturating_add(self.reserved);
         if self.health == Health::Well { self.slots.saturating_sub(taken) } else { 0 }

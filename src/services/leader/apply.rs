@@ -145,7 +145,7 @@ impl Core {
 
     /// After the commit: ready queue, fleet, metrics, then answers.
     fn settle(&self, batch: Vec<EventItem>, done: Done) {
-        crash::point("before_answer");
+        crash::point("applied");
         for job in &done.touched {
             self.follow(job, done.now);
         }

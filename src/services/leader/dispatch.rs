@@ -51,7 +51,7 @@ impl Leader {
             groups.iter().map(|group| ready_queue::Group { free_slots: group.free_slots() }).collect();
         let claimed = core.parts.queue.claim(core.parts.fence.epoch, most, &slots, &offers).await;
         let claims = claimed.inspect_err(|error| core.note_queue_failure(error))?;
-        crash::point("after_claim");
+        crash::point("claimed");
         if claims.len() < most {
             core.forget_empty_shapes(&offers, &claims, &slots);
         }
@@ -81,6 +81,7 @@ impl Leader {
             .await;
         match assigned {
             Ok(taken) => {
+                crash::point("assigned");
                 let count = taken.len();
                 self.hand_over(claims, placed, taken);
                 Ok(count)

@@ -23,6 +23,14 @@ use crate::services::fleet::Polled;
 /// How often a call whose time is up looks whether the job that was on its way still is.
 const RECHECK: Duration = Duration::from_millis(20);
 
+/// How a call's wait ended.
+enum Waited {
+    Job(Box<Assignment>),
+    InVain,
+    /// A job waits to be fetched.
+    LookAgain,
+}
+
 /// A fetch that is to be written down before the job is handed over.
 pub(super) struct Fetch {
     lease: LeaseId,
@@ -94,7 +102,11 @@ impl Leader {
                 }
                 Polled::Wait(receiver) => {
                     self.core.nudges.schedule.notify_one();
-                    return self.wait_for_job(&poll, receiver, deadline).await;
+                    match self.wait_for_job(&poll, receiver, deadline).await? {
+                        Waited::Job(job) => return Ok(Some(job)),
+                        Waited::InVain => return Ok(None),
+                        Waited::LookAgain => {}
+                    }
                 }
             }
         }
@@ -105,11 +117,17 @@ impl Leader {
         poll: &PollJob,
         mut receiver: oneshot::Receiver<Box<Assignment>>,
         deadline: Instant,
-    ) -> Result<Option<Box<Assignment>>, ServiceError> {
+    ) -> Result<Waited, ServiceError> {
         let mut ended = self.ended();
+        // A worker that was given up meanwhile does not come back by a call that it made before.
+        let judge = |job: Result<_, _>| match job {
+            Ok(job) => Waited::Job(job),
+            Err(_) if self.core.fleet().knows(poll.worker_id) => Waited::LookAgain,
+            Err(_) => Waited::InVain,
+        };
         tokio::select! {
             biased;
-            job = &mut receiver => return Ok(job.ok()),
+            job = &mut receiver => return Ok(judge(job)),
             () = tokio::time::sleep_until(deadline) => {}
             _ = ended.wait_for(Option::is_some) => return Err(ServiceError::NoLeader),
         }
@@ -117,10 +135,10 @@ impl Leader {
         // leaves the call waiting again.
         while !self.core.fleet().stop_waiting(poll.worker_id, poll.delivery) {
             if let Ok(job) = tokio::time::timeout(RECHECK, &mut receiver).await {
-                return Ok(job.ok());
+                return Ok(judge(job));
             }
         }
-        Ok(receiver.try_recv().ok())
+        Ok(receiver.try_recv().map_or(Waited::InVain, Waited::Job))
     }
 
     /// Writes down that the job is fetched, then hands it over. `None` if the lease has ended.
@@ -179,9 +197,9 @@ impl Core {
                 transaction.commit().await.map(|()| live)
             })
             .await;
-        crash::point("before_answer");
         match marked {
             Ok(live) => {
+                crash::point("fetched");
                 let live: HashSet<LeaseId> = live.into_iter().collect();
                 for fetch in batch {
                     drop(fetch.reply.send(Ok(live.contains(&fetch.lease))));
