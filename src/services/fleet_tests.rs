@@ -90,9 +90,14 @@ fn a_call_that_began_to_wait_while_a_job_was_given_to_nobody_looks_again_and_fin
     let mut fleet = fleet(1, now);
     let nobody = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(nobody.is_none());
-    let Polled::Wait(mut call) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now) else { panic!("not yet") };
+    let Polled::Wait(mut call) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now) else {
+        panic!("not yet")
+    };
     assert!(fleet.grant(assignment(1), nobody, now));
-    assert!(matches!(call.try_recv(), Err(oneshot::error::TryRecvError::Closed)), "it must not go on waiting");
+    assert!(
+        matches!(call.try_recv(), Err(oneshot::error::TryRecvError::Closed)),
+        "it must not go on waiting"
+    );
     let polled = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now);
     assert!(matches!(polled, Polled::Fetch(lease) if lease == assignment(1).lease));
 }

@@ -64,7 +64,12 @@ async fn a_leader_that_dies_between_two_steps_loses_nothing_and_repeats_nothing(
         scene.dies_and_comes_back(point).await;
         load.accepts(20).await;
         let tally = load.finish().await;
-        println!("{point}: {} accepted, {} refused, {} unknown", tally.accepted.len(), tally.refused, tally.unknown);
+        println!(
+            "{point}: {} accepted, {} refused, {} unknown",
+            tally.accepted.len(),
+            tally.refused,
+            tally.unknown
+        );
         all.add(tally);
         scene.check(&all).await;
     }

@@ -131,7 +131,8 @@ impl Scene {
     async fn check_writers(&self) {
         let wrong = "SELECT count(*) FROM witness WHERE writer IS DISTINCT FROM current";
         assert_eq!(self.count(wrong).await, 0, "writes of somebody who did not lead");
-        let late = "SELECT count(*) FROM (SELECT writer < max(writer) OVER (ORDER BY id) AS late FROM witness) w
+        let late =
+            "SELECT count(*) FROM (SELECT writer < max(writer) OVER (ORDER BY id) AS late FROM witness) w
                     WHERE late";
         assert_eq!(self.count(late).await, 0, "writes of a former leader after his successor's first");
     }

@@ -67,7 +67,8 @@ impl Load {
                 let mut tally = Tally::default();
                 while !stop.is_cancelled() {
                     let outcome = submit(&http, replica, json!({})).await;
-                    let counter = if matches!(outcome, Outcome::Accepted(_)) { &accepted } else { &not_accepted };
+                    let counter =
+                        if matches!(outcome, Outcome::Accepted(_)) { &accepted } else { &not_accepted };
                     counter.fetch_add(1, Ordering::Relaxed);
                     tally.note(outcome);
                     tokio::time::sleep(PACE).await;
