@@ -43,7 +43,7 @@ check_dependencies() {
     cargo deny --log-level error check bans licenses sources
     # The list of advisories comes over the network; without it the rest is still checked.
     if timeout 60 cargo deny --log-level off fetch db >/dev/null 2>&1; then
-        cargo deny --log-level error check --disable-fetch advisories
+        cargo deny --log-level error --offline check advisories
     else
         echo "advisories NOT checked: the RustSec database cannot be fetched from here"
     fi
