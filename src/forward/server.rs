@@ -330,7 +330,9 @@ impl Stream for Answering {
         let mut bytes = 0;
         while answers.len() < queue.batch {
             // A large answer goes alone, so that no message is larger than the largest answer.
-            let fits = |(next, _): &mut (wire::Answer, _)| bytes == 0 || bytes + next.result.len() <= queue.batch_bytes;
+            let fits = |(next, _): &mut (wire::Answer, _)| {
+                bytes == 0 || bytes + next.result.len() <= queue.batch_bytes
+            };
             let Some((answer, slot)) = waiting.answers.pop_front_if(fits) else { break };
             bytes += answer.result.len();
             answers.push(answer);

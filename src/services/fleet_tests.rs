@@ -91,16 +91,22 @@ fn a_call_that_comes_while_an_assignment_is_committed_is_told_to_look_again() {
     let nobody = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(nobody.is_none());
     let call = DeliveryId(id(7));
-    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else { panic!("nothing is there") };
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else {
+        panic!("nothing is there")
+    };
     assert!(fleet.grant(assignment(1), nobody, now));
     assert_eq!(waiting.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
-    assert!(matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Fetch(lease) if lease == LeaseId(id(101))));
+    assert!(
+        matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Fetch(lease) if lease == LeaseId(id(101)))
+    );
 
     let other = DeliveryId(id(8));
     let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), other, now) else { panic!("it is fetched") };
     fleet.unfetch(LeaseId(id(101)));
     assert_eq!(waiting.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
-    assert!(matches!(fleet.poll(WorkerId(id(1)), other, now), Polled::Fetch(lease) if lease == LeaseId(id(101))));
+    assert!(
+        matches!(fleet.poll(WorkerId(id(1)), other, now), Polled::Fetch(lease) if lease == LeaseId(id(101)))
+    );
 }
 
 #[test]

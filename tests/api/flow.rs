@@ -9,11 +9,11 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::group::{Api, REPLICAS};
+use crate::hand::channel;
 use crate::hand::specification::job_service_client::JobServiceClient;
 use crate::hand::specification::{
     HeartbeatRequest, JobCompletion, JobStatusUpdate, PollJobRequest, WorkerRegistration,
 };
-use crate::hand::channel;
 use crate::support::eventually;
 
 /// The specification's `sample_job_create`, for a model of this test's own.
@@ -64,7 +64,8 @@ async fn a_worker_of_the_specifications_protocol_at_a_follower_runs_sixty_jobs_i
     for number in 0..60 {
         // A walk over all priorities that repeats each of them at different distances.
         let priority = number * 7 % 10 + 1;
-        let fields = json!({"priority": priority, "input_data": {"number": number}, "name": format!("job {number}")});
+        let fields =
+            json!({"priority": priority, "input_data": {"number": number}, "name": format!("job {number}")});
         submitted.push((api.submit(number % REPLICAS, &fields).await, priority, number));
     }
     eventually("all jobs are ready", async || api.ready().await.len() == 60).await;
@@ -73,7 +74,8 @@ async fn a_worker_of_the_specifications_protocol_at_a_follower_runs_sixty_jobs_i
     let worker_id = register(&api, &mut client).await;
     let mut fetched = Vec::new();
     while fetched.len() < 60 {
-        let job = client.poll_job(PollJobRequest { worker_id: worker_id.clone() }).await.unwrap().into_inner();
+        let job =
+            client.poll_job(PollJobRequest { worker_id: worker_id.clone() }).await.unwrap().into_inner();
         if !job.has_job {
             // What a worker does that knows no long poll, only faster.
             tokio::task::yield_now().await;

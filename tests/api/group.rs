@@ -168,8 +168,10 @@ impl Api {
 
     /// Waits until the job is in `status`.
     pub async fn reaches(&self, job: &str, status: &str) -> Value {
-        eventually(&format!("job {job} is {status}"), async || self.rows(job).await["job"]["status"] == status)
-            .await;
+        eventually(&format!("job {job} is {status}"), async || {
+            self.rows(job).await["job"]["status"] == status
+        })
+        .await;
         self.rows(job).await
     }
 

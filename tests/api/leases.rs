@@ -39,7 +39,8 @@ async fn refused(api: &Api, hand: &Hand, job: &PollJobResponse) {
 async fn an_accepted_report_is_acknowledged_again_and_changes_nothing_while_another_one_is_refused() {
     let api = Api::of("repeated-reports").await;
     let hand = Hand::new(&api, 1, 4).await;
-    let retry = json!({"metadata": {"retry_policy": {"initial_delay_seconds": 3600, "max_delay_seconds": 3600}}});
+    let retry =
+        json!({"metadata": {"retry_policy": {"initial_delay_seconds": 3600, "max_delay_seconds": 3600}}});
     for with_token in [true, false] {
         for (retries, succeeds) in [(3, true), (0, false), (3, false)] {
             let mut fields = retry.clone();
@@ -115,11 +116,17 @@ async fn a_report_of_running_moves_the_job_and_says_it_once() {
     let id = api.submit(0, &json!({"timeout_seconds": 60})).await;
     let job = hand.job().await;
     let assigned = api.rows(&id).await;
-    assert_eq!((&assigned["job"]["status"], &assigned["job"]["started_at"]), (&json!("assigned"), &Value::Null));
+    assert_eq!(
+        (&assigned["job"]["status"], &assigned["job"]["started_at"]),
+        (&json!("assigned"), &Value::Null)
+    );
     assert_eq!(assigned["executions"][0]["status"], "started");
     assert!(hand.status(&job, "running").await.acknowledged);
     let running = api.rows(&id).await;
-    assert_eq!((&running["job"]["status"], &running["executions"][0]["status"]), (&json!("running"), &json!("running")));
+    assert_eq!(
+        (&running["job"]["status"], &running["executions"][0]["status"]),
+        (&json!("running"), &json!("running"))
+    );
     assert!(running["job"]["started_at"].is_string());
     assert_eq!(running["job"]["lease_id"], job.execution_id);
     assert!(hand.status(&job, "running").await.acknowledged);
@@ -172,8 +179,13 @@ async fn the_leader_ends_what_runs_too_long_and_the_job_follows_its_policy() {
     let last = hand.job().await;
     assert!(hand.status(&last, "running").await.acknowledged);
     // Driven from outside, without any lease.
-    let driven = api.submit(2, &json!({"timeout_seconds": 1, "max_retries": 0,
-        "model_name": format!("{}-unserved", api.name)})).await;
+    let driven = api
+        .submit(
+            2,
+            &json!({"timeout_seconds": 1, "max_retries": 0,
+        "model_name": format!("{}-unserved", api.name)}),
+        )
+        .await;
     api.patch(0, &driven, &json!({"status": "running"})).await.expect(200);
 
     for (id, job) in [(&spent, &late), (&forbidden, &last)] {
@@ -184,8 +196,10 @@ async fn the_leader_ends_what_runs_too_long_and_the_job_follows_its_policy() {
         refused(&api, &hand, job).await;
     }
     let rows = api.reaches(&again, "pending").await;
-    assert_eq!((&rows["job"]["retry_count"], &rows["job"]["retry_backoff_seconds"].as_i64().map(|s| s > 3000)),
-        (&json!(1), &Some(true)));
+    assert_eq!(
+        (&rows["job"]["retry_count"], &rows["job"]["retry_backoff_seconds"].as_i64().map(|s| s > 3000)),
+        (&json!(1), &Some(true))
+    );
     assert_eq!(rows["executions"][0]["error_code"], "timeout");
     refused(&api, &hand, &late_again).await;
     api.reaches(&driven, "timeout").await;
@@ -212,7 +226,8 @@ async fn the_leader_ends_what_runs_too_long_and_the_job_follows_its_policy() {
 async fn a_worker_that_registers_again_loses_its_leases_and_only_running_jobs_spend_a_retry() {
     let api = Api::of("registered-again").await;
     let mut hand = Hand::new(&api, 0, 2).await;
-    let retry = json!({"metadata": {"retry_policy": {"initial_delay_seconds": 3600, "max_delay_seconds": 3600}}});
+    let retry =
+        json!({"metadata": {"retry_policy": {"initial_delay_seconds": 3600, "max_delay_seconds": 3600}}});
     let (assigned, running) = (api.submit(0, &retry).await, api.submit(0, &retry).await);
     let mut jobs = [hand.job().await, hand.job().await];
     jobs.sort_by_key(|job| job.job_id == running);
@@ -225,12 +240,16 @@ async fn a_worker_that_registers_again_loses_its_leases_and_only_running_jobs_sp
 
     let rows = api.rows(&assigned).await;
     assert_eq!((&rows["job"]["status"], &rows["job"]["retry_count"]), (&json!("queued"), &json!(0)));
-    assert_eq!((&rows["executions"][0]["status"], &rows["executions"][0]["error_code"]),
-        (&json!("cancelled"), &json!("worker_lost")));
+    assert_eq!(
+        (&rows["executions"][0]["status"], &rows["executions"][0]["error_code"]),
+        (&json!("cancelled"), &json!("worker_lost"))
+    );
     let rows = api.rows(&running).await;
     assert_eq!((&rows["job"]["status"], &rows["job"]["retry_count"]), (&json!("pending"), &json!(1)));
-    assert_eq!((&rows["executions"][0]["status"], &rows["executions"][0]["error_code"]),
-        (&json!("failed"), &json!("worker_lost")));
+    assert_eq!(
+        (&rows["executions"][0]["status"], &rows["executions"][0]["error_code"]),
+        (&json!("failed"), &json!("worker_lost"))
+    );
     for job in &jobs {
         refused(&api, &hand, job).await;
     }
@@ -254,8 +273,10 @@ async fn a_rejected_job_goes_back_without_spending_a_retry_unless_it_ran() {
     assert!(hand.status(&first, "rejected").await.acknowledged);
     let rows = api.rows(&id).await;
     assert_eq!((&rows["job"]["status"], &rows["job"]["retry_count"]), (&json!("pending"), &json!(0)));
-    assert_eq!((&rows["executions"][0]["status"], &rows["executions"][0]["error_code"]),
-        (&json!("cancelled"), &json!("rejected")));
+    assert_eq!(
+        (&rows["executions"][0]["status"], &rows["executions"][0]["error_code"]),
+        (&json!("cancelled"), &json!("rejected"))
+    );
     let before = api.rows(&id).await;
     assert!(hand.status(&first, "rejected").await.acknowledged, "the same report again");
     assert_eq!(api.rows(&id).await, before);
@@ -265,7 +286,10 @@ async fn a_rejected_job_goes_back_without_spending_a_retry_unless_it_ran() {
     assert!(hand.status(&second, "running").await.acknowledged);
     assert!(hand.status(&second, "rejected").await.acknowledged);
     let rows = api.rows(&id).await;
-    assert_eq!((&rows["job"]["retry_count"], &rows["executions"][1]["status"]), (&json!(1), &json!("failed")));
+    assert_eq!(
+        (&rows["job"]["retry_count"], &rows["executions"][1]["status"]),
+        (&json!(1), &json!("failed"))
+    );
     api.leave().await;
 }
 

@@ -24,8 +24,24 @@ const RPCS: [&str; 5] = ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobSta
 
 /// A text with everything that parsers trip over.
 fn odd_text(random: &mut StdRng) -> String {
-    const PARTS: [&str; 16] = ["", "a", "\0", "é", "\u{202e}", "%00", "'", "\"", "\\", "{", "]", "--", ";", "1e999",
-        "0190a5c0-0000-7000-8000-000000000001", "../../etc"];
+    const PARTS: [&str; 16] = [
+        "",
+        "a",
+        "\0",
+        "é",
+        "\u{202e}",
+        "%00",
+        "'",
+        "\"",
+        "\\",
+        "{",
+        "]",
+        "--",
+        ";",
+        "1e999",
+        "0190a5c0-0000-7000-8000-000000000001",
+        "../../etc",
+    ];
     (0..random.random_range(0..6)).map(|_| PARTS[random.random_range(0..PARTS.len())]).collect()
 }
 
@@ -41,7 +57,9 @@ fn odd_value(random: &mut StdRng, depth: u32) -> Value {
         6 => json!(u64::MAX),
         7 => json!(odd_text(random)),
         8 => (0..random.random_range(0..4)).map(|_| odd_value(random, depth - 1)).collect(),
-        _ => (0..random.random_range(0..4)).map(|_| (odd_text(random), odd_value(random, depth - 1))).collect(),
+        _ => {
+            (0..random.random_range(0..4)).map(|_| (odd_text(random), odd_value(random, depth - 1))).collect()
+        }
     }
 }
 
@@ -66,7 +84,9 @@ fn odd_body(random: &mut StdRng, name: &str) -> Vec<u8> {
         4 => odd_value(random, 3).as_object().map_or(b"[1]".to_vec(), |_| b"{}".to_vec()),
         _ => {
             let mut body = valid;
-            for field in ["name", "model_version", "input_data", "priority", "tags", "metadata", "port", "status"] {
+            for field in
+                ["name", "model_version", "input_data", "priority", "tags", "metadata", "port", "status"]
+            {
                 if random.random_range(0..3) > 0 {
                     body[field] = odd_value(random, 3);
                 }
@@ -108,7 +128,11 @@ async fn odd_rest(http: &reqwest::Client, api: &Api, seed: u64) -> u16 {
     let request = match random.random_range(0..10) {
         0..4 => json(Method::POST, "/api/v1/jobs", odd_body(random, &api.name)),
         4 => json(Method::POST, "/api/v1/workers", odd_body(random, &api.name)),
-        5 => json(Method::PATCH, "/api/v1/jobs/0190a5c0-0000-7000-8000-000000000001", odd_body(random, &api.name)),
+        5 => json(
+            Method::PATCH,
+            "/api/v1/jobs/0190a5c0-0000-7000-8000-000000000001",
+            odd_body(random, &api.name),
+        ),
         6 => http.get(url(&format!("/api/v1/jobs/{}", percent_encoded(random)))),
         7 => http.delete(url(&format!("/api/v1/jobs/{}", percent_encoded(random)))),
         8 => http.post(url(&format!("/api/v1/jobs/{}/retry", percent_encoded(random)))),
@@ -123,8 +147,11 @@ async fn odd_rest(http: &reqwest::Client, api: &Api, seed: u64) -> u16 {
 async fn malformed_requests_to_the_rest_surface_are_refused_as_such() {
     let api = Api::of("odd-rest").await;
     let http = reqwest::Client::new();
-    let statuses: Vec<u16> =
-        stream::iter(0..800).map(|seed| odd_rest(&http, &api, seed)).buffer_unordered(TOGETHER).collect().await;
+    let statuses: Vec<u16> = stream::iter(0..800)
+        .map(|seed| odd_rest(&http, &api, seed))
+        .buffer_unordered(TOGETHER)
+        .collect()
+        .await;
     let mut counts = BTreeMap::new();
     for status in statuses {
         *counts.entry(status).or_insert(0) += 1;
@@ -153,7 +180,8 @@ async fn call(channel: &Channel, path: &str, kind: &str, body: Bytes) -> Result<
     let http = response.status();
     let (parts, body) = response.into_parts();
     let trailers = http_body_util::BodyExt::collect(body).await.map_err(|error| error.to_string())?;
-    let code = parts.headers.get("grpc-status").or(trailers.trailers().and_then(|all| all.get("grpc-status")));
+    let code =
+        parts.headers.get("grpc-status").or(trailers.trailers().and_then(|all| all.get("grpc-status")));
     code.map(|code| Code::from_bytes(code.as_bytes())).ok_or_else(|| format!("{http}"))
 }
 
@@ -203,15 +231,18 @@ async fn malformed_calls_of_the_worker_protocol_are_invalid() {
         stream::iter(0..400).map(|seed| odd_grpc(&channels, seed)).buffer_unordered(TOGETHER).collect().await;
     assert_eq!(codes.len(), 400);
     for channel in &channels {
-        let unknown = call(channel, "/cortex.JobService/Nothing", "application/grpc", framed(0, 0, b"")).await;
+        let unknown =
+            call(channel, "/cortex.JobService/Nothing", "application/grpc", framed(0, 0, b"")).await;
         assert_eq!(unknown, Ok(Code::Unimplemented));
         let unknown = call(channel, "/cortex.Nothing/Nothing", "application/grpc", framed(0, 0, b"")).await;
         assert_eq!(unknown, Ok(Code::Unimplemented));
         let nothing = call(channel, "/cortex.JobService/PollJob", "application/grpc", Bytes::new()).await;
         assert_eq!(nothing, Ok(Code::InvalidArgument));
         let large = framed(0, 1 << 21, &vec![0; 1 << 21]);
-        assert_eq!(call(channel, "/cortex.JobService/CompleteJob", "application/grpc", large).await,
-            Ok(Code::InvalidArgument));
+        assert_eq!(
+            call(channel, "/cortex.JobService/CompleteJob", "application/grpc", large).await,
+            Ok(Code::InvalidArgument)
+        );
     }
     still_serves(&api).await;
     api.leave().await;
@@ -228,7 +259,9 @@ async fn what_is_no_http_at_all_ends_its_own_connection_and_no_other() {
         let bytes: Vec<u8> = match random.random_range(0..6) {
             0 => (0..random.random_range(1..2_000)).map(|_| random.random()).collect(),
             1 => b"POST /api/v1/jobs HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n".to_vec(),
-            2 => b"POST /api/v1/jobs HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".to_vec(),
+            2 => {
+                b"POST /api/v1/jobs HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".to_vec()
+            }
             3 => format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(200_000)).into_bytes(),
             4 => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(),
             _ => format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(5_000)).into_bytes(),
@@ -240,7 +273,10 @@ async fn what_is_no_http_at_all_ends_its_own_connection_and_no_other() {
         let mut answer = Vec::new();
         drop(connection.read_to_end(&mut answer).await);
         let answer = String::from_utf8_lossy(&answer);
-        assert!(!answer.starts_with("HTTP/1.1 2") && !answer.starts_with("HTTP/1.1 5"), "seed {seed}: {answer}");
+        assert!(
+            !answer.starts_with("HTTP/1.1 2") && !answer.starts_with("HTTP/1.1 5"),
+            "seed {seed}: {answer}"
+        );
     }
     still_serves(&api).await;
     api.leave().await;
@@ -285,10 +321,14 @@ async fn a_small_body_never_becomes_a_job_too_large_for_a_worker() {
     let hand = Hand::new(&api, api.follower().await, 5).await;
     // PostgreSQL writes numbers out, and a space after each comma and colon.
     let numbers = |number: &str, count: usize| format!("{{\"n\":[{}]}}", vec![number; count].join(","));
-    for input in [numbers("1e300", 170_000), numbers("1", 500_000), numbers("1e-300", 2_000), numbers("1e15", 200_000)] {
+    for input in
+        [numbers("1e300", 170_000), numbers("1", 500_000), numbers("1e-300", 2_000), numbers("1e15", 200_000)]
+    {
         let draft = api.draft(&json!({"input_data": {"here": "it goes"}})).to_string();
         let draft = draft.replace("{\"here\":\"it goes\"}", &input);
-        let request = reqwest::Client::new().post(api.url(0, "/api/v1/jobs")).header("content-type", "application/json");
+        let request = reqwest::Client::new()
+            .post(api.url(0, "/api/v1/jobs"))
+            .header("content-type", "application/json");
         let reply = Reply::read(request.body(draft).send().await.unwrap()).await;
         if reply.status == 422 {
             assert_eq!(reply.fields(), ["input_data"]);

@@ -51,7 +51,8 @@ async fn a_worker_never_holds_more_jobs_than_it_has_slots() {
         api.submit(number % REPLICAS, &json!({})).await;
     }
     let live = async || {
-        let held = "SELECT count(*) FROM executions WHERE worker_id = $1::uuid AND status IN ('started', 'running')";
+        let held =
+            "SELECT count(*) FROM executions WHERE worker_id = $1::uuid AND status IN ('started', 'running')";
         sqlx::query_scalar::<_, i64>(held).bind(&hand.id).fetch_one(&api.database).await.unwrap()
     };
     let mut done = 0;
@@ -86,11 +87,14 @@ async fn a_heartbeat_names_what_waits_for_the_worker_and_what_was_taken_from_it(
     api.cancel(1, &first.job_id).await.expect(204);
     let answer = hand.heartbeat(&[&first, &second]).await.unwrap();
     assert_eq!(answer.cancelled_jobs, [first.job_id.clone()]);
-    eventually("the free slot is filled", async || hand.heartbeat(&[&second]).await.unwrap().pending_jobs.len() == 1)
-        .await;
+    eventually("the free slot is filled", async || {
+        hand.heartbeat(&[&second]).await.unwrap().pending_jobs.len() == 1
+    })
+    .await;
     eventually("the worker's use of its machine is shown", async || {
         let shown = api.get(0, &format!("/api/v1/workers/{}", hand.id)).await.expect(200);
-        shown["metadata"]["cpu_usage_percent"] == json!(12.5) && shown["current_job_count"] == 2
+        shown["metadata"]["cpu_usage_percent"] == json!(12.5)
+            && shown["current_job_count"] == 2
             && shown["status"] == "busy"
     })
     .await;
@@ -121,7 +125,9 @@ async fn unknown_workers_and_jobs_are_not_found_and_bad_ids_are_invalid() {
     let hand = Hand::new(&api, 0, 1).await;
     for replica in 0..REPLICAS {
         let mut client = connect(&api, replica).await;
-        for (id, code) in [(NOBODY, Code::NotFound), ("nobody", Code::InvalidArgument), ("", Code::InvalidArgument)] {
+        for (id, code) in
+            [(NOBODY, Code::NotFound), ("nobody", Code::InvalidArgument), ("", Code::InvalidArgument)]
+        {
             let worker_id = id.to_owned();
             let beat = HeartbeatRequest { worker_id: worker_id.clone(), ..Default::default() };
             assert_eq!(client.heartbeat(beat).await.unwrap_err().code(), code);
@@ -144,13 +150,23 @@ async fn unknown_workers_and_jobs_are_not_found_and_bad_ids_are_invalid() {
         assert_eq!(client.poll_job(poll).await.unwrap_err().code(), Code::InvalidArgument);
         let nothing = client.register_worker(WorkerRegistration::default()).await.unwrap_err();
         assert_eq!(nothing.code(), Code::InvalidArgument);
-        assert!(["name", "hostname", "port"].iter().all(|field| nothing.message().contains(field)), "{nothing:?}");
+        assert!(
+            ["name", "hostname", "port"].iter().all(|field| nothing.message().contains(field)),
+            "{nothing:?}"
+        );
         let mut bad = hand.registration.clone();
         bad.capabilities.insert("gpu".to_owned(), "maybe".to_owned());
         bad.max_concurrent_jobs = 101;
         let refusal = client.register_worker(bad).await.unwrap_err();
-        assert!(refusal.message().contains("capabilities.gpu") && refusal.message().contains("max_concurrent_jobs"));
-        let beat = HeartbeatRequest { worker_id: hand.id.clone(), status: "asleep".to_owned(), ..Default::default() };
+        assert!(
+            refusal.message().contains("capabilities.gpu")
+                && refusal.message().contains("max_concurrent_jobs")
+        );
+        let beat = HeartbeatRequest {
+            worker_id: hand.id.clone(),
+            status: "asleep".to_owned(),
+            ..Default::default()
+        };
         assert_eq!(client.heartbeat(beat).await.unwrap_err().code(), Code::InvalidArgument);
     }
     api.leave().await;
@@ -160,14 +176,13 @@ async fn unknown_workers_and_jobs_are_not_found_and_bad_ids_are_invalid() {
 async fn each_worker_gets_what_it_can_do_and_a_job_for_nobody_blocks_no_other() {
     let api = Api::of("matching").await;
     let model = |name: &str| format!("{}-{name}", api.name);
-    let (array, list) = (json!([model("a"), model("b")]).to_string(), format!(" {} , {}", model("c"), model("a")));
+    let (array, list) =
+        (json!([model("a"), model("b")]).to_string(), format!(" {} , {}", model("c"), model("a")));
     let hands = [
         Hand::with(&api, 0, 50, &[("models", &array)]).await,
         Hand::with(&api, 1, 50, &[("models", &list), ("gpu", "true"), ("memory_gb", "16.5")]).await,
     ];
-    let job = |name: &str, priority: u8, metadata: Value| {
-        json!({"model_name": model(name), "priority": priority, "metadata": metadata, "name": name})
-    };
+    let job = |name: &str, priority: u8, metadata: Value| json!({"model_name": model(name), "priority": priority, "metadata": metadata, "name": name});
     // At the head of the queue, and for nobody: an unknown model, too much memory, a GPU where there is none.
     for _ in 0..3 {
         api.submit(0, &job("d", 10, json!({}))).await;

@@ -49,33 +49,62 @@ async fn every_bad_field_of_a_submission_is_named_at_once_and_nothing_is_stored(
     for replica in 0..REPLICAS {
         let reply = api.post(replica, "/api/v1/jobs", &bad).await;
         let policy = |member: &str| format!("metadata.retry_policy.{member}");
-        let mut expected: Vec<String> = ["name", "model_name", "model_version", "input_data", "priority",
-            "max_retries", "timeout_seconds", "tags", "metadata.requires_gpu", "metadata.required_memory_gb"]
-            .map(str::to_owned)
-            .to_vec();
-        expected.extend(["strategy", "backoff_multiplier", "max_retries", "initial_delay_seconds",
-            "max_delay_seconds", "retry_on_errors", "jitter"].map(policy));
+        let mut expected: Vec<String> = [
+            "name",
+            "model_name",
+            "model_version",
+            "input_data",
+            "priority",
+            "max_retries",
+            "timeout_seconds",
+            "tags",
+            "metadata.requires_gpu",
+            "metadata.required_memory_gb",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        expected.extend(
+            [
+                "strategy",
+                "backoff_multiplier",
+                "max_retries",
+                "initial_delay_seconds",
+                "max_delay_seconds",
+                "retry_on_errors",
+                "jitter",
+            ]
+            .map(policy),
+        );
         expected.sort_unstable();
         assert_eq!(reply.fields(), expected);
         assert_eq!(reply.body["type"], "urn:cortex:problem:invalid-fields");
         reply.expect(422);
     }
-    for (field, value) in [("metadata", json!([])), ("metadata", json!({"retry_policy": 1})),
-        ("created_by", json!("")), ("input_data", json!({"a": "\u{0}"})), ("name", json!("a\u{0}")),
-        ("tags", json!([])), ("tags", json!({"": "v"})), ("priority", json!("5")), ("priority", json!(0)),
-        ("timeout_seconds", json!(86401)), ("input_data", json!("text"))]
-    {
+    for (field, value) in [
+        ("metadata", json!([])),
+        ("metadata", json!({"retry_policy": 1})),
+        ("created_by", json!("")),
+        ("input_data", json!({"a": "\u{0}"})),
+        ("name", json!("a\u{0}")),
+        ("tags", json!([])),
+        ("tags", json!({"": "v"})),
+        ("priority", json!("5")),
+        ("priority", json!(0)),
+        ("timeout_seconds", json!(86401)),
+        ("input_data", json!("text")),
+    ] {
         let mut draft = api.draft(&json!({"name": "refused"}));
         draft[field] = value;
         let reply = api.post(0, "/api/v1/jobs", &draft).await;
         assert!(reply.fields().iter().all(|named| named.starts_with(field)), "{draft}: {reply:?}");
         reply.expect(422);
     }
-    let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM jobs WHERE created_by = $1 OR name = 'refused'")
-        .bind(&api.name)
-        .fetch_one(&api.database)
-        .await
-        .unwrap();
+    let stored: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM jobs WHERE created_by = $1 OR name = 'refused'")
+            .bind(&api.name)
+            .fetch_one(&api.database)
+            .await
+            .unwrap();
     assert_eq!(stored, 0);
     api.leave().await;
 }
@@ -170,16 +199,22 @@ async fn a_listing_is_filtered_and_paged_newest_first() {
     let mine = format!("/api/v1/jobs?model_name={0}&created_by={0}", api.name);
     let listed = async |replica: usize, more: &str| {
         let page = api.get(replica, &format!("{mine}{more}")).await.expect(200);
-        let ids: Vec<String> =
-            page["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect();
+        let ids: Vec<String> = page["jobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|job| job["id"].as_str().unwrap().to_owned())
+            .collect();
         (ids, page)
     };
     let every = |from: usize| ids.iter().skip(from).step_by(2).cloned().collect::<Vec<_>>();
     for replica in 0..REPLICAS {
         let (all, page) = listed(replica, "").await;
         assert_eq!(all, ids);
-        assert_eq!((&page["total"], &page["page"], &page["page_size"], &page["pages"]),
-            (&json!(7), &json!(1), &json!(50), &json!(1)));
+        assert_eq!(
+            (&page["total"], &page["page"], &page["page_size"], &page["pages"]),
+            (&json!(7), &json!(1), &json!(50), &json!(1))
+        );
         assert_eq!(listed(replica, "&priority=1").await.0, every(0));
         assert_eq!(listed(replica, "&tag=even:false").await.0, every(1));
         assert_eq!(listed(replica, "&tag=all:a%3Ab&tag=even:true").await.0, every(0));
@@ -194,7 +229,10 @@ async fn a_listing_is_filtered_and_paged_newest_first() {
     }
     let bad = "/api/v1/jobs?status=done&priority=0&model_name=&created_by=%ff&tag=x&page=0&page_size=101";
     let reply = api.get(0, bad).await;
-    assert_eq!(reply.fields(), ["created_by", "model_name", "page", "page_size", "priority", "status", "tag"]);
+    assert_eq!(
+        reply.fields(),
+        ["created_by", "model_name", "page", "page_size", "priority", "status", "tag"]
+    );
     reply.expect(422);
     api.leave().await;
 }
@@ -232,7 +270,10 @@ async fn a_write_at_one_replica_is_seen_at_once_at_the_others() {
         api.cancel(beyond, &id).await.expect(204);
         assert_eq!(api.job(here, &id).await["status"], "cancelled");
         let job = api.retry(here, &id).await.expect(200);
-        assert_eq!((&job["status"], &api.job(there, &id).await["retry_count"]), (&json!("pending"), &json!(1)));
+        assert_eq!(
+            (&job["status"], &api.job(there, &id).await["retry_count"]),
+            (&json!("pending"), &json!(1))
+        );
     }
     api.leave().await;
 }
@@ -272,8 +313,21 @@ async fn workers_are_registered_listed_and_shown() {
         "heartbeat_interval_seconds": 4, "version": "v".repeat(51),
         "capabilities": {"models": "a", "gpu": "yes", "memory_gb": "much"}});
     let reply = api.post(0, "/api/v1/workers", &bad).await;
-    assert_eq!(reply.fields(), ["capabilities.gpu", "capabilities.memory_gb", "capabilities.models",
-        "heartbeat_interval_seconds", "hostname", "ip_address", "max_concurrent_jobs", "name", "port", "version"]);
+    assert_eq!(
+        reply.fields(),
+        [
+            "capabilities.gpu",
+            "capabilities.memory_gb",
+            "capabilities.models",
+            "heartbeat_interval_seconds",
+            "hostname",
+            "ip_address",
+            "max_concurrent_jobs",
+            "name",
+            "port",
+            "version"
+        ]
+    );
     reply.expect(422);
     api.leave().await;
 }

@@ -79,7 +79,11 @@ async fn a_failed_job_runs_again_at_its_time_and_never_before() {
     let plans = [
         plan(json!({"strategy": "fixed", "max_retries": 2}), &[1000, 1000], false),
         plan(json!({"strategy": "linear", "backoff_multiplier": 1.5}), &[1000, 2000], false),
-        plan(json!({"strategy": "exponential", "max_delay_seconds": 2, "backoff_multiplier": 3}), &[1000, 2000], false),
+        plan(
+            json!({"strategy": "exponential", "max_delay_seconds": 2, "backoff_multiplier": 3}),
+            &[1000, 2000],
+            false,
+        ),
         plan(json!({"strategy": "fixed", "jitter": true}), &[1000, 1000], true),
         plan(json!({"strategy": "linear", "jitter": true}), &[1000], true),
         plan(json!({"strategy": "exponential", "jitter": true}), &[1000], true),
@@ -105,7 +109,10 @@ async fn a_failed_job_runs_again_at_its_time_and_never_before() {
         let failed = rows["executions"].as_array().unwrap().last().unwrap();
         assert_eq!(failed["attempt_number"], job.attempt_number);
         if let Some(due) = due.get(&(job.job_id.clone(), job.attempt_number)) {
-            assert!(time(failed, "created_at") >= *due && time(failed, "started_at") >= *due, "granted early: {rows}");
+            assert!(
+                time(failed, "created_at") >= *due && time(failed, "started_at") >= *due,
+                "granted early: {rows}"
+            );
         }
         let Some(delay) = plan.delays.get(usize::try_from(job.attempt_number - 1).unwrap()) else {
             assert_eq!(rows["job"]["status"], "failed");
@@ -116,17 +123,28 @@ async fn a_failed_job_runs_again_at_its_time_and_never_before() {
         let given = at - time(failed, "completed_at");
         let (least, most) = if plan.jitter { (delay * 9 / 10, delay * 11 / 10) } else { (*delay, *delay) };
         // The fraction of a millisecond is rounded up.
-        assert!(given >= TimeDelta::milliseconds(least) && given < TimeDelta::milliseconds(most + 1), "{given} {}", plan.policy);
+        assert!(
+            given >= TimeDelta::milliseconds(least) && given < TimeDelta::milliseconds(most + 1),
+            "{given} {}",
+            plan.policy
+        );
         assert_eq!(rows["job"]["retry_backoff_seconds"], (given.num_milliseconds() + 999) / 1000, "{given}");
         due.insert((job.job_id, job.attempt_number + 1), at);
     }
     assert_eq!(due.len(), attempts - plans.len());
     for (id, plan) in &jobs {
         let rows = api.rows(id).await;
-        let numbers: Vec<_> =
-            rows["executions"].as_array().unwrap().iter().map(|e| e["attempt_number"].as_u64().unwrap()).collect();
+        let numbers: Vec<_> = rows["executions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["attempt_number"].as_u64().unwrap())
+            .collect();
         assert_eq!(numbers, (1..=plan.delays.len() as u64 + 1).collect::<Vec<_>>());
-        assert_eq!((&rows["job"]["error_message"], &rows["job"]["next_retry_at"]), (&json!("broken"), &Value::Null));
+        assert_eq!(
+            (&rows["job"]["error_message"], &rows["job"]["next_retry_at"]),
+            (&json!("broken"), &Value::Null)
+        );
     }
     api.leave().await;
 }
@@ -159,9 +177,12 @@ async fn only_the_errors_that_a_policy_names_are_tried_again() {
 #[tokio::test]
 async fn the_bound_on_retries_is_the_jobs_own_or_its_policys() {
     let api = Api::of("bound-on-retries").await;
-    for (own, policy, expected) in
-        [(json!(0), json!(5), 0), (json!(2), json!(0), 2), (Value::Null, json!(1), 1), (Value::Null, Value::Null, 3)]
-    {
+    for (own, policy, expected) in [
+        (json!(0), json!(5), 0),
+        (json!(2), json!(0), 2),
+        (Value::Null, json!(1), 1),
+        (Value::Null, Value::Null, 3),
+    ] {
         let fields = json!({"max_retries": own, "metadata": {"retry_policy": {"max_retries": policy,
             "initial_delay_seconds": 300}}});
         let id = api.submit(0, &fields).await;

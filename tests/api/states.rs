@@ -199,8 +199,15 @@ async fn a_manual_retry_revives_an_ended_job_and_hastens_a_waiting_one() {
         let id = bring(&api, &hand, place).await;
         let job = api.retry(1, &id).await.expect(200);
         assert_eq!((&job["status"], &job["retry_count"]), (&json!("pending"), &json!(1)), "{place:?}");
-        for emptied in ["completed_at", "error_message", "error_stack", "output_data", "execution_duration_ms",
-            "started_at", "assigned_worker_id"] {
+        for emptied in [
+            "completed_at",
+            "error_message",
+            "error_stack",
+            "output_data",
+            "execution_duration_ms",
+            "started_at",
+            "assigned_worker_id",
+        ] {
             assert!(job[emptied].is_null(), "{place:?} {emptied} {job}");
         }
         assert!(due(&api, &id).await, "{place:?}");
@@ -226,7 +233,8 @@ async fn a_manual_retry_revives_an_ended_job_and_hastens_a_waiting_one() {
     let job = api.job(1, &id).await;
     assert_eq!((&job["status"], &job["error_message"]), (&json!("completed"), &Value::Null));
     let attempts = api.executions(2, &id).await;
-    let numbers: Vec<_> = attempts.iter().map(|attempt| attempt["attempt_number"].as_i64().unwrap()).collect();
+    let numbers: Vec<_> =
+        attempts.iter().map(|attempt| attempt["attempt_number"].as_i64().unwrap()).collect();
     assert_eq!(numbers, [1, 2]);
     api.leave().await;
 }
@@ -244,8 +252,10 @@ async fn a_job_driven_from_outside_leaves_the_ready_queue_and_no_worker_gets_it(
     let other = api.submit(0, &json!({"priority": 1})).await;
     let job = api.patch(1, &id, &json!({"status": "running"})).await.expect(200);
     assert!(job["started_at"].is_string() && job["assigned_worker_id"].is_null(), "{job}");
-    crate::support::eventually("the job has left the ready queue", async || api.ready().await == [other.clone()])
-        .await;
+    crate::support::eventually("the job has left the ready queue", async || {
+        api.ready().await == [other.clone()]
+    })
+    .await;
     let hand = Hand::new(&api, 1, 2).await;
     assert_eq!(hand.job().await.job_id, other);
     assert!(hand.poll(0).await.is_none());

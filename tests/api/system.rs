@@ -24,7 +24,10 @@ async fn every_replica_is_healthy_and_names_the_same_leader() {
             for path in ["/health", "/health/ready"] {
                 let health = api.get(replica, &format!("{prefix}{path}")).await.expect(200);
                 assert_eq!(health["status"], "ok");
-                assert!(["postgres", "redis", "raft"].iter().all(|part| health[part]["ok"] == true), "{health}");
+                assert!(
+                    ["postgres", "redis", "raft"].iter().all(|part| health[part]["ok"] == true),
+                    "{health}"
+                );
                 assert_eq!(health["leader"], leader);
             }
             assert_eq!(api.get(replica, &format!("{prefix}/health/live")).await.expect(200)["status"], "ok");
@@ -80,9 +83,15 @@ async fn every_promised_metric_is_there_under_its_name_and_labels() {
             "cortex_http_request_seconds_count{method=\"PATCH\",route=\"/api/v1/jobs/{id}\"}",
             if leads { "cortex_leader 1" } else { "cortex_leader 0" },
             if leads { "cortex_jobs_retried_total{attempt=\"2\"}" } else { "cortex_leader" },
-            if replica == 0 { "cortex_grpc_request_seconds_count{method=\"other\"}" } else { "cortex_leader" },
+            if replica == 0 {
+                "cortex_grpc_request_seconds_count{method=\"other\"}"
+            } else {
+                "cortex_leader"
+            },
         ] {
-            let there = |line: &str| line.strip_prefix(series).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+            let there = |line: &str| {
+                line.strip_prefix(series).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+            };
             assert!(text.lines().any(there), "{series} is missing at replica {replica}");
         }
     }
@@ -94,9 +103,8 @@ async fn grpc_health_says_serving_for_the_server_and_the_service_and_knows_no_ot
     let api = Api::of("grpc-health").await;
     for replica in 0..REPLICAS {
         let mut health = HealthClient::new(channel(&api, replica).await);
-        let mut check = async |service: &str| {
-            health.check(HealthCheckRequest { service: service.to_owned() }).await
-        };
+        let mut check =
+            async |service: &str| health.check(HealthCheckRequest { service: service.to_owned() }).await;
         for service in ["", "cortex.JobService"] {
             assert_eq!(check(service).await.unwrap().into_inner().status, ServingStatus::Serving as i32);
         }
@@ -112,7 +120,10 @@ async fn reflection_shows_the_specifications_protocol_with_every_number_as_it_wa
         let services = reflect(&api, replica, MessageRequest::ListServices(String::new())).await;
         let MessageResponse::ListServicesResponse(list) = services else { panic!("{services:?}") };
         let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-        assert!(["cortex.JobService", "grpc.health.v1.Health"].iter().all(|name| names.contains(name)), "{names:?}");
+        assert!(
+            ["cortex.JobService", "grpc.health.v1.Health"].iter().all(|name| names.contains(name)),
+            "{names:?}"
+        );
     }
     let served = served_protocol(&api).await;
     let printed = protox::compile(["spec.proto"], ["tests/api"]).unwrap();
@@ -140,8 +151,7 @@ pub async fn served_protocol(api: &Api) -> FileDescriptorProto {
 async fn reflect(api: &Api, replica: usize, question: MessageRequest) -> MessageResponse {
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
     let mut client = ServerReflectionClient::new(channel(api, replica).await);
-    let mut answers =
-        client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
     let answer: ServerReflectionResponse = answers.message().await.unwrap().unwrap();
     answer.message_response.unwrap()
 }

@@ -86,7 +86,8 @@ async fn when_all_tests_have_ended_every_endpoint_was_used_and_the_books_balance
         return;
     }
     let api = Api::of("whole").await;
-    let listed = Command::new(std::env::current_exe().unwrap()).args(["--list", "--format", "terse"]).output();
+    let listed =
+        Command::new(std::env::current_exe().unwrap()).args(["--list", "--format", "terse"]).output();
     let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
     let tests = listed.lines().filter(|line| line.ends_with(": test")).count();
     eventually("all other tests have ended", async || ended() + 1 == tests).await;
@@ -107,7 +108,10 @@ async fn every_endpoint_was_used(api: &Api) {
     for (method, pattern) in rest::routes() {
         let used = |fine: bool| {
             made.iter().any(|(of, path, status)| {
-                *of == method && matches(pattern, path) && (200..300).contains(status) == fine && *status != 405
+                *of == method
+                    && matches(pattern, path)
+                    && (200..300).contains(status) == fine
+                    && *status != 405
             })
         };
         if !used(true) {
@@ -124,7 +128,10 @@ async fn every_endpoint_was_used(api: &Api) {
     }
     for method in &served_protocol(api).await.service[0].method {
         let counted = |code: &str| {
-            metrics.contains(&format!("cortex_grpc_requests_total{{code=\"{code}\",method=\"{}\"}}", method.name()))
+            metrics.contains(&format!(
+                "cortex_grpc_requests_total{{code=\"{code}\",method=\"{}\"}}",
+                method.name()
+            ))
         };
         if !counted("OK") || !counted("INVALID_ARGUMENT") {
             missing.insert(format!("no success or no refusal of {}", method.name()));
@@ -159,7 +166,9 @@ async fn statistics_are_counts(api: &Api) {
     .unwrap();
     for replica in 0..REPLICAS {
         let stats = api.get(replica, "/api/v1/jobs/stats/summary").await.expect(200);
-        for state in ["pending", "queued", "assigned", "running", "completed", "failed", "cancelled", "timeout"] {
+        for state in
+            ["pending", "queued", "assigned", "running", "completed", "failed", "cancelled", "timeout"]
+        {
             assert_eq!(stats[state], *counts.get(state).unwrap_or(&json!(0)), "{state} at replica {replica}");
         }
         let total: i64 = counts.as_object().unwrap().values().filter_map(Value::as_i64).sum();

@@ -39,7 +39,8 @@ async fn a_thousand_answers_come_back_to_those_who_asked() {
 async fn an_answer_too_large_for_a_message_fails_its_own_command_and_no_other() {
     let (leader, mut script) = Replica::scripted().await;
     let follower = Follower::new(leader.route(), patient());
-    let (large, small) = (follower.send(heartbeat(Uuid::from_u128(1))), follower.send(heartbeat(Uuid::from_u128(2))));
+    let (large, small) =
+        (follower.send(heartbeat(Uuid::from_u128(1))), follower.send(heartbeat(Uuid::from_u128(2))));
     let (first, second) = (script.next().await, script.next().await);
     let pending_jobs = vec![JobId(Uuid::from_u128(3)); 1 << 20];
     let answer = HeartbeatAnswer { pending_jobs, ..HeartbeatAnswer::default() };
