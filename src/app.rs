@@ -93,6 +93,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
              false and keep the ports private",
         ));
     }
+    if !config.security.payload_keys.is_empty() {
+        return Err(AppError::Config(
+            "security.payload_keys is set, and this version cannot encrypt payloads yet: remove the keys",
+        ));
+    }
     let listeners = listen(&config).await?;
     let database = open_database(&config, &shutdown).await?;
     let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;
@@ -182,7 +187,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     stop_peers.cancel();
     finish(peer_server).await;
     peers.shutdown_background();
-    database.close().await;
+    drop(tokio::time::timeout(CLOSE_WITHIN, database.close()).await);
     match outcome {
         Some(Ok(Err(stopped))) => Err(stopped.into()),
         Some(Err(panic)) => Err(RaftStopped(format!("leadership ended unexpectedly: {panic}")).into()),

@@ -39,6 +39,10 @@ use crate::telemetry::Metrics;
 
 /// Pause before another try to take over while PostgreSQL does not let us.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// Longest try to take over.
+const TAKE_OVER_WITHIN: Duration = Duration::from_secs(5);
+/// How long PostgreSQL may refuse a new leader before another replica gets its turn.
+const HAND_OVER_AFTER: Duration = Duration::from_secs(3);
 /// How long a stopping leader may take to finish its batches.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 /// How long a planned hand-over may take before the others have to elect somebody.
@@ -180,9 +184,12 @@ impl Parts {
             Fence { cluster_id: ClusterId(claim.cluster_id), epoch: Epoch(claim.epoch.cast_signed()) };
         let stage = Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() };
         let (term, id) = (claim.term.cast_signed(), self.node.id().cast_signed());
+        let began = tokio::time::Instant::now();
         loop {
             let leader = LeaderParts { fence, ..self.leader.clone() };
-            match Leader::take_over(leader, term, id, &stage).await {
+            let taking_over = Leader::take_over(leader, term, id, &stage);
+            let taken = tokio::time::timeout(TAKE_OVER_WITHIN, taking_over).await;
+            match taken.unwrap_or_else(|_| Err(StorageError::timed_out())) {
                 Ok(leader) => {
                     let acting = watch::Sender::new(true);
                     return Ok(Reign { leader, acting, loops: CancellationToken::new(), stage });
@@ -199,6 +206,11 @@ impl Parts {
                     return Err(Over::Fenced);
                 }
                 Err(error) => tracing::warn!(%error, "Taking over failed; it is tried again."),
+            }
+            // PostgreSQL may be away for this replica alone.
+            if began.elapsed() >= HAND_OVER_AFTER && self.node.status().members.len() > 1 {
+                tracing::warn!("PostgreSQL does not answer this replica; the leadership is handed over.");
+                self.hand_over().await;
             }
             tokio::select! {
                 () = self.retire.cancelled() => return Err(Over::Retired),
@@ -258,7 +270,7 @@ impl Reign {
                 end = ended.wait_for(Option::is_some) => {
                     return match end.ok().and_then(|end| *end) {
                         Some(End::Fenced) => Over::Fenced,
-                        Some(End::Unsure) | None => Over::Unsure,
+                        Some(End::Unsure | End::Over) | None => Over::Unsure,
                     };
                 }
                 () = retire.cancelled() => return Over::Retired,
@@ -269,6 +281,7 @@ impl Reign {
     /// Loops first, then what the batchers hold.
     async fn drain(self) {
         self.loops.cancel();
+        self.leader.dismiss();
         self.stage.stop.cancel();
         self.stage.tasks.close();
         if tokio::time::timeout(DRAIN_WITHIN, self.stage.tasks.wait()).await.is_err() {

@@ -269,6 +269,7 @@ async fn an_older_epoch_is_refused_everywhere_and_changes_nothing() {
     let (old, new) = (Epoch(7), Epoch(9_007_199_254));
     queue.enqueue(old, &[entry(1, "a", 5, 1), entry(2, "a", 5, 2)]).await.unwrap();
     queue.claim(old, 1, &slots(&[1]), &[offer("a", &[0])]).await.unwrap();
+    queue.begin_rebuild(old, "g").await.unwrap();
     queue.mark_whole(old, "g").await.unwrap();
     // The new leader's first call, although it only reads, shuts the old one out.
     assert_eq!(queue.generation(new).await.unwrap().as_deref(), Some("g"));
@@ -280,7 +281,7 @@ async fn an_older_epoch_is_refused_everywhere_and_changes_nothing() {
         queue.put_back(old, &[id(1)]).await.err(),
         queue.remove(old, &[(id(2), shape("a"))]).await.err(),
         queue.generation(old).await.err(),
-        queue.begin_rebuild(old).await.err(),
+        queue.begin_rebuild(old, "h").await.err(),
         queue.mark_whole(old, "h").await.err(),
         queue.recount(old).await.err(),
     ];
@@ -301,20 +302,24 @@ async fn a_flush_is_noticed_and_a_rebuild_makes_the_queue_whole() {
     let entries: Vec<Entry> = (0..100).map(|n| entry(n, n % 4, 1 + (n % 10) as u8, n)).collect();
     assert_eq!(queue.generation(E1).await.unwrap(), None);
     queue.enqueue(E1, &entries).await.unwrap();
-    assert_eq!(queue.mark_whole(E1, "one").await.unwrap(), 100);
+    queue.begin_rebuild(E1, "one").await.unwrap();
+    assert_eq!(queue.mark_whole(E1, "one").await.unwrap(), Some(100));
     assert_eq!(queue.generation(E1).await.unwrap().as_deref(), Some("one"));
     let order = queue.peek(100, None).await.unwrap();
     let () = redis.raw("FLUSHALL").await;
     assert_eq!(queue.generation(E1).await.unwrap(), None);
-    queue.begin_rebuild(E1).await.unwrap();
+    queue.begin_rebuild(E1, "two").await.unwrap();
     queue.enqueue(E1, &entries[..50]).await.unwrap();
     assert_eq!(queue.generation(E1).await.unwrap(), None, "half a rebuild is none");
     queue.enqueue(E1, &entries).await.unwrap();
-    assert_eq!(queue.mark_whole(E1, "two").await.unwrap(), 100);
+    assert_eq!(queue.mark_whole(E1, "two").await.unwrap(), Some(100));
     assert_eq!(queue.generation(E1).await.unwrap().as_deref(), Some("two"));
     assert_eq!(queue.peek(100, None).await.unwrap(), order);
     assert_eq!(checked_total(&queue).await, 100);
-    queue.begin_rebuild(E1).await.unwrap();
+    queue.begin_rebuild(E1, "three").await.unwrap();
+    queue.enqueue(E1, &entries).await.unwrap();
+    let () = redis.raw("FLUSHALL").await;
+    assert_eq!(queue.mark_whole(E1, "three").await.unwrap(), None, "what was put in is gone");
     assert_eq!(queue.generation(E1).await.unwrap(), None);
     assert!(matches!(queue.mark_whole(E1, "").await, Err(QueueError::Config(_))));
 }

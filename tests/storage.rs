@@ -18,6 +18,7 @@ struct Setting {
     database: Database,
     pool: sqlx::PgPool,
     cluster: ClusterId,
+    url: String,
 }
 
 impl Setting {
@@ -25,11 +26,26 @@ impl Setting {
         let stores = Stores::fresh().await;
         let database = open(&stores.database_url);
         database.migrate().await.unwrap();
-        Self { database, pool: stores.pool(2).await, cluster: ClusterId(System.uuid()) }
+        let pool = stores.pool(2).await;
+        Self { database, pool, cluster: ClusterId(System.uuid()), url: stores.database_url }
     }
 
     fn fence(&self, epoch: i64) -> Fence {
         Fence { cluster_id: self.cluster, epoch: Epoch(epoch) }
+    }
+
+    async fn somebody_waits_at_the_fence(&self) {
+        support::eventually("somebody waits at the fence", async || {
+            let waiting: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            )
+            .fetch_one(&self.pool)
+            .await
+            .unwrap();
+            waiting == 1
+        })
+        .await;
     }
 
     async fn lead(&self, epoch: i64) -> Fence {
@@ -121,17 +137,7 @@ async fn taking_over_waits_for_the_transactions_of_the_old_leader() {
     let database = setting.database.clone();
     let next = setting.fence(2);
     let taking_over = tokio::spawn(async move { database.take_over(next, 2, 2).await });
-    support::eventually("the new leader waits for the lock", async || {
-        let waiting: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-        )
-        .fetch_one(&setting.pool)
-        .await
-        .unwrap();
-        waiting == 1
-    })
-    .await;
+    setting.somebody_waits_at_the_fence().await;
     assert!(!taking_over.is_finished());
     transaction.commit().await.unwrap();
     taking_over.await.unwrap().unwrap();
@@ -242,4 +248,23 @@ async fn every_combination_of_filters_finds_its_jobs() {
     assert_eq!((second.jobs[0].id, second.pages, second.total), (wanted.id, 2, 2));
     let nothing = JobFilter { status: Some(JobStatus::Failed), ..JobFilter::default() };
     assert!(setting.database.jobs(&nothing, 1, 10).await.unwrap().jobs.is_empty());
+}
+
+#[tokio::test]
+async fn the_fence_holds_whatever_the_database_s_isolation_is() {
+    let setting = Setting::fresh().await;
+    let old = setting.lead(1).await;
+    sqlx::query("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''', current_database()); END $$")
+        .execute(&setting.pool)
+        .await
+        .unwrap();
+    let strict = open(&setting.url);
+    // A leader that begins to write at the moment when another one takes over.
+    let mut lock = setting.pool.acquire().await.unwrap();
+    sqlx::query("SELECT pg_advisory_lock(cortex_fence_key())").execute(&mut *lock).await.unwrap();
+    let writing = tokio::spawn(async move { strict.begin(old).await.map(drop) });
+    setting.somebody_waits_at_the_fence().await;
+    sqlx::query("UPDATE leadership SET epoch = 2").execute(&mut *lock).await.unwrap();
+    sqlx::query("SELECT pg_advisory_unlock(cortex_fence_key())").execute(&mut *lock).await.unwrap();
+    assert!(matches!(writing.await.unwrap(), Err(StorageError::Fenced)));
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -188,11 +189,10 @@ impl DevCluster {
         self.workers[index].process.signal(signal)
     }
 
-    /// Waits until replica `index` has ended.
-    pub async fn wait_for_exit(&self, index: usize) {
-        if let Some(child) = &self.replicas[index].process {
-            child.exited().await;
-        }
+    /// Waits until replica `index` has ended, and answers how; `None` if it was never started.
+    pub async fn wait_for_exit(&self, index: usize) -> Option<ExitStatus> {
+        let child = self.replicas[index].process.as_ref()?;
+        Some(child.exited().await)
     }
 
     /// Starts replica `index` again, killing it first if it runs. Does not wait until it is ready.

@@ -2,7 +2,7 @@
 //!
 //! Workers with equal capabilities form a group. The ready queue hands out jobs against the free slots
 //! of groups, most particular group first, so that a job which any worker can run does not take the
-//! last GPU; within a group the worker with the most free slots comes first.
+//! last GPU; within a group a worker that waits for a job comes first, then the one with the most free slots.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -10,11 +10,33 @@ use std::collections::{BTreeMap, BinaryHeap};
 use super::ids::WorkerId;
 use super::matching::{Capabilities, Shape};
 
+/// A worker's free slots, the best to take from being the greatest: whoever waits for a job first, then
+/// whoever has most slots free.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Slots {
+    waits: bool,
+    free: u32,
+    worker: Reverse<WorkerId>,
+}
+
+/// A worker that may be given jobs.
+#[derive(Debug)]
+pub struct Candidate<'a> {
+    /// Who.
+    pub worker: WorkerId,
+    /// What it can do.
+    pub capabilities: &'a Capabilities,
+    /// How many more jobs it can take.
+    pub free: u32,
+    /// Whether it waits for a job at this moment.
+    pub waits: bool,
+}
+
 /// Workers that can run the same jobs, with the slots that are free.
 #[derive(Debug)]
 pub struct Group {
     capabilities: Capabilities,
-    workers: BinaryHeap<(u32, Reverse<WorkerId>)>,
+    workers: BinaryHeap<Slots>,
     free_slots: u32,
 }
 
@@ -24,28 +46,30 @@ impl Group {
         self.free_slots
     }
 
-    /// Takes one slot of the worker that has most of them free.
+    /// Takes one slot of a worker that waits for a job, else of the one that has most of them free.
     pub fn take_slot(&mut self) -> Option<WorkerId> {
-        let (free, worker) = self.workers.pop()?;
-        if free > 1 {
-            self.workers.push((free - 1, worker));
+        let slots = self.workers.pop()?;
+        let worker = slots.worker.0;
+        if slots.free > 1 {
+            self.workers.push(Slots { free: slots.free - 1, ..slots });
         }
         self.free_slots -= 1;
-        Some(worker.0)
+        Some(worker)
     }
 }
 
 /// Groups workers with free slots, the most particular group first.
-pub fn group<'a>(workers: impl IntoIterator<Item = (WorkerId, &'a Capabilities, u32)>) -> Vec<Group> {
-    let mut groups: BTreeMap<&Capabilities, Vec<(u32, Reverse<WorkerId>)>> = BTreeMap::new();
-    for (id, capabilities, free) in workers.into_iter().filter(|(_, _, free)| *free > 0) {
-        groups.entry(capabilities).or_default().push((free, Reverse(id)));
+pub fn group<'a>(workers: impl IntoIterator<Item = Candidate<'a>>) -> Vec<Group> {
+    let mut groups: BTreeMap<&Capabilities, Vec<Slots>> = BTreeMap::new();
+    for candidate in workers.into_iter().filter(|candidate| candidate.free > 0) {
+        let Candidate { worker, capabilities, free, waits } = candidate;
+        groups.entry(capabilities).or_default().push(Slots { waits, free, worker: Reverse(worker) });
     }
     let mut groups: Vec<Group> = groups
         .into_iter()
         .map(|(capabilities, workers)| Group {
             capabilities: capabilities.clone(),
-            free_slots: workers.iter().map(|(free, _)| free).sum(),
+            free_slots: workers.iter().map(|slots| slots.free).sum(),
             workers: workers.into(),
         })
         .collect();
@@ -80,6 +104,20 @@ mod tests {
         Capabilities { models, gpu, memory_mib: None }
     }
 
+    fn candidate(worker: WorkerId, capabilities: &Capabilities, free: u32) -> Candidate<'_> {
+        Candidate { worker, capabilities, free, waits: false }
+    }
+
+    #[test]
+    fn who_waits_for_a_job_comes_before_who_has_more_free_slots() {
+        let plain = capabilities(false, None);
+        let id = |n| WorkerId(Uuid::from_u128(n));
+        let waiting = Candidate { waits: true, ..candidate(id(1), &plain, 1) };
+        let mut groups = group([candidate(id(2), &plain, 9), waiting]);
+        assert_eq!(groups[0].take_slot(), Some(id(1)));
+        assert_eq!(groups[0].take_slot(), Some(id(2)));
+    }
+
     fn shape(gpu: bool) -> Shape {
         Shape { model_name: "a".into(), requires_gpu: gpu, required_memory_mib: 0 }
     }
@@ -89,7 +127,8 @@ mod tests {
         let (plain, gpu, particular) =
             (capabilities(false, None), capabilities(true, None), capabilities(false, Some(&["a"])));
         let id = |n| WorkerId(Uuid::from_u128(n));
-        let groups = group([(id(1), &gpu, 1), (id(2), &plain, 1), (id(3), &particular, 1)]);
+        let groups =
+            group([candidate(id(1), &gpu, 1), candidate(id(2), &plain, 1), candidate(id(3), &particular, 1)]);
         assert_eq!(able(&groups, &shape(false)), [0, 1, 2]);
         assert_eq!(groups[0].capabilities, particular);
         assert_eq!(able(&groups, &shape(true)), [2]);
@@ -99,7 +138,8 @@ mod tests {
     fn spreads_jobs_by_free_slots_and_never_beyond_them() {
         let plain = capabilities(false, None);
         let id = |n| WorkerId(Uuid::from_u128(n));
-        let mut groups = group([(id(1), &plain, 1), (id(2), &plain, 3), (id(3), &plain, 0)]);
+        let mut groups =
+            group([candidate(id(1), &plain, 1), candidate(id(2), &plain, 3), candidate(id(3), &plain, 0)]);
         assert_eq!((groups.len(), groups[0].free_slots()), (1, 4));
         let taken: Vec<_> = std::iter::from_fn(|| groups[0].take_slot()).collect();
         assert_eq!(taken, [id(2), id(2), id(1), id(2)]);

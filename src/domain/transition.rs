@@ -353,7 +353,9 @@ impl JobState {
 
     fn patch(&mut self, patch: &JobPatch, now: DateTime<Utc>, unit: f64) -> Result<(), Refusal> {
         if patch.status == Some(JobStatus::Cancelled) {
-            return self.cancel(now);
+            self.cancel(now)?;
+            self.keep_results_of(patch);
+            return Ok(());
         }
         if self.status.is_terminal() {
             return Err(Refusal::Illegal { from: self.status, action: "changed" });

@@ -20,20 +20,31 @@ impl ReadyQueue {
         self.script(&self.fenced(&scripts::GENERATION, epoch)).await
     }
 
-    /// Takes the generation away, so that a rebuild that is cut short is noticed. Jobs in place stay.
+    /// Sets the epoch back to one that PostgreSQL has confirmed, when Redis holds a higher one from
+    /// elsewhere, and marks the queue as incomplete.
+    ///
+    /// # Errors
+    /// Redis failed.
+    pub async fn reset(&self, epoch: Epoch) -> Result<(), QueueError> {
+        self.script(&self.fenced(&scripts::RESET, epoch)).await
+    }
+
+    /// Begins a rebuild that will end with `generation`. Takes the old one away, so that a rebuild that is
+    /// cut short is noticed. Jobs in place stay.
     ///
     /// # Errors
     /// [`QueueError::Fenced`], or Redis failed.
-    pub async fn begin_rebuild(&self, epoch: Epoch) -> Result<(), QueueError> {
-        self.script(&self.fenced(&scripts::BEGIN_REBUILD, epoch)).await
+    pub async fn begin_rebuild(&self, epoch: Epoch, generation: &str) -> Result<(), QueueError> {
+        self.script(self.fenced(&scripts::BEGIN_REBUILD, epoch).arg(generation)).await
     }
 
-    /// Ends a rebuild: counts the depth anew and sets the generation, which must not be empty. Answers
-    /// the number of jobs, waiting and claimed.
+    /// Ends the rebuild that began with `generation`, which must not be empty: counts the depth anew and
+    /// sets the generation. Answers the number of jobs, waiting and claimed, or `None` if Redis was
+    /// emptied meanwhile, or another rebuild has begun: then nothing was done.
     ///
     /// # Errors
     /// [`QueueError::Fenced`], [`QueueError::Config`] for an empty generation, or Redis failed.
-    pub async fn mark_whole(&self, epoch: Epoch, generation: &str) -> Result<u64, QueueError> {
+    pub async fn mark_whole(&self, epoch: Epoch, generation: &str) -> Result<Option<u64>, QueueError> {
         if generation.is_empty() {
             return Err(QueueError::Config("a generation must not be empty".to_owned()));
         }

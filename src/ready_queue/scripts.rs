@@ -33,6 +33,7 @@ pub(super) static PUT_BACK: LazyLock<Script> = fenced!("put_back.lua");
 pub(super) static REMOVE: LazyLock<Script> = fenced!("remove.lua");
 pub(super) static GENERATION: LazyLock<Script> = fenced!("generation.lua");
 pub(super) static BEGIN_REBUILD: LazyLock<Script> = fenced!("begin_rebuild.lua");
+pub(super) static RESET: LazyLock<Script> = reading!("reset.lua");
 pub(super) static RECOUNT: LazyLock<Script> = fenced!("recount.lua");
 
 pub(super) static PEEK: LazyLock<Script> = reading!("merge.lua", "peek.lua");

@@ -13,7 +13,7 @@ use super::command::{Assignment, Heartbeat, HeartbeatAnswer};
 use crate::domain::execution::Usage;
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
 use crate::domain::matching::Capabilities;
-use crate::domain::placement::{self, Group};
+use crate::domain::placement::{self, Candidate, Group};
 use crate::domain::worker::{Worker, WorkerStatus};
 use crate::storage::{LiveLease, Vitals};
 
@@ -42,6 +42,8 @@ struct FleetWorker {
     usage: Usage,
     /// Has told, at least once, which jobs it holds.
     lists_jobs: bool,
+    /// Has waited for a job with a call.
+    long_polls: bool,
     leases: HashSet<LeaseId>,
     /// Slots taken by assignments that are being committed.
     reserved: u32,
@@ -117,6 +119,7 @@ impl Fleet {
             health: Health::Well,
             usage: Usage::default(),
             lists_jobs: false,
+            long_polls: false,
             leases: HashSet::new(),
             reserved: 0,
             unfetched: VecDeque::new(),
@@ -129,6 +132,9 @@ impl Fleet {
         entry.last_heard = heard;
         entry.health = Health::Well;
         entry.lists_jobs = false;
+        entry.long_polls = false;
+        // Those were made by a process that is gone.
+        entry.pollers.clear();
     }
 
     /// Takes in a lease that a former leader granted; its worker gets the full time to fetch the job.
@@ -167,7 +173,12 @@ impl Fleet {
 
     /// Groups of workers with free slots.
     pub fn groups(&self) -> Vec<Group> {
-        placement::group(self.workers.iter().map(|(id, worker)| (*id, &worker.capabilities, worker.free())))
+        placement::group(self.workers.iter().map(|(id, worker)| Candidate {
+            worker: *id,
+            capabilities: &worker.capabilities,
+            free: worker.assignable(),
+            waits: worker.waits(),
+        }))
     }
 
     /// Reserves a slot for an assignment that is about to be committed, and the call that waits for it,
@@ -235,8 +246,8 @@ impl Fleet {
         }
     }
 
-    /// What a `PollJob` call finds.
-    pub fn poll(&mut self, id: WorkerId, delivery: DeliveryId, now: Instant) -> Polled {
+    /// What a `PollJob` call finds; `waits` says whether it is ready to wait for a job.
+    pub fn poll(&mut self, id: WorkerId, delivery: DeliveryId, waits: bool, now: Instant) -> Polled {
         let Some(worker) = self.workers.get_mut(&id) else { return Polled::Unknown };
         worker.last_heard = now;
         worker.changed = true;
@@ -253,7 +264,8 @@ impl Fleet {
         if let Some(lease) = worker.unfetched.pop_front() {
             return Polled::Fetch(lease);
         }
-        worker.pollers.retain(|poller| !poller.reply.is_closed());
+        worker.pollers.retain(|poller| poller.delivery != delivery && !poller.reply.is_closed());
+        worker.long_polls |= waits;
         let (reply, receiver) = oneshot::channel();
         worker.pollers.push_back(Poller { delivery, reply });
         Polled::Wait(receiver)
@@ -305,14 +317,14 @@ impl Fleet {
         };
         let listed: HashSet<JobId> = heartbeat.current_jobs.iter().copied().collect();
         let patience = if worker.lists_jobs { LISTED_WITHIN } else { FETCH_WITHIN };
-        let says_none = heartbeat.current_job_count == 0 || worker.lists_jobs;
+        let says_less = worker.lists_jobs || (heartbeat.current_job_count as usize) < worker.leases.len();
         let mut held = HashSet::new();
         let mut given_back = Vec::new();
         for id in &worker.leases {
             let Some(lease) = self.leases.get(id) else { continue };
             held.insert(lease.job_id);
             let unknown_to_worker = !lease.running
-                && says_none
+                && says_less
                 && !listed.contains(&lease.job_id)
                 && lease.fetched.is_some_and(|(_, at)| now.duration_since(at) >= patience);
             let never_fetched = worker.health == Health::Draining && lease.fetched.is_none();
@@ -361,9 +373,18 @@ impl Fleet {
         leases.filter_map(|id| Some((self.leases.get(id)?.job_id, *id))).collect()
     }
 
-    /// The worker has gone offline. Its leases are ended by events of their own.
-    pub fn remove(&mut self, worker: WorkerId) {
-        self.workers.remove(&worker);
+    /// The worker has gone offline. Answers how many leases it leaves behind as orphans.
+    pub fn remove(&mut self, worker: WorkerId) -> usize {
+        self.workers.remove(&worker).map_or(0, |worker| worker.leases.len())
+    }
+
+    /// Leases whose worker has gone, or has come back without them.
+    pub fn orphans(&self) -> Vec<(JobId, LeaseId)> {
+        let held = |id: &LeaseId, lease: &FleetLease| {
+            self.workers.get(&lease.worker_id).is_some_and(|worker| worker.leases.contains(id))
+        };
+        let orphans = self.leases.iter().filter(|(id, lease)| !held(id, lease));
+        orphans.map(|(id, lease)| (lease.job_id, *id)).collect()
     }
 
     /// What PostgreSQL should be told of workers that were heard since the last time.
@@ -403,6 +424,17 @@ impl Fleet {
 }
 
 impl FleetWorker {
+    /// Slots to offer. A worker that long-polls and has no call open is likely to be gone, or will be
+    /// back in a moment.
+    fn assignable(&self) -> u32 {
+        if self.long_polls && !self.waits() { 0 } else { self.free() }
+    }
+
+    /// Whether a call of its waits for a job.
+    fn waits(&self) -> bool {
+        self.pollers.iter().any(|poller| !poller.reply.is_closed())
+    }
+
     /// Has the calls that wait look again: a job is there to be fetched that was on its way to none of
     /// them. All of them, because one alone might go away before it has looked.
     fn wake_pollers(&mut self) {

@@ -59,7 +59,7 @@ fn a_call_that_waits_gets_the_job_and_the_same_call_gets_it_again() {
     let now = start();
     let mut fleet = fleet(1, now);
     let call = DeliveryId(id(7));
-    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else {
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, true, now) else {
         panic!("nothing is there")
     };
     let poller = fleet.reserve(WorkerId(id(1))).unwrap();
@@ -67,7 +67,7 @@ fn a_call_that_waits_gets_the_job_and_the_same_call_gets_it_again() {
     assert!(fleet.grant(assignment(1), poller, now));
     assert_eq!(waiting.try_recv().unwrap().lease, LeaseId(id(101)));
     assert!(
-        matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Again(lease) if lease == LeaseId(id(101)))
+        matches!(fleet.poll(WorkerId(id(1)), call, true, now), Polled::Again(lease) if lease == LeaseId(id(101)))
     );
 }
 
@@ -75,13 +75,31 @@ fn a_call_that_waits_gets_the_job_and_the_same_call_gets_it_again() {
 fn a_job_whose_call_went_away_waits_to_be_fetched() {
     let now = start();
     let mut fleet = fleet(1, now);
-    drop(fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now));
+    drop(fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), true, now));
     let poller = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(poller.is_none(), "the call is gone");
     assert!(fleet.grant(assignment(1), poller, now));
     let (answer, _) = fleet.heartbeat(&heartbeat(&[]), now).unwrap();
     assert_eq!(answer.pending_jobs, [JobId(id(201))]);
-    assert!(matches!(fleet.poll(WorkerId(id(1)), DeliveryId(id(8)), now), Polled::Fetch(_)));
+    assert!(matches!(fleet.poll(WorkerId(id(1)), DeliveryId(id(8)), true, now), Polled::Fetch(_)));
+}
+
+#[test]
+fn a_call_that_began_to_wait_while_a_job_was_given_to_nobody_looks_again_and_finds_it() {
+    let now = start();
+    let mut fleet = fleet(1, now);
+    let nobody = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(nobody.is_none());
+    let Polled::Wait(mut call) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), true, now) else {
+        panic!("not yet")
+    };
+    assert!(fleet.grant(assignment(1), nobody, now));
+    assert!(
+        matches!(call.try_recv(), Err(oneshot::error::TryRecvError::Closed)),
+        "it must not go on waiting"
+    );
+    let polled = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), true, now);
+    assert!(matches!(polled, Polled::Fetch(lease) if lease == assignment(1).lease));
 }
 
 #[test]
@@ -91,13 +109,13 @@ fn a_call_that_comes_while_an_assignment_is_committed_is_told_to_look_again() {
     let nobody = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(nobody.is_none());
     let call = DeliveryId(id(7));
-    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, now) else {
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), call, true, now) else {
         panic!("nothing is there")
     };
     assert!(fleet.grant(assignment(1), nobody, now));
     assert_eq!(waiting.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
     assert!(
-        matches!(fleet.poll(WorkerId(id(1)), call, now), Polled::Fetch(lease) if lease == LeaseId(id(101)))
+        matches!(fleet.poll(WorkerId(id(1)), call, true, now), Polled::Fetch(lease) if lease == LeaseId(id(101)))
     );
 
     let other = DeliveryId(id(8));
@@ -127,7 +145,7 @@ fn slots_are_never_exceeded() {
 fn a_job_that_got_lost_on_the_way_is_given_back_and_a_taken_one_is_named() {
     let now = start();
     let mut fleet = fleet(2, now);
-    let Polled::Wait(_waiting) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now) else { panic!() };
+    let Polled::Wait(_waiting) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), true, now) else { panic!() };
     let poller = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(fleet.grant(assignment(1), poller, now));
     // It holds a job that nobody gave it, and lists it, so it lists its jobs.
@@ -141,7 +159,7 @@ fn a_job_that_got_lost_on_the_way_is_given_back_and_a_taken_one_is_named() {
 fn a_running_job_is_never_given_back_by_a_heartbeat() {
     let now = start();
     let mut fleet = fleet(1, now);
-    let Polled::Wait(_waiting) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), now) else { panic!() };
+    let Polled::Wait(_waiting) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), true, now) else { panic!() };
     let poller = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(fleet.grant(assignment(1), poller, now));
     fleet.mark_running(LeaseId(id(101)));

@@ -128,8 +128,8 @@ impl FencedTransaction {
             .collect())
     }
 
-    /// Notes which `PollJob` call fetched each lease. Answers those that are live and were not fetched
-    /// by another call before.
+    /// Notes which `PollJob` call fetched each lease. Answers those that are live. A call that was noted
+    /// before and went away without the job is forgotten: the leader knows that nobody has it.
     pub async fn mark_delivered(
         &mut self,
         deliveries: &[(LeaseId, DeliveryId)],
@@ -141,7 +141,6 @@ impl FencedTransaction {
                  delivered_at = coalesce(e.delivered_at, now())
              FROM unnest($1::uuid[], $2::uuid[]) AS d (lease_id, delivery_id)
              WHERE e.id = d.lease_id AND e.status IN ('started', 'running')
-                 AND (e.delivery_id IS NULL OR e.delivery_id = d.delivery_id)
              RETURNING e.id",
             &leases,
             &ids,

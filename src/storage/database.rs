@@ -8,6 +8,9 @@ use sqlx::{ConnectOptions, PgPool};
 
 use super::error::StorageError;
 
+/// Longest read, with its unit.
+const READ_TIMEOUT: &str = "15s";
+
 /// How to reach PostgreSQL.
 #[derive(Clone)]
 pub struct DatabaseOptions {
@@ -36,15 +39,16 @@ impl Database {
             .map_err(StorageError::Unexpected)?
             .application_name("cortex")
             .disable_statement_logging();
-        let pool = || {
+        let pool = |connect: PgConnectOptions| {
             PgPoolOptions::new()
                 .max_connections(options.max_connections)
                 .acquire_timeout(options.acquire_timeout)
                 .max_lifetime(options.max_lifetime)
                 .idle_timeout(Duration::from_secs(60))
-                .connect_lazy_with(connect.clone())
+                .connect_lazy_with(connect)
         };
-        Ok(Self { reads: pool(), writes: pool() })
+        let reads = connect.clone().options([("statement_timeout", READ_TIMEOUT)]);
+        Ok(Self { reads: pool(reads), writes: pool(connect) })
     }
 
     /// Brings the schema up to date. Safe to call from several replicas at once: one migrates under an

@@ -31,6 +31,11 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// PostgreSQL did not answer in time; nobody knows what it did.
+    pub(crate) fn timed_out() -> Self {
+        Self::OutcomeUnknown(sqlx::Error::PoolTimedOut)
+    }
+
     /// Nothing was done, and the same call may succeed later.
     pub fn retryable(&self) -> bool {
         match self {

@@ -17,6 +17,9 @@ const STATEMENT_TIMEOUT_MS: u32 = 2_000;
 const LOCK_TIMEOUT_MS: u32 = 500;
 const IDLE_TIMEOUT_MS: u32 = 400;
 
+/// Whatever the database's defaults are: with an older snapshot the fence would not see a newer epoch.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+
 /// What a leader must show to write: its Raft group and its epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fence {
@@ -26,8 +29,7 @@ pub struct Fence {
     pub epoch: Epoch,
 }
 
-/// A transaction that has passed the fence and holds it open. Dropping it rolls back by closing the
-/// connection.
+/// A transaction that has passed the fence and holds it open. Dropping it rolls back.
 pub struct FencedTransaction {
     connection: Option<PoolConnection<Postgres>>,
 }
@@ -35,13 +37,16 @@ pub struct FencedTransaction {
 impl Database {
     /// Makes `fence` the current one, once no transaction of an older leader is under way.
     pub async fn take_over(&self, fence: Fence, term: i64, leader_id: i64) -> Result<(), StorageError> {
-        sqlx::query("SELECT cortex_take_over($1, $2, $3, $4)")
-            .bind(fence.cluster_id.0)
-            .bind(fence.epoch.0)
-            .bind(term)
-            .bind(leader_id)
-            .execute(&self.writes)
-            .await?;
+        let mut connection = self.writes.acquire().await?;
+        let statements = format!(
+            "{BEGIN}; SELECT cortex_take_over('{}', {}, {term}, {leader_id}); COMMIT",
+            fence.cluster_id, fence.epoch
+        );
+        let taken = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *connection).await;
+        if taken.is_err() {
+            connection.close_on_drop();
+        }
+        taken?;
         Ok(())
     }
 
@@ -52,7 +57,7 @@ impl Database {
         let mut transaction = FencedTransaction { connection: Some(connection) };
         // One round trip. The settings are local, so they also hold behind a transaction pooler.
         let begin = format!(
-            "BEGIN; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}; \
+            "{BEGIN}; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}; \
              SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; \
              SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}; \
              SELECT cortex_fence('{}', {})",
@@ -101,8 +106,10 @@ impl FencedTransaction {
 
 impl Drop for FencedTransaction {
     fn drop(&mut self) {
-        if let Some(connection) = &mut self.connection {
-            connection.close_on_drop();
+        let Some(mut connection) = self.connection.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(Self { connection: Some(connection) }.roll_back())),
+            Err(_) => connection.close_on_drop(),
         }
     }
 }

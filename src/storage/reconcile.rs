@@ -53,19 +53,6 @@ impl Database {
         Ok(rows.into_iter().map(|row| (JobId(row.id), row.lease_id.map(LeaseId))).collect())
     }
 
-    /// Leases that were granted more than `seconds` ago and whose job was never fetched.
-    pub async fn unfetched_leases(&self, seconds: f64) -> Result<Vec<(JobId, LeaseId)>, StorageError> {
-        let rows = sqlx::query!(
-            r#"SELECT j.id, j.lease_id AS "lease_id!" FROM jobs j JOIN executions e ON e.id = j.lease_id
-               WHERE j.status = 'assigned' AND e.delivered_at IS NULL
-                   AND j.assigned_at <= now() - make_interval(secs => $1)"#,
-            seconds
-        )
-        .fetch_all(&self.reads)
-        .await?;
-        Ok(rows.into_iter().map(|row| (JobId(row.id), LeaseId(row.lease_id))).collect())
-    }
-
     /// A page of the jobs that the ready queue should hold, in dispatch order, after `after`.
     pub async fn queued_jobs(
         &self,

@@ -9,12 +9,13 @@ use crate::domain::job::NewJob;
 
 impl FencedTransaction {
     /// Stores jobs as `queued`. A job whose id is there already is left alone, so a submission that is
-    /// sent twice is stored once. Answers when each job was first submitted, in no particular order.
+    /// sent twice is stored once. Answers when each job was first submitted, and whether that was now, in
+    /// no particular order.
     pub async fn insert_jobs(
         &mut self,
         slot: i16,
         jobs: &[&NewJob],
-    ) -> Result<Vec<(JobId, DateTime<Utc>)>, StorageError> {
+    ) -> Result<Vec<(JobId, DateTime<Utc>, bool)>, StorageError> {
         let ids: Vec<_> = jobs.iter().map(|job| job.id.0).collect();
         let names: Vec<_> = jobs.iter().map(|job| job.name.as_str()).collect();
         let models: Vec<_> = jobs.iter().map(|job| job.model_name.as_str()).collect();
@@ -46,9 +47,9 @@ impl FencedTransaction {
                ), counted AS (
                    UPDATE job_counters SET queued = queued + (SELECT count(*) FROM stored) WHERE slot = $1
                )
-               SELECT id AS "id!", submitted_at AS "submitted_at!" FROM stored
+               SELECT id AS "id!", submitted_at AS "submitted_at!", TRUE AS "new!" FROM stored
                UNION ALL
-               SELECT id, submitted_at FROM jobs WHERE id = ANY($2)"#,
+               SELECT id, submitted_at, FALSE FROM jobs WHERE id = ANY($2)"#,
             slot,
             &ids,
             &names as _,
@@ -64,6 +65,6 @@ impl FencedTransaction {
         )
         .fetch_all(self.connection()?)
         .await?;
-        Ok(rows.into_iter().map(|row| (JobId(row.id), row.submitted_at)).collect())
+        Ok(rows.into_iter().map(|row| (JobId(row.id), row.submitted_at, row.new)).collect())
     }
 }

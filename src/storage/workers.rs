@@ -136,13 +136,16 @@ impl FencedTransaction {
             .map(|v| serde_json::to_string(&v.usage).unwrap_or_else(|_| "{}".to_owned()))
             .collect();
         sqlx::query!(
-            "UPDATE workers w SET status = v.status, current_job_count = v.current_job_count,
+            "WITH locked AS (
+                 SELECT id FROM workers WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE
+             )
+             UPDATE workers w SET status = v.status, current_job_count = v.current_job_count,
                  last_heartbeat = greatest(w.last_heartbeat, now() - make_interval(secs => v.silent_for)),
                  metadata = coalesce(w.metadata, '{}') || jsonb_strip_nulls(v.usage::jsonb),
                  last_active_at = CASE WHEN v.current_job_count > 0 THEN now() ELSE w.last_active_at END,
                  updated_at = now()
              FROM unnest($1::uuid[], $2::text[], $3::int[], $4::float8[], $5::text[])
-                 AS v (id, status, current_job_count, silent_for, usage)
+                 AS v (id, status, current_job_count, silent_for, usage) JOIN locked USING (id)
              WHERE w.id = v.id",
             &ids,
             &statuses as _,
@@ -161,8 +164,11 @@ impl FencedTransaction {
         let ids: Vec<_> = silent.iter().map(|(id, _)| id.0).collect();
         let limits: Vec<_> = silent.iter().map(|(_, limit)| *limit).collect();
         let rows = sqlx::query_scalar!(
-            "UPDATE workers w SET status = 'offline', current_job_count = 0, updated_at = now()
-             FROM unnest($1::uuid[], $2::float8[]) AS s (id, silent_limit)
+            "WITH locked AS (
+                 SELECT id FROM workers WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE
+             )
+             UPDATE workers w SET status = 'offline', current_job_count = 0, updated_at = now()
+             FROM unnest($1::uuid[], $2::float8[]) AS s (id, silent_limit) JOIN locked USING (id)
              WHERE w.id = s.id AND w.last_heartbeat <= now() - make_interval(secs => s.silent_limit)
              RETURNING w.id",
             &ids,

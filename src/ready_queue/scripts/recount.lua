@@ -1,9 +1,14 @@
 -- Counts the depth anew from the sets and the claims, and sets the registry of shapes right.
--- Arguments: the generation to set, or an empty text to leave it as it is. Answers the number of jobs.
+-- Arguments: the generation to set, with which the rebuild must have begun, or an empty text to leave it
+-- as it is. Answers the number of jobs, or nil if what the rebuild put in may be gone.
 --
 -- Eviction takes away whole keys: after it the counters no longer agree with the sets.
 local generation = ARGV[FIRST_ARGUMENT]
 local total = 0
+local token = KEYS[1] .. ':rebuild'
+if generation ~= '' and redis.call('GET', token) ~= generation then
+  return false
+end
 
 for _, shape in ipairs(redis.call('ZRANGE', SHAPES, 0, -1)) do
   local key = SHAPE_PREFIX .. shape
@@ -31,5 +36,6 @@ redis.call('DEL', DEPTH)
 write_depth()
 if generation ~= '' then
   redis.call('SET', GENERATION, generation)
+  redis.call('DEL', token)
 end
 return total

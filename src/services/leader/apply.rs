@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::Core;
 use super::feed::FeedItem;
 use crate::domain::execution::ExecutionStatus;
-use crate::domain::ids::{JobId, WorkerId};
+use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::job::JobStatus;
 use crate::domain::payload::Payload;
 use crate::domain::transition::{JobEvent, JobState, Refusal, Reporter, rejection};
@@ -47,6 +47,8 @@ struct Touched {
 struct Done {
     outcomes: Vec<Outcome>,
     touched: Vec<Touched>,
+    /// The live lease of every job that was looked at.
+    leases: HashMap<JobId, LeaseId>,
     now: DateTime<Utc>,
 }
 
@@ -64,7 +66,12 @@ impl EventItem {
     pub(super) fn bytes(&self) -> usize {
         256 + match &self.event {
             JobEvent::Completed { output, .. } => output.as_ref().map_or(0, |output| output.as_str().len()),
-            JobEvent::Patch(patch) => patch.output_data.as_ref().map_or(0, |output| output.as_str().len()),
+            JobEvent::Patch(patch) => {
+                let texts = [&patch.error_message, &patch.error_stack];
+                let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+                texts + patch.output_data.as_ref().map_or(0, |output| output.as_str().len())
+            }
+            JobEvent::Rejected { message, .. } => message.len(),
             JobEvent::Failed { failure, .. } => {
                 failure.message.len() + failure.stack.as_ref().map_or(0, String::len)
             }
@@ -130,6 +137,8 @@ impl Core {
                 Some(job.after.apply(&item.event, now, self.parts.ambient.unit()))
             })
             .collect();
+        let leases =
+            touched.values().filter_map(|job| Some((job.after.id, job.after.lease.as_ref()?.id))).collect();
         let touched: Vec<Touched> = touched.into_values().filter(|job| job.before != job.after).collect();
         write_changes(transaction, slot, &touched).await?;
         let mut outcomes = Vec::with_capacity(batch.len());
@@ -140,16 +149,22 @@ impl Core {
                 Some(Err(refusal)) => explain_refusal(transaction, item, refusal).await?,
             });
         }
-        Ok(Done { outcomes, touched, now })
+        Ok(Done { outcomes, touched, leases, now })
     }
 
     /// After the commit: ready queue, fleet, metrics, then answers.
     fn settle(&self, batch: Vec<EventItem>, done: Done) {
-        crash::point("before_answer");
+        crash::point("applied");
         for job in &done.touched {
             self.follow(job, done.now);
         }
         for (item, outcome) in batch.into_iter().zip(done.outcomes) {
+            // A lease that PostgreSQL does not call live must not take a slot, whoever ended it.
+            if let Some(lease) =
+                named_lease(&item.event).filter(|lease| done.leases.get(&item.job) != Some(lease))
+            {
+                self.fleet().release(lease);
+            }
             if let Some(reply) = item.reply {
                 drop(reply.send(outcome));
             }
@@ -290,6 +305,15 @@ async fn explain_refusal(
 fn refuse(batch: Vec<EventItem>, error: &ServiceError) {
     for reply in batch.into_iter().filter_map(|item| item.reply) {
         drop(reply.send(Err(error.clone())));
+    }
+}
+
+/// The lease that an event is about.
+fn named_lease(event: &JobEvent) -> Option<LeaseId> {
+    match event {
+        JobEvent::WorkerLost { lease } | JobEvent::NotFetched { lease } => Some(*lease),
+        JobEvent::DeadlinePassed { lease } => *lease,
+        _ => reporter(event).and_then(|by| by.lease),
     }
 }
 

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::feed::FeedItem;
-use super::{Core, DISPATCH_SLOT, Leader};
+use super::{Core, DISPATCH_SLOT, Leader, SHAPE_KEPT};
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::placement::{self, Group};
 use crate::domain::transition::JobEvent;
@@ -14,9 +13,6 @@ use crate::services::command::Assignment;
 use crate::services::crash;
 use crate::services::fleet::{FETCH_WITHIN, Poller};
 use crate::storage::{Claim, StorageError, Taken};
-
-/// How long a shape is offered after it was last known to have jobs.
-const SHAPE_KEPT: Duration = Duration::from_secs(1);
 
 /// Why a round came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +32,8 @@ struct Placed {
 }
 
 impl Leader {
-    /// Gives waiting jobs to free workers. Answers how many; zero when there was nothing to do.
+    /// Gives waiting jobs to free workers. Answers how many were tried, which includes those that turned
+    /// out to wait no more; zero when there was nothing to do.
     pub async fn schedule_round(&self) -> Result<usize, RoundError> {
         let core = &self.core;
         let mut groups = core.fleet().groups();
@@ -51,23 +48,22 @@ impl Leader {
             groups.iter().map(|group| ready_queue::Group { free_slots: group.free_slots() }).collect();
         let claimed = core.parts.queue.claim(core.parts.fence.epoch, most, &slots, &offers).await;
         let claims = claimed.inspect_err(|error| core.note_queue_failure(error))?;
-        crash::point("after_claim");
-        if claims.len() < most {
-            core.forget_empty_shapes(&offers, &claims, &slots);
-        }
+        crash::point("claimed");
+        core.forget_empty_shapes(&offers, &claims, &slots, claims.len() < most);
         for claim in &claims {
             let priority = claim.priority.to_string();
             core.parts.metrics.jobs_dequeued.with_label_values(&[&priority]).inc();
         }
         let placed = core.place(&claims, &mut groups).await;
-        let count = self.assign(&claims, placed).await?;
+        let count = placed.len();
+        self.assign(&claims, placed).await?;
         timer.observe_duration();
         Ok(count)
     }
 
-    async fn assign(&self, claims: &[ready_queue::Claim], placed: Vec<Placed>) -> Result<usize, RoundError> {
+    async fn assign(&self, claims: &[ready_queue::Claim], placed: Vec<Placed>) -> Result<(), RoundError> {
         if placed.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         let core = &self.core;
         let wanted: Vec<Claim> = placed.iter().map(|placed| placed.claim).collect();
@@ -81,9 +77,9 @@ impl Leader {
             .await;
         match assigned {
             Ok(taken) => {
-                let count = taken.len();
+                crash::point("assigned");
                 self.hand_over(claims, placed, taken);
-                Ok(count)
+                Ok(())
             }
             Err(error) => {
                 let jobs: Vec<JobId> = wanted.iter().map(|claim| claim.job_id).collect();
@@ -148,12 +144,18 @@ impl Core {
         offers: &[Offer],
         claims: &[ready_queue::Claim],
         slots: &[ready_queue::Group],
+        took_less: bool,
     ) {
         let mut left: Vec<u32> = slots.iter().map(|group| group.free_slots).collect();
         for claim in claims {
             if let Some(left) = left.get_mut(usize::from(claim.group)) {
                 *left = left.saturating_sub(1);
             }
+        }
+        // Those that had jobs a moment ago may have more, or get back what cannot be assigned.
+        self.note_shapes(claims.iter().filter_map(|claim| Some(offers.get(claim.offer)?.shape.clone())));
+        if !took_less {
+            return;
         }
         let has_slots = |group: &u16| left.get(usize::from(*group)).is_some_and(|left| *left > 0);
         let now = self.now();

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use prometheus::Histogram;
 
-use super::Core;
+use super::{Core, SHAPE_KEPT};
 use crate::domain::ids::JobId;
 use crate::domain::matching::Shape;
 use crate::ready_queue::{Entry, QueueError};
@@ -27,6 +27,15 @@ pub(super) enum FeedItem {
     Remove(JobId, Shape),
     /// The claim on the job is settled.
     Settle(JobId),
+}
+
+impl FeedItem {
+    fn settled(&self) -> Option<JobId> {
+        match self {
+            Self::Settle(job) => Some(*job),
+            Self::Add(_) | Self::Remove(..) => None,
+        }
+    }
 }
 
 /// The entrance; closed until the leader starts.
@@ -64,7 +73,12 @@ impl Core {
         crash::point("before_queue");
         let mut adds = Vec::new();
         let mut removes = Vec::new();
-        let mut settled = Vec::new();
+        // Claims first: a job that comes back may be claimed anew as soon as it is there.
+        let settled: Vec<JobId> = batch.iter().filter_map(FeedItem::settled).collect();
+        if !settled.is_empty() {
+            let told = self.parts.queue.confirm(self.parts.fence.epoch, &settled).await;
+            self.note_told(told.map(drop));
+        }
         for item in batch {
             // A job may come and go within a batch: what came before is told first.
             match item {
@@ -76,15 +90,11 @@ impl Core {
                     self.tell_adds(&mut adds).await;
                     removes.push((job, shape));
                 }
-                FeedItem::Settle(job) => settled.push(job),
+                FeedItem::Settle(_) => {}
             }
         }
         self.tell_adds(&mut adds).await;
         self.tell_removes(&mut removes).await;
-        if !settled.is_empty() {
-            let told = self.parts.queue.confirm(self.parts.fence.epoch, &settled).await;
-            self.note_told(told.map(drop));
-        }
     }
 
     async fn tell_adds(&self, adds: &mut Vec<Entry>) {
@@ -118,6 +128,14 @@ impl Core {
             tracing::warn!(%error, "The ready queue could not be told of a change; it will be reconciled.");
             self.note_queue_failure(&error);
         }
+    }
+
+    /// All shapes that have jobs in the ready queue; others are forgotten unless they came a moment ago.
+    pub(super) fn know_shapes(&self, shapes: impl IntoIterator<Item = Shape>) {
+        let now = self.now();
+        let mut known = self.shapes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        known.retain(|_, noted| now.duration_since(*noted) < SHAPE_KEPT);
+        known.extend(shapes.into_iter().map(|shape| (shape, now)));
     }
 
     /// Shapes that have jobs in the ready queue now.

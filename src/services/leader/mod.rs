@@ -15,8 +15,8 @@ mod workers;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -45,6 +45,15 @@ use crate::telemetry::Metrics;
 const SUBMISSION_SLOTS: [i16; 2] = [0, 1];
 const EVENT_SLOTS: [i16; 2] = [2, 3];
 const DISPATCH_SLOT: i16 = 4;
+
+/// Longest transaction as seen from here; PostgreSQL's own limits are shorter, but do not help when its
+/// host is gone.
+const TRANSACTION_WITHIN: Duration = Duration::from_secs(5);
+/// How long PostgreSQL may be away before this replica starts over.
+const AWAY_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a shape is offered after it was last known to have jobs.
+const SHAPE_KEPT: Duration = Duration::from_secs(1);
 
 /// Tries of a transaction that met a passing obstacle.
 const TRIES: u32 = 4;
@@ -77,8 +86,11 @@ pub struct LeaderParts {
 pub enum End {
     /// A store has seen a newer leader.
     Fenced,
-    /// It is unknown what a commit did, so what is in memory cannot be trusted.
+    /// What is in memory cannot be trusted: it is unknown what a commit did, PostgreSQL has been away for
+    /// long, or Redis knows a higher epoch, about which PostgreSQL must decide.
     Unsure,
+    /// The leadership is over.
+    Over,
 }
 
 /// What hastens the loops.
@@ -114,6 +126,8 @@ struct Core {
     waiting: AtomicI64,
     /// When the next retry is due.
     next_due: std::sync::Mutex<Option<Instant>>,
+    /// When PostgreSQL began not to answer.
+    away_since: std::sync::Mutex<Option<Instant>>,
     end: watch::Sender<Option<End>>,
 }
 
@@ -132,6 +146,11 @@ impl Leader {
     /// Becomes `Some` when the leader ends itself.
     pub fn ended(&self) -> watch::Receiver<Option<End>> {
         self.core.end.subscribe()
+    }
+
+    /// Sends waiting calls away: the leadership is over. What is being committed still is.
+    pub fn dismiss(&self) {
+        self.core.end(End::Over);
     }
 
     /// What hastens the loops.
@@ -216,7 +235,17 @@ impl Core {
                 tracing::warn!(%cause, "The outcome of a commit is unknown; the leader starts over from PostgreSQL.");
                 self.end(End::Unsure);
             }
-            StorageError::Rejected(_) | StorageError::Unavailable(_) | StorageError::Unexpected(_) => {}
+            StorageError::Unavailable(_) => {
+                let now = self.now();
+                let mut since = self.away_since.lock().unwrap_or_else(PoisonError::into_inner);
+                if now.duration_since(*since.get_or_insert(now)) >= AWAY_WITHIN {
+                    tracing::warn!(
+                        "PostgreSQL has been away for long; the leader starts over or hands over."
+                    );
+                    self.end(End::Unsure);
+                }
+            }
+            StorageError::Rejected(_) | StorageError::Unexpected(_) => {}
         }
     }
 
@@ -225,8 +254,8 @@ impl Core {
         match error {
             QueueError::Fenced { stored } => {
                 self.parts.metrics.fenced_writes.inc();
-                tracing::warn!(epoch = %self.parts.fence.epoch, stored, "Redis fenced a write off; this replica stops leading.");
-                self.end(End::Fenced);
+                tracing::warn!(epoch = %self.parts.fence.epoch, stored, "Redis fenced a write off; PostgreSQL decides who leads.");
+                self.end(End::Unsure);
             }
             QueueError::Unavailable(_) | QueueError::Protocol(_) | QueueError::Config(_) => {
                 self.queue_lacks.store(true, Ordering::Release);
@@ -244,7 +273,12 @@ impl Core {
         let timer = self.parts.metrics.transaction.with_label_values(&[name]).start_timer();
         let mut tries = 1;
         let result = loop {
-            match run().await {
+            // A leadership that is over begins nothing, whatever still waits.
+            if self.end.borrow().is_some_and(|end| end != End::Over) {
+                break Err(StorageError::Fenced);
+            }
+            let attempt = tokio::time::timeout(TRANSACTION_WITHIN, run());
+            match attempt.await.unwrap_or_else(|_| Err(StorageError::timed_out())) {
                 Err(error) if error.retryable() && tries < TRIES && self.end.borrow().is_none() => {
                     tracing::debug!(name, %error, tries, "A transaction is tried again.");
                     let pause = f64::from(5 << tries) * (0.5 + self.parts.ambient.unit());
@@ -255,8 +289,9 @@ impl Core {
             }
         };
         timer.observe_duration();
-        if let Err(error) = &result {
-            self.note_failure(error);
+        match &result {
+            Err(error) => self.note_failure(error),
+            Ok(_) => drop(self.away_since.lock().unwrap_or_else(PoisonError::into_inner).take()),
         }
         result
     }

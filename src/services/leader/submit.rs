@@ -19,7 +19,8 @@ use crate::services::error::ServiceError;
 use crate::storage::StorageError;
 
 type Reply = oneshot::Sender<Result<Vec<Job>, ServiceError>>;
-type Stored = HashMap<JobId, DateTime<Utc>>;
+/// When each job was first submitted, and whether that was now.
+type Stored = HashMap<JobId, (DateTime<Utc>, bool)>;
 
 /// One caller's jobs.
 pub(super) struct Submission {
@@ -32,12 +33,17 @@ impl Leader {
     /// ready queue.
     pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>, ServiceError> {
         self.core.check_room(jobs.len())?;
-        let bytes =
-            jobs.iter().map(|job| 512 + job.input_data.as_str().len() + job.metadata.as_str().len()).sum();
+        let bytes = jobs.iter().map(size).sum();
         let (reply, answer) = oneshot::channel();
         self.submissions.push(Submission { jobs, reply }, bytes)?;
         answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
     }
+}
+
+/// About how many bytes a job takes.
+fn size(job: &NewJob) -> usize {
+    let texts = [&job.input_data, &job.metadata, &job.tags].map(|payload| payload.as_str().len());
+    512 + texts.iter().sum::<usize>()
 }
 
 pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<Submission> {
@@ -90,7 +96,10 @@ impl Core {
         self.transaction("submit_jobs", || async {
             let mut transaction = self.begin().await?;
             let stored = transaction.insert_jobs(slot, jobs).await?;
-            transaction.commit().await.map(|()| stored.into_iter().collect())
+            transaction
+                .commit()
+                .await
+                .map(|()| stored.into_iter().map(|(id, at, new)| (id, (at, new))).collect())
         })
         .await
     }
@@ -100,17 +109,18 @@ impl Core {
         let mut accepted = Vec::with_capacity(submission.jobs.len());
         for job in submission.jobs {
             // Missing: another transaction stores the same id at this moment.
-            let Some(&submitted_at) = stored.get(&job.id) else {
+            let Some(&(submitted_at, new)) = stored.get(&job.id) else {
                 drop(submission.reply.send(Err(ServiceError::OutcomeUnknown)));
                 return;
             };
-            let entry =
-                Entry { job_id: job.id, shape: job.shape.clone(), priority: job.priority, submitted_at };
-            self.feed(FeedItem::Add(entry));
-            self.parts.metrics.jobs_queued.inc();
+            if new {
+                let (job_id, shape, priority) = (job.id, job.shape.clone(), job.priority);
+                self.feed(FeedItem::Add(Entry { job_id, shape, priority, submitted_at }));
+                self.parts.metrics.jobs_queued.inc();
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+            }
             accepted.push(Job::accepted(job, submitted_at));
         }
-        self.waiting.fetch_add(i64::try_from(accepted.len()).unwrap_or(0), Ordering::Relaxed);
         drop(submission.reply.send(Ok(accepted)));
     }
 }

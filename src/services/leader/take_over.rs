@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::{Core, Leader, LeaderParts, Nudges, feed};
 use crate::domain::worker::WorkerStatus;
+use crate::ready_queue::QueueError;
 use crate::services::batcher::Stage;
 use crate::services::fleet::Fleet;
 use crate::storage::StorageError;
@@ -37,6 +38,7 @@ impl Leader {
             queue_lacks: AtomicBool::new(false),
             waiting: AtomicI64::new(waiting),
             next_due: std::sync::Mutex::new(None),
+            away_since: std::sync::Mutex::new(None),
             end: watch::Sender::new(None),
         });
         Ok(Self::start(core, stage, tail))
@@ -58,8 +60,17 @@ impl Leader {
     async fn try_take_over_queue(&self) -> Result<(), super::upkeep::UpkeepError> {
         let core = &self.core;
         let queue = &core.parts.queue;
-        let whole =
-            queue.generation(core.parts.fence.epoch).await.inspect_err(|e| core.note_queue_failure(e))?;
+        let epoch = core.parts.fence.epoch;
+        let whole = match queue.generation(epoch).await {
+            // PostgreSQL has just said that this epoch is the newest: Redis, which is no authority, holds
+            // what another installation or a former life of this one left there.
+            Err(QueueError::Fenced { stored }) => {
+                tracing::warn!(%epoch, stored, "Redis holds an epoch from elsewhere; it is set right.");
+                queue.reset(epoch).await?;
+                None
+            }
+            other => other?,
+        };
         let claims = queue.all_claims().await?;
         self.settle_claims(&claims).await?;
         let shapes = queue.shapes().await?;

@@ -18,6 +18,8 @@ const SWEEP: i64 = 500;
 const PAGE: i64 = 5_000;
 /// Age from which a claim counts as left behind. Longer than any assignment takes.
 const STALE_CLAIM: Duration = Duration::from_secs(8);
+/// How long a committed change may take to reach the ready queue before it counts as lost.
+const ON_THE_WAY: Duration = Duration::from_millis(500);
 /// How often the ready queue is compared with the counters.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
@@ -39,7 +41,9 @@ pub enum UpkeepError {
 #[derive(Default)]
 pub struct Reconciliation {
     compared: Option<Instant>,
-    differed: bool,
+    bloated: bool,
+    /// Where the search for missing jobs goes on.
+    looked_at: Option<QueuedJob>,
 }
 
 impl Leader {
@@ -56,27 +60,38 @@ impl Leader {
                 break;
             }
         }
-        if let Some(seconds) = core.parts.database.next_due_in().await? {
-            core.promote_at(Duration::from_secs_f64(seconds.max(0.0)));
-        }
-        let next = *core.next_due.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(next.map(|due| due.saturating_duration_since(core.now())))
+        let stored = core.parts.database.next_due_in().await?;
+        let stored = stored.map(|seconds| core.now() + Duration::from_secs_f64(seconds.max(0.0)));
+        // No nudge: whoever is told here is the one that a nudge would wake.
+        let mut noted = core.next_due.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *noted = [*noted, stored].into_iter().flatten().min();
+        Ok(noted.map(|due| due.saturating_duration_since(core.now())))
     }
 
     /// Ends attempts that ran too long, takes back jobs that were not fetched, and gives up workers that
     /// went silent.
     pub async fn reap_leases(&self) -> Result<(), UpkeepError> {
         let core = &self.core;
-        let overdue = core.parts.database.overdue_jobs(SWEEP).await?;
-        self.apply_all(overdue.into_iter().map(|(job, lease)| (job, JobEvent::DeadlinePassed { lease })))
-            .await?;
+        // None of the three may keep the others from being done.
+        let overdue = self.reap_overdue().await;
         let unfetched = core.fleet().unfetched(core.now());
-        self.apply_all(unfetched.into_iter().map(|(job, lease)| (job, JobEvent::NotFetched { lease })))
-            .await?;
-        self.reap_workers().await
+        let unfetched = self
+            .apply_all(unfetched.into_iter().map(|(job, lease)| (job, JobEvent::NotFetched { lease })))
+            .await;
+        let silent = self.give_up_silent_workers().await;
+        let orphans = core.fleet().orphans();
+        self.apply_all(orphans.into_iter().map(|(job, lease)| (job, JobEvent::WorkerLost { lease }))).await?;
+        overdue.and(silent).and(unfetched.map_err(UpkeepError::from))
     }
 
-    async fn reap_workers(&self) -> Result<(), UpkeepError> {
+    async fn reap_overdue(&self) -> Result<(), UpkeepError> {
+        let overdue = self.core.parts.database.overdue_jobs(SWEEP).await?;
+        let events = overdue.into_iter().map(|(job, lease)| (job, JobEvent::DeadlinePassed { lease }));
+        Ok(self.apply_all(events).await?)
+    }
+
+    /// Their leases become orphans, which are ended next.
+    async fn give_up_silent_workers(&self) -> Result<(), UpkeepError> {
         let core = &self.core;
         let silent: Vec<_> = core
             .fleet()
@@ -95,11 +110,8 @@ impl Leader {
             })
             .await?;
         for worker in offline {
-            let leases = core.fleet().leases_of(worker);
-            tracing::warn!(worker_id = %worker, leases = leases.len(), "A worker went silent; its leases are ended.");
-            self.apply_all(leases.into_iter().map(|(job, lease)| (job, JobEvent::WorkerLost { lease })))
-                .await?;
-            core.fleet().remove(worker);
+            let leases = core.fleet().remove(worker);
+            tracing::warn!(worker_id = %worker, leases, "A worker went silent; its leases are ended.");
         }
         Ok(())
     }
@@ -163,7 +175,6 @@ impl Leader {
                 core.queue_lacks.store(true, Ordering::Release);
                 return Err(error);
             }
-            memory.differed = false;
         }
         let stale = core.parts.queue.claims_older_than(STALE_CLAIM).await?;
         self.settle_claims(&stale).await?;
@@ -180,7 +191,8 @@ impl Leader {
     async fn rebuild_queue(&self) -> Result<(), UpkeepError> {
         let core = &self.core;
         let epoch = core.parts.fence.epoch;
-        core.parts.queue.begin_rebuild(epoch).await?;
+        let generation = core.parts.ambient.uuid().to_string();
+        core.parts.queue.begin_rebuild(epoch, &generation).await?;
         let mut after: Option<QueuedJob> = None;
         let mut count = 0;
         loop {
@@ -196,8 +208,12 @@ impl Leader {
                 break;
             }
         }
-        let generation = core.parts.ambient.uuid().to_string();
-        core.parts.queue.mark_whole(epoch, &generation).await?;
+        if core.parts.queue.mark_whole(epoch, &generation).await?.is_none() {
+            tracing::warn!("Redis was emptied during a rebuild of the ready queue; it is done again.");
+            core.queue_lacks.store(true, Ordering::Release);
+            core.nudges.reconcile.notify_one();
+            return Ok(());
+        }
         tracing::info!(jobs = count, "The ready queue was made whole from PostgreSQL.");
         Ok(())
     }
@@ -222,28 +238,51 @@ impl Leader {
         Ok(())
     }
 
-    /// Compares the number of jobs in the ready queue with the counters. A difference that is there
-    /// twice in a row is no job in flight: something was evicted or left behind.
+    /// Compares the ready queue with PostgreSQL. Numbers alone prove little while jobs come and go: what
+    /// seems to be missing is looked for, and what seems too much must be a lot, twice.
     async fn compare_queue(&self, memory: &mut Reconciliation) -> Result<(), UpkeepError> {
         let core = &self.core;
         let stats = core.parts.database.stats().await?;
         core.waiting.store(stats.pending + stats.queued, Ordering::Relaxed);
         let held = i64::try_from(core.parts.queue.total().await?).unwrap_or(i64::MAX);
-        core.note_shapes(core.parts.queue.shapes().await?.into_iter().map(|(shape, _)| shape));
-        let differs = held != stats.queued;
-        if differs && memory.differed {
+        let shapes = core.parts.queue.shapes().await?;
+        core.know_shapes(shapes.into_iter().map(|(shape, _)| shape));
+        if held < stats.queued && self.lacks_a_job(memory).await? {
+            tracing::warn!(held, queued = stats.queued, "The ready queue lacks jobs; it is rebuilt.");
+            self.rebuild_queue().await?;
+        }
+        let bloated = held - stats.queued > (stats.queued / 10).max(1_000);
+        if bloated && memory.bloated {
             tracing::warn!(
                 held,
                 queued = stats.queued,
-                "The ready queue differs from PostgreSQL; it is reconciled."
+                "The ready queue holds jobs that do not wait; they are dropped."
             );
-            if held > stats.queued {
-                self.drop_strangers().await?;
-            }
-            self.rebuild_queue().await?;
+            self.drop_strangers().await?;
         }
-        memory.differed = differs && !memory.differed;
+        memory.bloated = bloated && !memory.bloated;
         Ok(())
+    }
+
+    /// Whether, on the next page of queued jobs, one is neither in the ready queue nor claimed, and still
+    /// queued when asked again.
+    async fn lacks_a_job(&self, memory: &mut Reconciliation) -> Result<bool, UpkeepError> {
+        let core = &self.core;
+        let page = core.parts.database.queued_jobs(memory.looked_at.as_ref(), PAGE).await?;
+        let jobs: Vec<_> = page.iter().map(|job| (job.id, job.shape.clone())).collect();
+        let present = core.parts.queue.contains(&jobs).await?;
+        let absent: Vec<JobId> =
+            jobs.iter().zip(present).filter(|(_, present)| !present).map(|((job, _), _)| *job).collect();
+        let full = i64::try_from(page.len()).unwrap_or(0) >= PAGE;
+        memory.looked_at = page.into_iter().last().filter(|_| full);
+        if absent.is_empty() {
+            return Ok(false);
+        }
+        // What was just committed may be on its way: a moment later only a loss is left.
+        tokio::time::sleep(ON_THE_WAY).await;
+        let queued = core.parts.database.still_queued(&absent).await?;
+        let jobs: Vec<_> = jobs.into_iter().filter(|(job, _)| queued.contains(job)).collect();
+        Ok(core.parts.queue.contains(&jobs).await?.contains(&false))
     }
 
     /// Takes out of the ready queue what PostgreSQL does not call queued.

@@ -23,20 +23,20 @@ use crate::services::fleet::Polled;
 /// How often a call whose time is up looks whether the job that was on its way still is.
 const RECHECK: Duration = Duration::from_millis(20);
 
+/// How a call's wait ended.
+enum Waited {
+    Job(Box<Assignment>),
+    InVain,
+    /// A job is there to be fetched.
+    LookAgain,
+}
+
 /// A fetch that is to be written down before the job is handed over.
 pub(super) struct Fetch {
     lease: LeaseId,
     delivery: DeliveryId,
     /// Whether the lease is live.
     reply: oneshot::Sender<Result<bool, ServiceError>>,
-}
-
-/// How a call's wait ended.
-enum Waited {
-    Job(Box<Assignment>),
-    /// A job is there to be fetched, or the worker was counted as lost meanwhile.
-    LookAgain,
-    InVain,
 }
 
 pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<Fetch> {
@@ -92,7 +92,8 @@ impl Leader {
         let deadline = Instant::now() + poll.wait;
         loop {
             self.admit_known(poll.worker_id).await?;
-            let polled = self.core.fleet().poll(poll.worker_id, poll.delivery, self.core.now());
+            let polled =
+                self.core.fleet().poll(poll.worker_id, poll.delivery, !poll.wait.is_zero(), self.core.now());
             match polled {
                 Polled::Unknown => return Err(ServiceError::no_worker(poll.worker_id)),
                 Polled::Again(lease) => {
@@ -124,9 +125,15 @@ impl Leader {
         deadline: Instant,
     ) -> Result<Waited, ServiceError> {
         let mut ended = self.ended();
+        // A worker that was given up meanwhile does not come back by a call that it made before.
+        let judge = |job: Result<_, _>| match job {
+            Ok(job) => Waited::Job(job),
+            Err(_) if self.core.fleet().knows(poll.worker_id) => Waited::LookAgain,
+            Err(_) => Waited::InVain,
+        };
         tokio::select! {
             biased;
-            job = &mut receiver => return Ok(job.map_or(Waited::LookAgain, Waited::Job)),
+            job = &mut receiver => return Ok(judge(job)),
             () = tokio::time::sleep_until(deadline) => {}
             _ = ended.wait_for(Option::is_some) => return Err(ServiceError::NoLeader),
         }
@@ -134,10 +141,10 @@ impl Leader {
         // leaves the call waiting again.
         while !self.core.fleet().stop_waiting(poll.worker_id, poll.delivery) {
             if let Ok(job) = tokio::time::timeout(RECHECK, &mut receiver).await {
-                return Ok(job.map_or(Waited::LookAgain, Waited::Job));
+                return Ok(judge(job));
             }
         }
-        Ok(Waited::InVain)
+        Ok(receiver.try_recv().map_or(Waited::InVain, Waited::Job))
     }
 
     /// Writes down that the job is fetched, then hands it over. `None` if the lease has ended.
@@ -196,9 +203,9 @@ impl Core {
                 transaction.commit().await.map(|()| live)
             })
             .await;
-        crash::point("before_answer");
         match marked {
             Ok(live) => {
+                crash::point("fetched");
                 let live: HashSet<LeaseId> = live.into_iter().collect();
                 for fetch in batch {
                     drop(fetch.reply.send(Ok(live.contains(&fetch.lease))));

@@ -1,0 +1,141 @@
+//! The leader dies between two steps that belong together.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cortex_client::proto::job_service_client::JobServiceClient;
+use cortex_client::proto::{JobCompletion, PollJobRequest, PollJobResponse, WorkerRegistration};
+use futures::FutureExt;
+use futures::future::select_all;
+use serde_json::json;
+use tonic::transport::Channel;
+
+use crate::load::{Load, Tally, submit};
+use crate::scene::Scene;
+
+const WORK: Duration = Duration::from_millis(30);
+
+/// Every point of `cortex::services::crash`.
+const POINTS: [&str; 6] = ["claimed", "assigned", "fetched", "applied", "submitted", "before_queue"];
+
+impl Scene {
+    async fn with_crash_points() -> Self {
+        Self::with(|builder, folder| builder.env("CORTEX_CRASH_POINTS", folder.to_string_lossy())).await
+    }
+
+    fn point(&self, name: &str) -> PathBuf {
+        self.cluster.data_dir().with_file_name(name)
+    }
+
+    /// Has the leader die when it comes to this point.
+    fn arm(&self, point: &str) {
+        fs::write(self.point(point), "").unwrap();
+    }
+
+    /// Waits until it has, and starts it again once another one leads.
+    async fn dies_and_comes_back(&mut self, point: &str) {
+        let died = (0..self.cluster.size()).map(|index| self.cluster.wait_for_exit(index).boxed());
+        let (ended, leader, _) = select_all(died).await;
+        assert!(!ended.unwrap().success() && !self.point(point).exists(), "{point}");
+        self.leader_other_than(leader).await;
+        self.revive(leader).await;
+    }
+
+    /// A replica that does not lead, and a worker's way to it.
+    async fn follower(&self) -> (usize, JobServiceClient<Channel>) {
+        let follower = self.others(self.leader().await)[0];
+        let endpoint = format!("http://{}", self.cluster.grpc(follower));
+        (follower, JobServiceClient::connect(endpoint).await.unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_between_two_steps_loses_nothing_and_repeats_nothing() {
+    let mut scene = Scene::with_crash_points().await;
+    scene.start_worker(1, 8, WORK);
+    scene.start_worker(2, 8, WORK);
+    let mut all = Tally::default();
+    for point in POINTS {
+        let leader = scene.leader().await;
+        let load = Load::start(&scene.http, &scene.http_of(&scene.others(leader)));
+        load.accepts(20).await;
+        scene.arm(point);
+        scene.dies_and_comes_back(point).await;
+        load.accepts(20).await;
+        let tally = load.finish().await;
+        println!(
+            "{point}: {} accepted, {} refused, {} unknown",
+            tally.accepted.len(),
+            tally.refused,
+            tally.unknown
+        );
+        all.add(tally);
+        scene.check(&all).await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_whose_leader_dies_before_the_answer_gets_it_from_the_next_one() {
+    let mut scene = Scene::with_crash_points().await;
+    let mut tally = Tally::default();
+    let (other, mut client) = scene.follower().await;
+    let registration = WorkerRegistration {
+        name: "by-hand".to_owned(),
+        hostname: "test".to_owned(),
+        ip_address: "127.0.0.1".to_owned(),
+        port: 1,
+        max_concurrent_jobs: 1,
+        ..WorkerRegistration::default()
+    };
+    let worker_id = client.register_worker(registration).await.unwrap().into_inner().worker_id;
+    let poll = PollJobRequest { worker_id: worker_id.clone(), wait_ms: 20_000 };
+
+    // Claimed in Redis and in nobody's hands: no other difference tells of it.
+    scene.arm("claimed");
+    let polled = tokio::spawn({
+        let (mut client, poll) = (client.clone(), poll.clone());
+        async move { client.poll_job(poll).await.unwrap().into_inner() }
+    });
+    tally.note(submit(&scene.http, scene.cluster.http(other), json!({})).await);
+    scene.dies_and_comes_back("claimed").await;
+    let job = polled.await.unwrap();
+    assert!(job.has_job, "the claimed job was lost");
+    let completion = completion_of(&worker_id, &job);
+    let (_, mut client) = scene.follower().await;
+    assert!(client.complete_job(completion).await.unwrap().into_inner().acknowledged);
+
+    // Assigned, and on its way to a call that waits.
+    let (other, mut client) = scene.follower().await;
+    scene.arm("assigned");
+    let polled = tokio::spawn(async move { client.poll_job(poll).await.unwrap().into_inner() });
+    tally.note(submit(&scene.http, scene.cluster.http(other), json!({})).await);
+    scene.dies_and_comes_back("assigned").await;
+    let job = polled.await.unwrap();
+    assert!(job.has_job, "the assigned job was lost on the way");
+    assert_eq!(scene.count("SELECT count(*) FROM executions").await, 2, "one lease for each job");
+
+    // Completed, and not acknowledged.
+    let (_, mut client) = scene.follower().await;
+    scene.arm("applied");
+    let completion = completion_of(&worker_id, &job);
+    let answer = client.complete_job(completion.clone()).await.unwrap().into_inner();
+    scene.dies_and_comes_back("applied").await;
+    assert!(answer.acknowledged, "{answer:?}");
+    let different = JobCompletion { output_data: "{\"other\": 1}".into(), ..completion };
+    let (_, mut client) = scene.follower().await;
+    let answer = client.complete_job(different).await.unwrap().into_inner();
+    assert!(!answer.acknowledged, "a different report is no repetition: {answer:?}");
+    scene.check(&tally).await;
+}
+
+fn completion_of(worker_id: &str, job: &PollJobResponse) -> JobCompletion {
+    JobCompletion {
+        job_id: job.job_id.clone(),
+        worker_id: worker_id.to_owned(),
+        success: true,
+        output_data: "{}".into(),
+        execution_id: job.execution_id.clone(),
+        ..JobCompletion::default()
+    }
+}

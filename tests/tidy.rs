@@ -1,0 +1,155 @@
+//! Habits that a compiler does not check: what may import what, how large a file may be, whether the
+//! documents name what exists. Reads the working copy and starts nothing.
+
+#[path = "tidy/documents.rs"]
+mod documents;
+#[path = "tidy/imports.rs"]
+mod imports;
+#[path = "tidy/text.rs"]
+mod text;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use text::{Source, files, read, rust_files};
+
+/// Most lines of a Rust file.
+const LINES: usize = 500;
+
+/// What may stand at the top. A new room of the house is a decision, not an accident.
+const TOP_LEVEL: [&str; 27] = [
+    ".cargo",
+    ".ci",
+    ".git",
+    ".gitignore",
+    ".sqlx",
+    "ARCHITECTURE.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "README.md",
+    "benches",
+    "build.rs",
+    "chaos",
+    "client",
+    "clippy.toml",
+    "cluster",
+    "config",
+    "deny.toml",
+    "deploy",
+    "docs",
+    "justfile",
+    "migrations",
+    "proto",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "src",
+    "tests",
+    "LICENSE",
+];
+
+/// Longest pause, in milliseconds, between two looks of a test that awaits a condition.
+const LOOK_MS: u32 = 20;
+
+/// Sleeps of tests that await nothing, and why they may.
+const SLEEPS: [(&str, &str, &str); 6] = [
+    ("tests/dev_stores.rs", "from_secs(600)", "a process that waits to be killed"),
+    ("tests/forward/support.rs", "wait_of(&command)", "a leader that takes as long as a long poll asks"),
+    ("tests/faults/ledger.rs", "self.takes", "the work of a job"),
+    ("tests/faults/leaders.rs", "FREEZE", "the fault is a pause of this length"),
+    ("tests/faults/load.rs", "PACE", "the rate of the load"),
+    ("tests/faults/scene.rs", "LOOK_EVERY", "between two looks"),
+];
+
+#[test]
+fn nothing_imports_what_it_must_not() {
+    let found = imports::violations();
+    assert!(found.is_empty(), "forbidden imports:\n{}", found.join("\n"));
+}
+
+#[test]
+fn no_rust_file_is_too_long() {
+    let long: Vec<String> = rust_files()
+        .map(|path| (read(&path).lines().count(), path))
+        .filter(|(lines, _)| *lines > LINES)
+        .map(|(lines, path)| format!("{path}: {lines} lines; split it by what its parts are about"))
+        .collect();
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+#[test]
+fn only_known_entries_stand_at_the_top() {
+    let ignored: BTreeSet<String> =
+        read(".gitignore").lines().map(|line| line.trim_matches('/').to_owned()).collect();
+    let strangers: Vec<String> = std::fs::read_dir(text::root())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| !TOP_LEVEL.contains(&name.as_str()) && !ignored.contains(name))
+        .collect();
+    assert!(strangers.is_empty(), "put these into one of the folders: {strangers:?}");
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    // Written in two halves, so that this file does not name what it looks for.
+    let marks = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("X", "XX"),
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+        concat!("place", "holder"),
+        concat!("#[ig", "nore]"),
+    ];
+    let mut found = Vec::new();
+    for path in files().filter(|path| path != "Cargo.lock") {
+        for (number, line) in (1..).zip(read(&path).lines()) {
+            for mark in marks.iter().filter(|mark| text::has_word(line, mark)) {
+                found.push(format!("{path}:{number}: {mark}"));
+            }
+        }
+    }
+    assert!(found.is_empty(), "finish these:\n{}", found.join("\n"));
+}
+
+#[test]
+fn tests_await_conditions_instead_of_sleeping() {
+    let mut found = Vec::new();
+    for path in rust_files().filter(|path| path.starts_with("tests/") || path.contains("/tests/")) {
+        for (number, line) in (1..).zip(Source::of(&read(&path)).code.lines()) {
+            let Some((_, slept)) = line.split_once("sleep(") else { continue };
+            let millis = slept.split_once("from_millis(").map(|(_, rest)| text::leading_number(rest));
+            let looks = millis.flatten().is_some_and(|millis| millis <= LOOK_MS);
+            let excused = SLEEPS.iter().any(|(file, how, _)| *file == path && slept.contains(how));
+            if !looks && !excused {
+                found.push(format!("{path}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "await what is expected instead of sleeping:\n{}", found.join("\n"));
+}
+
+#[test]
+fn migrations_are_numbered_without_gaps() {
+    let names: Vec<String> = files().filter(|path| path.starts_with("migrations/")).collect();
+    assert!(!names.is_empty());
+    for (number, path) in (1_usize..).zip(&names) {
+        let name = Path::new(path).file_name().unwrap().to_string_lossy();
+        let expected = format!("{number:04}_");
+        assert!(name.starts_with(&expected) && name.ends_with(".sql"), "{path} should begin with {expected}");
+    }
+}
+
+#[test]
+fn the_documents_name_what_exists() {
+    let found = documents::missing_paths();
+    assert!(found.is_empty(), "these do not exist:\n{}", found.join("\n"));
+    let found = documents::missing_items();
+    assert!(found.is_empty(), "nothing in the sources is called that:\n{}", found.join("\n"));
+}
+
+#[test]
+fn the_readme_gives_two_commands_and_ci_runs_the_second() {
+    let commands = documents::set_up_commands();
+    assert_eq!(commands, ["bash deploy/quickstart.sh", "bash deploy/test.sh"]);
+    assert!(read(".ci/run").contains(&commands[1]), ".ci/run must call {}", commands[1]);
+}
