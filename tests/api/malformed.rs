@@ -78,7 +78,7 @@ fn odd_body(random: &mut StdRng, name: &str) -> Vec<u8> {
         3 => {
             // Broken in one place: the opening brace is gone.
             let mut broken = text;
-            broken[0] = random.random_range(b'a'..b'z');
+            broken[0] = random.random_range(b'a'..=b'z');
             broken
         }
         4 => odd_value(random, 3).as_object().map_or(b"[1]".to_vec(), |_| b"{}".to_vec()),
@@ -110,7 +110,7 @@ fn odd_query(random: &mut StdRng) -> String {
     // No value of these makes sense: an odd byte, a number out of range, a tag without a colon.
     let value = match random.random_range(0..4) {
         0 => "%ff".to_owned(),
-        1 => format!("%{}", random.random_range(b'g'..b'z') as char),
+        1 => format!("%{}", random.random_range(b'g'..=b'z') as char),
         2 if name != "tag" => format!("-{}", random.random::<u32>()),
         _ => format!("no{}", random.random::<u16>()),
     };
