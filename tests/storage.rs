@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cortex::domain::ambient::{Ambient, System};
-use cortex::domain::ids::{ClusterId, Epoch, JobId, LeaseId, WorkerId};
+use cortex::domain::ids::{ClusterId, DeliveryId, Epoch, JobId, LeaseId, WorkerId};
 use cortex::domain::job::{JobDefaults, JobDraft, JobFilter, JobStatus, NewJob};
 use cortex::domain::retry::RetryPolicy;
 use cortex::domain::worker::{NewWorker, WorkerDraft};
@@ -195,6 +195,24 @@ async fn a_job_is_assigned_once_and_only_while_it_is_queued() {
     let stats = setting.database.stats().await.unwrap();
     assert_eq!((stats.queued, stats.assigned), (0, 1));
     assert_eq!(setting.database.live_leases().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_job_whose_call_went_away_before_the_commit_can_be_fetched_by_another_call() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let new_job = job(json!({}));
+    store(&setting, fence, &[&new_job]).await;
+    let (gone, next) = (DeliveryId(System.uuid()), DeliveryId(System.uuid()));
+    let lease = LeaseId(System.uuid());
+    let mut transaction = setting.database.begin(fence).await.unwrap();
+    let (worker, _) = transaction.register_worker(&worker()).await.unwrap();
+    let claim = Claim { job_id: new_job.id, worker_id: worker.id, lease, delivery: Some(gone) };
+    assert_eq!(transaction.assign_jobs(0, &[claim], 30).await.unwrap().len(), 1);
+    let live = transaction.mark_delivered(&[(lease, next)]).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(live, [lease], "what is left out counts as ended, and the leader forgets it");
+    assert_eq!(setting.database.live_leases().await.unwrap()[0].delivery, Some(next));
 }
 
 #[tokio::test]
