@@ -119,11 +119,13 @@ fn a_call_that_comes_while_an_assignment_is_committed_is_told_to_look_again() {
     );
 
     let other = DeliveryId(id(8));
-    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), other, now) else { panic!("it is fetched") };
+    let Polled::Wait(mut waiting) = fleet.poll(WorkerId(id(1)), other, true, now) else {
+        panic!("it is fetched")
+    };
     fleet.unfetch(LeaseId(id(101)));
     assert_eq!(waiting.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
     assert!(
-        matches!(fleet.poll(WorkerId(id(1)), other, now), Polled::Fetch(lease) if lease == LeaseId(id(101)))
+        matches!(fleet.poll(WorkerId(id(1)), other, true, now), Polled::Fetch(lease) if lease == LeaseId(id(101)))
     );
 }
 
