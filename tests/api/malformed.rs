@@ -78,7 +78,7 @@ fn odd_body(random: &mut StdRng, name: &str) -> Vec<u8> {
         3 => {
             // Broken in one place: the opening brace is gone.
             let mut broken = text;
-            broken[0] = random.random_range(b'a'..b'z');
+            broken[0] = random.random_range(b'a'..=b'z');
             broken
         }
         4 => odd_value(random, 3).as_object().map_or(b"[1]".to_vec(), |_| b"{}".to_vec()),

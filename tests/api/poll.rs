@@ -86,7 +86,7 @@ async fn a_heartbeat_names_what_waits_for_the_worker_and_what_was_taken_from_it(
     assert!(answer.acknowledged && answer.pending_jobs.is_empty() && answer.cancelled_jobs.is_empty());
     api.cancel(1, &first.job_id).await.expect(204);
     let answer = hand.heartbeat(&[&first, &second]).await.unwrap();
-    assert_eq!(answer.cancelled_jobs, [first.job_id.clone()]);
+    assert_eq!(answer.cancelled_jobs, std::slice::from_ref(&first.job_id));
     eventually("the free slot is filled", async || {
         hand.heartbeat(&[&second]).await.unwrap().pending_jobs.len() == 1
     })
