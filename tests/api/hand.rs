@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use crate::group::Api;
 
 /// The messages and the client of the specification's own file; the additions are unknown to it.
-#[allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
+#[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, reason = "generated")]
 pub mod specification {
     include!(concat!(env!("OUT_DIR"), "/specification/cortex.rs"));
 }

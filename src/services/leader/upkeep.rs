@@ -170,11 +170,11 @@ impl Leader {
         let generation =
             core.parts.queue.generation(epoch).await.inspect_err(|e| core.note_queue_failure(e))?;
         let lacks = core.queue_lacks.swap(false, Ordering::AcqRel);
-        if generation.is_none() || lacks {
-            if let Err(error) = self.rebuild_queue().await {
-                core.queue_lacks.store(true, Ordering::Release);
-                return Err(error);
-            }
+        if (generation.is_none() || lacks)
+            && let Err(error) = self.rebuild_queue().await
+        {
+            core.queue_lacks.store(true, Ordering::Release);
+            return Err(error);
         }
         let stale = core.parts.queue.claims_older_than(STALE_CLAIM).await?;
         self.settle_claims(&stale).await?;
