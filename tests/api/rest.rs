@@ -248,9 +248,7 @@ async fn the_statistics_are_not_taken_for_a_job_and_count_what_happens() {
     api.cancel(0, &id).await.expect(204);
     let later = api.get(2, "/api/v1/jobs/stats/summary").await.expect(200);
     // Other tests revive cancelled jobs meanwhile; that every counter is right at the end is shown elsewhere.
-    for counter in ["total_jobs"] {
-        assert!(later[counter].as_i64() > stats[counter].as_i64(), "{counter}: {stats} {later}");
-    }
+    assert!(later["total_jobs"].as_i64() > stats["total_jobs"].as_i64(), "{stats} {later}");
     for member in ["average_execution_time_ms", "average_queue_time_ms", "success_rate"] {
         assert!(later[member].is_null() || later[member].is_f64(), "{later}");
     }
