@@ -126,6 +126,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let peer_server = peers.spawn(peer_server);
 
     let defaults = job_defaults(&config);
+    let inspector = Inspector {
+        node: node.clone(),
+        database: database.clone(),
+        queue: queue.clone(),
+        routes: routes.clone(),
+    };
     let router = Router::new(routes, forwarding, Arc::clone(&ambient));
     let api = Api {
         services: Services::new(
@@ -134,7 +140,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             defaults.clone(),
             Queries::new(database.clone()),
         ),
-        inspect: Arc::new(Inspector { node: node.clone(), database: database.clone(), queue: queue.clone() }),
+        inspect: Arc::new(inspector),
         metrics: renderer(&metrics, &node),
         observer: Arc::new(Observer(Arc::clone(&metrics))),
         ambient: Arc::clone(&ambient),
@@ -313,16 +319,21 @@ struct Inspector {
     node: Node,
     database: Database,
     queue: ReadyQueue,
+    routes: watch::Receiver<Route>,
 }
 
 impl Inspect for Inspector {
     fn health(&self) -> BoxFuture<'_, Health> {
         Box::pin(async move {
-            let (postgres, redis) = tokio::join!(check(self.database.ping()), check(self.queue.ping()),);
+            let (postgres, redis) = tokio::join!(check(self.database.ping()), check(self.queue.ping()));
             let status = self.node.status();
             let raft = match (status.running, status.leader) {
                 (false, _) => Component::down("the Raft core has stopped"),
                 (true, None) => Component::down("no leader is known"),
+                // Elected, and not (yet) let by the stores.
+                (true, Some(_)) if matches!(*self.routes.borrow(), Route::Nowhere) => {
+                    Component::down("the leader does not take writes")
+                }
                 (true, Some(_)) => Component::up(),
             };
             Health { postgres, redis, raft, role: role(status.role), leader: status.leader }

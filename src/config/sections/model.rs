@@ -223,7 +223,7 @@ pub struct Seed {
 /// Section `limits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest request body. Default 1048576 bytes (1 MiB); 1024 to 67108864 (64 MiB).
+    /// Largest request body. Default 1048576 bytes (1 MiB); 1024 to 8388608 (8 MiB).
     pub max_body_bytes: usize,
 }
 

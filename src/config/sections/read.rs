@@ -72,7 +72,7 @@ fn sections(root: &mut Section<'_>) -> Config {
         cors: root.section("cors", cors),
         cluster,
         limits: root.section("limits", |limits| Limits {
-            max_body_bytes: limits.whole("max_body_bytes", 1024..=64 << 20, 1 << 20),
+            max_body_bytes: limits.whole("max_body_bytes", 1024..=8 << 20, 1 << 20),
         }),
     }
 }
