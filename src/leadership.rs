@@ -14,7 +14,8 @@
 //! - Commands are accepted (`Route::Here`) only after PostgreSQL holds this leadership's epoch.
 //! - Loops start after commands: the ready queue is taken over first.
 //! - With a stale quorum the loops pause; nothing is torn down, for the fence protects all the same.
-//! - Once a store has fenced an epoch off, it is never led with again.
+//! - Once PostgreSQL has fenced an epoch off, it is never led with again. Redis is no authority: what it
+//!   refuses makes this replica take over again, and PostgreSQL decides.
 //! - Stepping down: loops first, then what the batchers hold, then the hand-over.
 //!
 //! Not here: who wins an election (`cortex-cluster`), and what a leader does (`services::leader`).

@@ -273,9 +273,10 @@ impl Core {
         let timer = self.parts.metrics.transaction.with_label_values(&[name]).start_timer();
         let mut tries = 1;
         let result = loop {
-            // A leadership that is over begins nothing, whatever still waits.
+            // A leadership that has ended itself begins nothing, whatever still waits. No store has fenced
+            // this off, so it does not count as such.
             if self.end.borrow().is_some_and(|end| end != End::Over) {
-                break Err(StorageError::Fenced);
+                return Err(StorageError::Fenced);
             }
             let attempt = tokio::time::timeout(TRANSACTION_WITHIN, run());
             match attempt.await.unwrap_or_else(|_| Err(StorageError::timed_out())) {
