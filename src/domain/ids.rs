@@ -44,6 +44,8 @@ uuid_ids! {
     LeaseId
     /// One `PollJob` call, so that an answer that got lost can be given again.
     DeliveryId
+    /// One stream of a worker's session; a newer one replaces it.
+    SessionId
     /// A Raft group's identity, kept in PostgreSQL beside the fence.
     ClusterId
 }

@@ -295,14 +295,16 @@ pub struct Job {
 }
 
 impl Job {
-    /// A submission as it was accepted: durable, and on its way to the ready queue.
-    pub fn accepted(new: NewJob, submitted_at: DateTime<Utc>) -> Self {
+    /// A submission as it was accepted: durable, and on its way to the ready queue unless a worker took it
+    /// at once.
+    pub fn accepted(new: NewJob, submitted_at: DateTime<Utc>, assigned_to: Option<WorkerId>) -> Self {
+        let taken_at = assigned_to.map(|_| submitted_at);
         Self {
             id: new.id,
             name: new.name,
             model_name: new.model_name,
             model_version: new.model_version,
-            status: JobStatus::Pending,
+            status: if assigned_to.is_some() { JobStatus::Assigned } else { JobStatus::Pending },
             priority: new.priority,
             max_retries: new.max_retries,
             retry_count: 0,
@@ -311,14 +313,14 @@ impl Job {
             output_data: None,
             error_message: None,
             error_stack: None,
-            assigned_worker_id: None,
-            assigned_at: None,
+            assigned_worker_id: assigned_to,
+            assigned_at: taken_at,
             submitted_at,
-            queued_at: None,
+            queued_at: taken_at,
             started_at: None,
             completed_at: None,
             execution_duration_ms: None,
-            queue_wait_time_ms: None,
+            queue_wait_time_ms: taken_at.map(|_| 0),
             tags: new.tags,
             metadata: new.metadata,
             created_by: new.created_by,

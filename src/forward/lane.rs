@@ -10,7 +10,12 @@ impl Lane {
     /// The lane of a command.
     pub(super) fn of(command: &Command) -> Self {
         match command {
-            Command::ApplyEvent(..) | Command::RegisterWorker(_) | Command::Heartbeat(_) => Self::Prompt,
+            Command::ApplyEvent(..)
+            | Command::RegisterWorker(_)
+            | Command::Heartbeat(_)
+            | Command::Attach(_)
+            | Command::Hear(_)
+            | Command::Detach(..) => Self::Prompt,
             Command::PollJob(_) => Self::Wait,
             Command::SubmitJobs(_) => Self::Bulk,
         }

@@ -170,7 +170,10 @@ impl Patience {
             Command::SubmitJobs(_)
             | Command::ApplyEvent(..)
             | Command::RegisterWorker(_)
-            | Command::Heartbeat(_) => None,
+            | Command::Heartbeat(_)
+            | Command::Attach(_)
+            | Command::Hear(_)
+            | Command::Detach(..) => None,
         };
         Self { deadline: poll_until.unwrap_or(now) + timeout, poll_until }
     }

@@ -4,14 +4,17 @@
 //! it to the leader. Both implement [`Commands`], so the API never knows. Commands are built to be sent
 //! again: ids are chosen where a request arrives, so a second copy finds what the first one did.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::error::ServiceError;
 use crate::domain::execution::Usage;
-use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
+use crate::domain::ids::{DeliveryId, JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::job::{Job, NewJob};
 use crate::domain::payload::Payload;
 use crate::domain::transition::JobEvent;
@@ -30,13 +33,19 @@ pub enum Command {
     Heartbeat(Heartbeat),
     /// Collects a job that is assigned to a worker, or waits for one.
     PollJob(PollJob),
+    /// Has the leader push assignments to a worker's session.
+    Attach(Attach),
+    /// Takes what a worker said on its session.
+    Hear(Hear),
+    /// The session's stream has ended; nothing more is pushed to it. Leases stay.
+    Detach(WorkerId, SessionId),
 }
 
 /// The answer to the command of the same place.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
-    /// The jobs as accepted, in the order of submission.
-    SubmitJobs(Vec<Job>),
+    /// What was chosen for each job, in the order of submission.
+    SubmitJobs(Vec<Accepted>),
     /// What came of the event.
     ApplyEvent(Applied),
     /// The worker as registered, and whether it was new.
@@ -45,6 +54,21 @@ pub enum Answer {
     Heartbeat(HeartbeatAnswer),
     /// The job, if one came in time.
     PollJob(Option<Box<Assignment>>),
+    /// Those of the leases that the worker holds which are not live.
+    Attach(Vec<(JobId, LeaseId)>),
+    /// What came of each event.
+    Hear(Vec<Result<Applied, ServiceError>>),
+    /// Done, or already so.
+    Detach,
+}
+
+/// What the leader chose for a job that it stored; the rest is as submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// When it was stored.
+    pub submitted_at: DateTime<Utc>,
+    /// The worker that took it at once.
+    pub assigned_to: Option<WorkerId>,
 }
 
 /// What came of an event.
@@ -69,6 +93,8 @@ pub struct Heartbeat {
     pub current_jobs: Vec<JobId>,
     /// Its use of its machine.
     pub usage: Usage,
+    /// The models that it has loaded.
+    pub loaded_models: Vec<String>,
 }
 
 /// The answer to a sign of life.
@@ -106,6 +132,110 @@ pub struct Assignment {
     pub timeout_seconds: u32,
 }
 
+/// A session that wants assignments pushed. Sent anew to every new leader.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attach {
+    /// Whose session it is; registered before.
+    pub worker_id: WorkerId,
+    /// The stream. A newer one of the same worker replaces it.
+    pub session: SessionId,
+    /// Leases that the worker holds, or that are on their way to it on this stream. Live leases that it
+    /// does not name are pushed again.
+    pub held: Vec<(JobId, LeaseId)>,
+    /// How the stream's credits stand.
+    pub credits: Credits,
+    /// Where deliveries go. Filled in where the command reaches the leader.
+    #[serde(skip)]
+    pub outlet: Outlet,
+}
+
+/// Credits of one stream, both counted from its beginning, so that news may arrive twice or out of order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credits {
+    /// Granted by the worker.
+    pub granted: u64,
+    /// Used up by assignments.
+    pub used: u64,
+}
+
+/// What a worker said on its session, in one message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Hear {
+    /// Who.
+    pub worker_id: WorkerId,
+    /// On which stream.
+    pub session: SessionId,
+    /// All credits that it has granted on this stream.
+    pub granted: u64,
+    /// Its reports, each under its lease.
+    pub events: Vec<(JobId, JobEvent)>,
+    /// What it says of itself, if it did.
+    pub pulse: Option<Pulse>,
+}
+
+/// What a worker says of itself on its session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pulse {
+    /// Idle or busy, unhealthy, or offline when it is leaving.
+    pub status: WorkerStatus,
+    /// Its use of its machine.
+    pub usage: Usage,
+    /// The models that it has loaded.
+    pub loaded_models: Vec<String>,
+}
+
+/// What the leader tells a worker's session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// Whose session.
+    pub worker_id: WorkerId,
+    /// Which stream.
+    pub session: SessionId,
+    /// What.
+    pub news: News,
+}
+
+/// The news itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum News {
+    /// The worker is to run this; it uses one credit up.
+    Assigned(Box<Assignment>),
+    /// The lease has ended without the worker.
+    Ended(JobId, LeaseId),
+    /// A newer stream of the same worker has taken this one's place.
+    Replaced,
+}
+
+/// Takes deliveries to the sessions of one replica. The number of deliveries that wait is bounded by the
+/// credits of its workers.
+pub trait Deliver: Send + Sync + 'static {
+    /// Passes a delivery on, in order. Must not block, and must not call back. `false` says that nobody takes
+    /// it: the way to the replica, or the session, is gone.
+    fn deliver(&self, delivery: Delivery) -> bool;
+}
+
+/// Where the deliveries of an attached session go; without a target nobody takes them.
+#[derive(Clone, Default)]
+pub struct Outlet(Option<Arc<dyn Deliver>>);
+
+impl Outlet {
+    /// An outlet that leads to `target`.
+    pub fn to(target: Arc<dyn Deliver>) -> Self {
+        Self(Some(target))
+    }
+
+    /// See [`Deliver::deliver`].
+    pub fn deliver(&self, delivery: Delivery) -> bool {
+        self.0.as_ref().is_some_and(|target| target.deliver(delivery))
+    }
+}
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Outlet" } else { "Outlet(none)" })
+    }
+}
+
 /// Carries out commands, here or elsewhere.
 pub trait Commands: Send + Sync + 'static {
     /// Carries out one command. Dropping the future does not undo what was begun.
@@ -122,7 +252,10 @@ impl Command {
             | Self::ApplyEvent(..)
             | Self::RegisterWorker(_)
             | Self::Heartbeat(_)
-            | Self::PollJob(_) => true,
+            | Self::PollJob(_)
+            | Self::Attach(_)
+            | Self::Hear(_)
+            | Self::Detach(..) => true,
         }
     }
 
@@ -134,6 +267,9 @@ impl Command {
             Self::RegisterWorker(_) => "register_worker",
             Self::Heartbeat(_) => "heartbeat",
             Self::PollJob(_) => "poll_job",
+            Self::Attach(_) => "attach",
+            Self::Hear(_) => "hear",
+            Self::Detach(..) => "detach",
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::command::{Answer, Applied, Assignment, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob};
+use super::command::{Accepted, Answer, Applied, Assignment, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob};
 use super::error::ServiceError;
 use super::queries::Queries;
 use crate::domain::ambient::Ambient;
@@ -51,8 +51,13 @@ impl Services {
 
     /// Stores checked jobs, all or none.
     pub async fn submit_jobs(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>> {
-        match self.commands.execute(Command::SubmitJobs(jobs)).await? {
-            Answer::SubmitJobs(jobs) => Ok(jobs),
+        match self.commands.execute(Command::SubmitJobs(jobs.clone())).await? {
+            Answer::SubmitJobs(accepted) if accepted.len() == jobs.len() => {
+                let shown = |(job, accepted): (NewJob, Accepted)| {
+                    Job::accepted(job, accepted.submitted_at, accepted.assigned_to)
+                };
+                Ok(jobs.into_iter().zip(accepted).map(shown).collect())
+            }
             _ => Err(ServiceError::Internal),
         }
     }

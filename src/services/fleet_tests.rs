@@ -51,6 +51,7 @@ fn heartbeat(jobs: &[u128]) -> Heartbeat {
         current_job_count: u32::try_from(jobs.len()).unwrap(),
         current_jobs: jobs.iter().map(|n| JobId(id(200 + n))).collect(),
         usage: Usage::default(),
+        loaded_models: Vec::new(),
     }
 }
 

@@ -51,6 +51,7 @@ async fn beat(core: &Arc<Core>, usage: &mut ProcessUsage, backoff: &mut Backoff)
         current_job_count: i32::try_from(jobs.len()).unwrap_or(i32::MAX),
         current_jobs: jobs,
         metrics: usage.sample(),
+        loaded_models: Vec::new(),
     };
     let answer = connection
         .call(DEADLINE, request, |mut client, request| async move { client.heartbeat(request).await })

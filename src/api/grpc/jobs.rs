@@ -42,6 +42,15 @@ impl Jobs {
 
 #[tonic::async_trait]
 impl JobService for Jobs {
+    type SessionStream = futures::stream::Pending<Result<cortex_client::proto::SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        _: Request<tonic::Streaming<cortex_client::proto::SessionRequest>>,
+    ) -> Answer<Self::SessionStream> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     async fn register_worker(
         &self,
         request: Request<WorkerRegistration>,

@@ -78,6 +78,7 @@ pub(super) fn heartbeat(message: &HeartbeatRequest) -> Parsed<Heartbeat> {
             current_job_count: current_job_count?,
             current_jobs: current_jobs?,
             usage,
+            loaded_models: Vec::new(),
         })
     })();
     v.finish(heartbeat)

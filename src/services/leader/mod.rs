@@ -8,6 +8,7 @@
 mod apply;
 mod dispatch;
 mod feed;
+mod sessions;
 mod submit;
 mod take_over;
 mod upkeep;
@@ -198,6 +199,12 @@ impl Commands for Leader {
                 }
                 Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat).await.map(Answer::Heartbeat),
                 Command::PollJob(poll) => self.poll(poll).await.map(Answer::PollJob),
+                Command::Attach(attach) => self.attach(attach).await.map(Answer::Attach),
+                Command::Hear(hear) => self.hear(hear).await.map(Answer::Hear),
+                Command::Detach(worker, session) => {
+                    self.detach(worker, session);
+                    Ok(Answer::Detach)
+                }
             }
         })
     }

@@ -11,14 +11,15 @@ use tokio::sync::oneshot;
 use super::feed::FeedItem;
 use super::{Core, Leader, SUBMISSION_SLOTS};
 use crate::domain::ids::JobId;
-use crate::domain::job::{Job, NewJob};
+use crate::domain::job::NewJob;
 use crate::ready_queue::Entry;
 use crate::services::batcher::{Batcher, Limits, Stage};
+use crate::services::command::Accepted;
 use crate::services::crash;
 use crate::services::error::ServiceError;
 use crate::storage::StorageError;
 
-type Reply = oneshot::Sender<Result<Vec<Job>, ServiceError>>;
+type Reply = oneshot::Sender<Result<Vec<Accepted>, ServiceError>>;
 /// When each job was first submitted, and whether that was now.
 type Stored = HashMap<JobId, (DateTime<Utc>, bool)>;
 
@@ -31,7 +32,7 @@ pub(super) struct Submission {
 impl Leader {
     /// Stores jobs, all or none. They are answered as accepted; by then they are on their way into the
     /// ready queue.
-    pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>, ServiceError> {
+    pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Accepted>, ServiceError> {
         self.core.check_room(jobs.len())?;
         let bytes = jobs.iter().map(size).sum();
         let (reply, answer) = oneshot::channel();
@@ -119,7 +120,7 @@ impl Core {
                 self.parts.metrics.jobs_queued.inc();
                 self.waiting.fetch_add(1, Ordering::Relaxed);
             }
-            accepted.push(Job::accepted(job, submitted_at));
+            accepted.push(Accepted { submitted_at, assigned_to: None });
         }
         drop(submission.reply.send(Ok(accepted)));
     }
