@@ -161,9 +161,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             worker_timeout: config.scheduler.worker_timeout,
             batch_size: config.scheduler.batch_size as usize,
             max_queue_size: config.queue.max_queue_size,
+            scheduling: config.scheduler.enabled,
         },
         poll_interval: config.scheduler.poll_interval,
-        scheduling: config.scheduler.enabled,
         retire: retire.clone(),
         stop: stop.clone(),
     };

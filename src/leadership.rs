@@ -59,8 +59,6 @@ pub struct Parts {
     pub leader: LeaderParts,
     /// `scheduler.poll_interval`.
     pub poll_interval: Duration,
-    /// `scheduler.enabled`.
-    pub scheduling: bool,
     /// Hand over and lead no more.
     pub retire: CancellationToken,
     /// Stop following, too.
@@ -231,7 +229,7 @@ impl Parts {
             stop: reign.loops.clone(),
             metrics: Arc::clone(self.metrics()),
             poll_interval: self.poll_interval,
-            scheduling: self.scheduling,
+            scheduling: self.leader.scheduling,
         };
         let tasks = reign.stage.tasks.clone();
         tokio::spawn(async move {

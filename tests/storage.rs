@@ -10,7 +10,7 @@ use cortex::domain::ids::{ClusterId, DeliveryId, Epoch, JobId, LeaseId, WorkerId
 use cortex::domain::job::{JobDefaults, JobDraft, JobFilter, JobStatus, NewJob};
 use cortex::domain::retry::RetryPolicy;
 use cortex::domain::worker::{NewWorker, WorkerDraft};
-use cortex::storage::{Claim, Database, DatabaseOptions, Fence, StorageError};
+use cortex::storage::{Claim, Database, DatabaseOptions, Fence, Insertion, StorageError};
 use serde_json::json;
 use support::Stores;
 
@@ -89,9 +89,13 @@ fn worker() -> NewWorker {
     .unwrap()
 }
 
+fn queued<'a>(jobs: &[&'a NewJob]) -> Vec<Insertion<'a>> {
+    jobs.iter().map(|job| Insertion { job, claim: None }).collect()
+}
+
 async fn store(setting: &Setting, fence: Fence, jobs: &[&NewJob]) {
     let mut transaction = setting.database.begin(fence).await.unwrap();
-    assert_eq!(transaction.insert_jobs(0, jobs).await.unwrap().len(), jobs.len());
+    assert_eq!(transaction.insert_jobs(0, &queued(jobs), 30).await.unwrap().len(), jobs.len());
     transaction.commit().await.unwrap();
 }
 
@@ -133,7 +137,7 @@ async fn taking_over_waits_for_the_transactions_of_the_old_leader() {
     let old = setting.lead(1).await;
     let new_job = job(json!({}));
     let mut transaction = setting.database.begin(old).await.unwrap();
-    transaction.insert_jobs(0, &[&new_job]).await.unwrap();
+    transaction.insert_jobs(0, &queued(&[&new_job]), 30).await.unwrap();
     let database = setting.database.clone();
     let next = setting.fence(2);
     let taking_over = tokio::spawn(async move { database.take_over(next, 2, 2).await });
@@ -150,7 +154,7 @@ async fn a_leader_that_freezes_in_a_transaction_does_not_hold_up_the_next_one() 
     let old = setting.lead(1).await;
     let new_job = job(json!({}));
     let mut frozen = setting.database.begin(old).await.unwrap();
-    frozen.insert_jobs(0, &[&new_job]).await.unwrap();
+    frozen.insert_jobs(0, &queued(&[&new_job]), 30).await.unwrap();
     setting.database.take_over(setting.fence(2), 2, 2).await.unwrap();
     assert!(frozen.commit().await.is_err());
     assert!(setting.database.job(new_job.id).await.unwrap().is_none(), "nothing of it is written");

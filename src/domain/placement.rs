@@ -1,26 +1,31 @@
 //! Which free worker gets which job.
 //!
-//! Workers with equal capabilities form a group. The ready queue hands out jobs against the free slots
-//! of groups, most particular group first, so that a job which any worker can run does not take the
-//! last GPU; within a group a worker that waits for a job comes first, then the one with the most free slots.
+//! Workers with equal capabilities form a group, and a [`Pool`] keeps each group's workers in order, so
+//! that a choice costs the logarithm of their number. The ready queue hands out jobs against the free
+//! slots of groups. A job prefers a group in which somebody has its model loaded, then the most
+//! particular group, so that a job which any worker can run does not take the last GPU. Within a group it
+//! prefers a worker that has its model loaded, then one that waits for a job, then the one with most free
+//! slots.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::ids::WorkerId;
 use super::matching::{Capabilities, Shape};
 
-/// A worker's free slots, the best to take from being the greatest: whoever waits for a job first, then
-/// whoever has most slots free.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Slots {
+/// Most shapes for which the pool remembers who can run them; beyond that it starts anew.
+const REMEMBERED_SHAPES: usize = 10_000;
+
+/// How good a worker is to take a slot from: the greatest is the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
     waits: bool,
     free: u32,
     worker: Reverse<WorkerId>,
 }
 
-/// A worker that may be given jobs.
-#[derive(Debug)]
+/// What placement knows of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate<'a> {
     /// Who.
     pub worker: WorkerId,
@@ -30,61 +35,182 @@ pub struct Candidate<'a> {
     pub free: u32,
     /// Whether it waits for a job at this moment.
     pub waits: bool,
+    /// The models that it has loaded.
+    pub loaded_models: &'a BTreeSet<String>,
 }
 
-/// Workers that can run the same jobs, with the slots that are free.
+/// Names a group of a pool until its last worker goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(u32);
+
+/// The free slots of all workers.
+#[derive(Debug, Default)]
+pub struct Pool {
+    groups: BTreeMap<GroupId, Group>,
+    by_capabilities: HashMap<Capabilities, GroupId>,
+    entries: HashMap<WorkerId, Entry>,
+    next_group: u32,
+    /// Groups that can run a shape, the most particular first. Emptied whenever the groups change.
+    able: HashMap<Shape, Vec<GroupId>>,
+}
+
 #[derive(Debug)]
-pub struct Group {
+struct Group {
     capabilities: Capabilities,
-    workers: BinaryHeap<Slots>,
+    workers: usize,
     free_slots: u32,
+    /// Workers with free slots.
+    ranked: BTreeSet<Rank>,
+    /// The same, by loaded model.
+    loaded: HashMap<String, BTreeSet<Rank>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    group: GroupId,
+    rank: Rank,
+    loaded_models: BTreeSet<String>,
+}
+
+impl Pool {
+    /// Takes a worker in, or what has changed of it.
+    pub fn put(&mut self, candidate: &Candidate<'_>) {
+        let Candidate { worker, capabilities, free, waits, loaded_models } = *candidate;
+        let rank = Rank { waits, free, worker: Reverse(worker) };
+        if let Some(entry) = self.entries.get_mut(&worker)
+            && let Some(group) = self.groups.get_mut(&entry.group)
+            && group.capabilities == *capabilities
+        {
+            if entry.rank != rank || entry.loaded_models != *loaded_models {
+                group.take_out(entry.rank, &entry.loaded_models);
+                if entry.loaded_models != *loaded_models {
+                    entry.loaded_models.clone_from(loaded_models);
+                }
+                entry.rank = rank;
+                group.put_in(rank, &entry.loaded_models);
+            }
+            return;
+        }
+        self.remove(worker);
+        let group = self.group_of(capabilities);
+        if let Some(members) = self.groups.get_mut(&group) {
+            members.workers += 1;
+            members.put_in(rank, loaded_models);
+        }
+        self.entries.insert(worker, Entry { group, rank, loaded_models: loaded_models.clone() });
+    }
+
+    /// Forgets a worker.
+    pub fn remove(&mut self, worker: WorkerId) {
+        let Some(entry) = self.entries.remove(&worker) else { return };
+        let Some(group) = self.groups.get_mut(&entry.group) else { return };
+        group.take_out(entry.rank, &entry.loaded_models);
+        group.workers -= 1;
+        if group.workers == 0 {
+            self.by_capabilities.remove(&group.capabilities);
+            self.groups.remove(&entry.group);
+            self.able.clear();
+        }
+    }
+
+    /// Free slots over all workers.
+    pub fn free_slots(&self) -> u32 {
+        self.groups.values().map(|group| group.free_slots).sum()
+    }
+
+    /// Groups with free slots, and how many.
+    pub fn groups(&self) -> impl Iterator<Item = (GroupId, u32)> {
+        self.groups.iter().map(|(id, group)| (*id, group.free_slots)).filter(|(_, free)| *free > 0)
+    }
+
+    /// The groups with free slots that can run `shape`, preferred first.
+    pub fn able(&mut self, shape: &Shape) -> Vec<GroupId> {
+        if !self.able.contains_key(shape) {
+            if self.able.len() >= REMEMBERED_SHAPES {
+                self.able.clear();
+            }
+            let able = self.groups.iter().filter(|(_, group)| group.capabilities.check(shape).is_ok());
+            let mut able: Vec<_> = able.map(|(id, group)| (breadth(&group.capabilities), *id)).collect();
+            able.sort_unstable();
+            self.able.insert(shape.clone(), able.into_iter().map(|(_, id)| id).collect());
+        }
+        let groups = &self.groups;
+        let free = |id: &GroupId| groups.get(id).filter(|group| group.free_slots > 0);
+        let able = self.able.get(shape).into_iter().flatten();
+        let mut able: Vec<GroupId> = able.copied().filter(|id| free(id).is_some()).collect();
+        let without =
+            |id: &GroupId| free(id).is_none_or(|group| !group.loaded.contains_key(&shape.model_name));
+        able.sort_by_key(without);
+        able
+    }
+
+    /// Whether a worker of the group can run `shape`.
+    pub fn runs(&self, group: GroupId, shape: &Shape) -> bool {
+        self.groups.get(&group).is_some_and(|group| group.capabilities.check(shape).is_ok())
+    }
+
+    /// The best worker of a group for a job of this model among those that have it loaded.
+    pub fn with_model(&self, group: GroupId, model: &str) -> Option<WorkerId> {
+        let best = self.groups.get(&group)?.loaded.get(model)?.last()?;
+        Some(best.worker.0)
+    }
+
+    /// The best worker of a group for a job that nobody there has the model of.
+    pub fn best(&self, group: GroupId) -> Option<WorkerId> {
+        Some(self.groups.get(&group)?.ranked.last()?.worker.0)
+    }
+
+    fn group_of(&mut self, capabilities: &Capabilities) -> GroupId {
+        if let Some(id) = self.by_capabilities.get(capabilities) {
+            return *id;
+        }
+        let id = GroupId(self.next_group);
+        self.next_group += 1;
+        let group = Group {
+            capabilities: capabilities.clone(),
+            workers: 0,
+            free_slots: 0,
+            ranked: BTreeSet::new(),
+            loaded: HashMap::new(),
+        };
+        self.groups.insert(id, group);
+        self.by_capabilities.insert(capabilities.clone(), id);
+        self.able.clear();
+        id
+    }
 }
 
 impl Group {
-    /// Free slots over all its workers.
-    pub fn free_slots(&self) -> u32 {
-        self.free_slots
-    }
-
-    /// Takes one slot of a worker that waits for a job, else of the one that has most of them free.
-    pub fn take_slot(&mut self) -> Option<WorkerId> {
-        let slots = self.workers.pop()?;
-        let worker = slots.worker.0;
-        if slots.free > 1 {
-            self.workers.push(Slots { free: slots.free - 1, ..slots });
+    fn put_in(&mut self, rank: Rank, loaded_models: &BTreeSet<String>) {
+        if rank.free == 0 {
+            return;
         }
-        self.free_slots -= 1;
-        Some(worker)
+        self.free_slots += rank.free;
+        self.ranked.insert(rank);
+        for model in loaded_models {
+            if let Some(ranked) = self.loaded.get_mut(model) {
+                ranked.insert(rank);
+            } else {
+                self.loaded.insert(model.clone(), BTreeSet::from([rank]));
+            }
+        }
     }
-}
 
-/// Groups workers with free slots, the most particular group first.
-pub fn group<'a>(workers: impl IntoIterator<Item = Candidate<'a>>) -> Vec<Group> {
-    let mut groups: BTreeMap<&Capabilities, Vec<Slots>> = BTreeMap::new();
-    for candidate in workers.into_iter().filter(|candidate| candidate.free > 0) {
-        let Candidate { worker, capabilities, free, waits } = candidate;
-        groups.entry(capabilities).or_default().push(Slots { waits, free, worker: Reverse(worker) });
+    fn take_out(&mut self, rank: Rank, loaded_models: &BTreeSet<String>) {
+        if rank.free == 0 {
+            return;
+        }
+        self.free_slots -= rank.free;
+        self.ranked.remove(&rank);
+        for model in loaded_models {
+            if let Some(ranked) = self.loaded.get_mut(model) {
+                ranked.remove(&rank);
+                if ranked.is_empty() {
+                    self.loaded.remove(model);
+                }
+            }
+        }
     }
-    let mut groups: Vec<Group> = groups
-        .into_iter()
-        .map(|(capabilities, workers)| Group {
-            capabilities: capabilities.clone(),
-            free_slots: workers.iter().map(|slots| slots.free).sum(),
-            workers: workers.into(),
-        })
-        .collect();
-    groups.sort_by_key(|group| breadth(&group.capabilities));
-    groups
-}
-
-/// The groups that can run `shape`, preferred first, as indexes into `groups`.
-pub fn able(groups: &[Group], shape: &Shape) -> Vec<u16> {
-    groups
-        .iter()
-        .enumerate()
-        .filter(|(_, group)| group.capabilities.check(shape).is_ok())
-        .filter_map(|(index, _)| u16::try_from(index).ok())
-        .collect()
 }
 
 /// How much a worker can do: the less, the earlier it is used.
@@ -94,55 +220,5 @@ fn breadth(capabilities: &Capabilities) -> (bool, usize, u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-
-    fn capabilities(gpu: bool, models: Option<&[&str]>) -> Capabilities {
-        let models = models.map(|models| models.iter().map(|&model| model.to_owned()).collect());
-        Capabilities { models, gpu, memory_mib: None }
-    }
-
-    fn candidate(worker: WorkerId, capabilities: &Capabilities, free: u32) -> Candidate<'_> {
-        Candidate { worker, capabilities, free, waits: false }
-    }
-
-    #[test]
-    fn who_waits_for_a_job_comes_before_who_has_more_free_slots() {
-        let plain = capabilities(false, None);
-        let id = |n| WorkerId(Uuid::from_u128(n));
-        let waiting = Candidate { waits: true, ..candidate(id(1), &plain, 1) };
-        let mut groups = group([candidate(id(2), &plain, 9), waiting]);
-        assert_eq!(groups[0].take_slot(), Some(id(1)));
-        assert_eq!(groups[0].take_slot(), Some(id(2)));
-    }
-
-    fn shape(gpu: bool) -> Shape {
-        Shape { model_name: "a".into(), requires_gpu: gpu, required_memory_mib: 0 }
-    }
-
-    #[test]
-    fn prefers_the_worker_that_can_do_least() {
-        let (plain, gpu, particular) =
-            (capabilities(false, None), capabilities(true, None), capabilities(false, Some(&["a"])));
-        let id = |n| WorkerId(Uuid::from_u128(n));
-        let groups =
-            group([candidate(id(1), &gpu, 1), candidate(id(2), &plain, 1), candidate(id(3), &particular, 1)]);
-        assert_eq!(able(&groups, &shape(false)), [0, 1, 2]);
-        assert_eq!(groups[0].capabilities, particular);
-        assert_eq!(able(&groups, &shape(true)), [2]);
-    }
-
-    #[test]
-    fn spreads_jobs_by_free_slots_and_never_beyond_them() {
-        let plain = capabilities(false, None);
-        let id = |n| WorkerId(Uuid::from_u128(n));
-        let mut groups =
-            group([candidate(id(1), &plain, 1), candidate(id(2), &plain, 3), candidate(id(3), &plain, 0)]);
-        assert_eq!((groups.len(), groups[0].free_slots()), (1, 4));
-        let taken: Vec<_> = std::iter::from_fn(|| groups[0].take_slot()).collect();
-        assert_eq!(taken, [id(2), id(2), id(1), id(2)]);
-        assert_eq!(groups[0].free_slots(), 0);
-    }
-}
+#[path = "placement_tests.rs"]
+mod tests;

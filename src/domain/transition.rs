@@ -167,7 +167,12 @@ impl JobState {
         now: DateTime<Utc>,
     ) {
         let duration = self.duration(duration_ms, now);
+        // A completion stands for the report of the start, too, if that did not come before it.
+        let since = now - TimeDelta::milliseconds(duration.unwrap_or(0));
+        let started = self.started_at.or_else(|| self.assigned_at.map(|assigned| assigned.max(since)));
+        self.started_at = started;
         let change = self.execution(lease);
+        change.started_at = started;
         change.duration_ms = duration;
         change.usage = usage;
         change.output_data.clone_from(&output);

@@ -44,7 +44,10 @@ trait Loop: Send + 'static {
     fn nudge<'a>(&self, leader: &'a Leader) -> Option<&'a Notify>;
 
     /// One run. Answers how long to pause at most, if that is shorter than the period.
-    fn run(&mut self, leader: &Leader) -> impl Future<Output = Result<Option<Duration>, LoopError>> + Send;
+    fn run(
+        &mut self,
+        leader: &Arc<Leader>,
+    ) -> impl Future<Output = Result<Option<Duration>, LoopError>> + Send;
 }
 
 /// What all loops are given.

@@ -1,5 +1,6 @@
 //! Puts jobs whose retry time has come into the ready queue.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -21,7 +22,7 @@ impl Loop for PromoteRetries {
         Some(&leader.nudges().promote)
     }
 
-    async fn run(&mut self, leader: &Leader) -> Result<Option<Duration>, LoopError> {
+    async fn run(&mut self, leader: &Arc<Leader>) -> Result<Option<Duration>, LoopError> {
         Ok(leader.promote_retries().await?)
     }
 }

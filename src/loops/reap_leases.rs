@@ -1,5 +1,6 @@
 //! Ends attempts that ran too long, takes back jobs that nobody fetched, gives up silent workers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -21,7 +22,7 @@ impl Loop for ReapLeases {
         None
     }
 
-    async fn run(&mut self, leader: &Leader) -> Result<Option<Duration>, LoopError> {
+    async fn run(&mut self, leader: &Arc<Leader>) -> Result<Option<Duration>, LoopError> {
         leader.reap_leases().await?;
         Ok(None)
     }

@@ -1,5 +1,6 @@
 //! Makes the ready queue hold what PostgreSQL says it should.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -24,7 +25,7 @@ impl Loop for ReconcileQueue {
         Some(&leader.nudges().reconcile)
     }
 
-    async fn run(&mut self, leader: &Leader) -> Result<Option<Duration>, LoopError> {
+    async fn run(&mut self, leader: &Arc<Leader>) -> Result<Option<Duration>, LoopError> {
         leader.reconcile_queue(&mut self.memory).await?;
         Ok(None)
     }

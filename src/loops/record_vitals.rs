@@ -1,5 +1,6 @@
 //! Tells PostgreSQL which workers were heard.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -21,7 +22,7 @@ impl Loop for RecordVitals {
         None
     }
 
-    async fn run(&mut self, leader: &Leader) -> Result<Option<Duration>, LoopError> {
+    async fn run(&mut self, leader: &Arc<Leader>) -> Result<Option<Duration>, LoopError> {
         leader.record_vitals().await?;
         Ok(None)
     }

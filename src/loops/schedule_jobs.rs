@@ -1,5 +1,6 @@
 //! Gives waiting jobs to free workers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -24,7 +25,7 @@ impl Loop for ScheduleJobs {
         Some(&leader.nudges().schedule)
     }
 
-    async fn run(&mut self, leader: &Leader) -> Result<Option<Duration>, LoopError> {
+    async fn run(&mut self, leader: &Arc<Leader>) -> Result<Option<Duration>, LoopError> {
         let assigned = leader.schedule_round().await?;
         // There may be more: slots or jobs beyond one round.
         Ok((assigned > 0).then_some(Duration::ZERO))

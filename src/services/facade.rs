@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::command::{Accepted, Answer, Applied, Assignment, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob};
+use super::command::{
+    Accepted, Answer, Applied, Assignment, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob,
+};
 use super::error::ServiceError;
 use super::queries::Queries;
 use crate::domain::ambient::Ambient;

@@ -48,6 +48,10 @@ pub struct LiveLease {
     pub running: bool,
     /// The call that fetched the job.
     pub delivery: Option<DeliveryId>,
+    /// How long an attempt may run.
+    pub timeout_seconds: u32,
+    /// How long the lease is still good, in seconds; negative once it has run out.
+    pub expires_in: f64,
 }
 
 impl FencedTransaction {
@@ -59,6 +63,10 @@ impl FencedTransaction {
         claims: &[Claim],
         fetch_seconds: i32,
     ) -> Result<Vec<Taken>, StorageError> {
+        // Rows are locked in the order of their ids, so that transactions side by side cannot block each
+        // other in a circle.
+        let mut claims: Vec<&Claim> = claims.iter().collect();
+        claims.sort_unstable_by_key(|claim| claim.job_id);
         let jobs: Vec<_> = claims.iter().map(|claim| claim.job_id.0).collect();
         let workers: Vec<_> = claims.iter().map(|claim| claim.worker_id.0).collect();
         let leases: Vec<_> = claims.iter().map(|claim| claim.lease.0).collect();
@@ -67,21 +75,15 @@ impl FencedTransaction {
             r#"WITH claim AS (
                    SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[])
                        AS c (job_id, worker_id, lease_id, delivery_id)
-               ), locked AS (
-                   SELECT j.id, c.worker_id, c.lease_id, c.delivery_id
-                   FROM jobs j JOIN claim c ON c.job_id = j.id
-                   WHERE j.status = 'queued'
-                   ORDER BY j.id
-                   FOR UPDATE OF j
                ), taken AS (
-                   UPDATE jobs j SET status = 'assigned', assigned_worker_id = l.worker_id,
-                       assigned_at = now(), lease_id = l.lease_id,
+                   UPDATE jobs j SET status = 'assigned', assigned_worker_id = c.worker_id,
+                       assigned_at = now(), lease_id = c.lease_id,
                        lease_expires_at = now() + make_interval(secs => j.timeout_seconds + $6::int),
                        queue_wait_time_ms =
                            greatest(0, extract(epoch FROM now() - j.queued_at) * 1000)::bigint,
                        updated_at = now()
-                   FROM locked l WHERE j.id = l.id
-                   RETURNING j.id, j.lease_id, j.assigned_worker_id, j.lease_expires_at, l.delivery_id,
+                   FROM claim c WHERE j.id = c.job_id AND j.status = 'queued'
+                   RETURNING j.id, j.lease_id, j.assigned_worker_id, j.lease_expires_at, c.delivery_id,
                        j.retry_count + 1 AS attempt_number, j.name, j.model_name, j.model_version,
                        j.input_data, j.timeout_seconds, j.queue_wait_time_ms
                ), leased AS (
@@ -155,21 +157,23 @@ impl Database {
     /// All live leases.
     pub async fn live_leases(&self) -> Result<Vec<LiveLease>, StorageError> {
         let rows = sqlx::query!(
-            r#"SELECT lease_id AS "lease_id!", j.id, assigned_worker_id AS "worker_id!",
-                   j.status = 'running' AS "running!", e.delivery_id
-               FROM jobs j JOIN executions e ON e.id = j.lease_id
-               WHERE j.lease_expires_at IS NOT NULL"#
+            r#"SELECT e.id, e.job_id, e.worker_id, j.status = 'running' AS "running!", e.delivery_id,
+                   j.timeout_seconds, extract(epoch FROM j.lease_expires_at - now())::float8 AS "expires_in!"
+               FROM executions e JOIN jobs j ON j.id = e.job_id AND j.lease_id = e.id
+               WHERE e.status IN ('started', 'running')"#
         )
         .fetch_all(&self.reads)
         .await?;
         Ok(rows
             .into_iter()
             .map(|row| LiveLease {
-                lease: LeaseId(row.lease_id),
-                job_id: JobId(row.id),
+                lease: LeaseId(row.id),
+                job_id: JobId(row.job_id),
                 worker_id: WorkerId(row.worker_id),
                 running: row.running,
                 delivery: row.delivery_id.map(DeliveryId),
+                timeout_seconds: row.timeout_seconds.cast_unsigned(),
+                expires_in: row.expires_in,
             })
             .collect())
     }

@@ -2,8 +2,8 @@
 //!
 //! A leader takes over by storing its epoch under an exclusive advisory lock. Each of its transactions
 //! takes the same lock shared and checks the epoch, so taking over waits for the transactions of older
-//! leaders that are under way and shuts out all later ones. The timeouts below bound that wait when an
-//! old leader freezes in the middle of a transaction.
+//! leaders that are under way and shuts out all later ones. Timeouts that `cortex_fence` sets bound that
+//! wait when an old leader freezes in the middle of a transaction: 2 s for a statement, 500 ms for a lock, 400 ms idle.
 
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Postgres};
@@ -11,11 +11,6 @@ use sqlx::{AssertSqlSafe, Postgres};
 use super::database::Database;
 use super::error::StorageError;
 use crate::domain::ids::{ClusterId, Epoch};
-
-/// Longest statement, lock wait and idle time of a leader transaction, in milliseconds.
-const STATEMENT_TIMEOUT_MS: u32 = 2_000;
-const LOCK_TIMEOUT_MS: u32 = 500;
-const IDLE_TIMEOUT_MS: u32 = 400;
 
 /// Whatever the database's defaults are: with an older snapshot the fence would not see a newer epoch.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
@@ -55,14 +50,8 @@ impl Database {
     pub async fn begin(&self, fence: Fence) -> Result<FencedTransaction, StorageError> {
         let connection = self.writes.acquire().await?;
         let mut transaction = FencedTransaction { connection: Some(connection) };
-        // One round trip. The settings are local, so they also hold behind a transaction pooler.
-        let begin = format!(
-            "{BEGIN}; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}; \
-             SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; \
-             SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}; \
-             SELECT cortex_fence('{}', {})",
-            fence.cluster_id, fence.epoch
-        );
+        // One round trip, and the settings that the function makes hold behind a transaction pooler, too.
+        let begin = format!("{BEGIN}; SELECT cortex_fence('{}', {})", fence.cluster_id, fence.epoch);
         let begun = sqlx::raw_sql(AssertSqlSafe(begin)).execute(transaction.connection()?).await;
         match begun {
             Ok(_) => Ok(transaction),

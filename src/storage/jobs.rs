@@ -153,6 +153,6 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &JobFilter) {
         query.push(" AND created_by = ").push_bind(creator.clone());
     }
     if !filter.tags.is_empty() {
-        query.push(" AND tags @> ").push_bind(sqlx::types::Json(filter.tags.clone()));
+        query.push(" AND tags <> '{}' AND tags @> ").push_bind(sqlx::types::Json(filter.tags.clone()));
     }
 }

@@ -4,6 +4,7 @@
 //! passing the fence. Nothing here knows of Redis, Raft or the API.
 
 mod assignments;
+mod completions;
 mod counters;
 mod database;
 mod error;
@@ -16,10 +17,12 @@ mod transitions;
 mod workers;
 
 pub use assignments::{Claim, LiveLease, Taken};
+pub use completions::{Completed, Completion};
 pub use counters::Deltas;
 pub use database::{Database, DatabaseOptions};
 pub use error::StorageError;
 pub use fence::{Fence, FencedTransaction};
 pub use reconcile::QueuedJob;
+pub use submissions::{Inserted, Insertion};
 pub use transitions::Reported;
 pub use workers::{Vitals, WorkerTally};

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::database::Database;
 use super::error::StorageError;
 use super::transitions::shape;
-use crate::domain::ids::{JobId, LeaseId};
+use crate::domain::ids::JobId;
 use crate::domain::matching::Shape;
 
 /// A job that belongs into the ready queue.
@@ -42,15 +42,15 @@ impl Database {
         .await?)
     }
 
-    /// Jobs whose deadline has passed, with the lease that they had.
-    pub async fn overdue_jobs(&self, limit: i64) -> Result<Vec<(JobId, Option<LeaseId>)>, StorageError> {
-        let rows = sqlx::query!(
-            "SELECT id, lease_id FROM jobs WHERE lease_expires_at <= now() ORDER BY lease_expires_at LIMIT $1",
+    /// Jobs that are driven from outside and whose deadline has passed.
+    pub async fn overdue_jobs(&self, limit: i64) -> Result<Vec<JobId>, StorageError> {
+        let rows = sqlx::query_scalar!(
+            "SELECT id FROM jobs WHERE driven_until <= now() ORDER BY driven_until LIMIT $1",
             limit
         )
         .fetch_all(&self.reads)
         .await?;
-        Ok(rows.into_iter().map(|row| (JobId(row.id), row.lease_id.map(LeaseId))).collect())
+        Ok(rows.into_iter().map(JobId).collect())
     }
 
     /// A page of the jobs that the ready queue should hold, in dispatch order, after `after`.
@@ -63,13 +63,11 @@ impl Database {
             r#"SELECT id, priority, submitted_at, model_name, metadata->'requires_gpu' AS "gpu: Value",
                    metadata->'required_memory_gb' AS "memory: Value"
                FROM jobs
-               WHERE status = 'queued'
-                   AND ($1::int IS NULL OR priority < $1
-                        OR (priority = $1 AND (submitted_at, id) > ($2::timestamptz, $3::uuid)))
-               ORDER BY priority DESC, submitted_at, id LIMIT $4"#,
-            after.map(|job| i32::from(job.priority)),
-            after.map(|job| job.submitted_at),
-            after.map(|job| job.id.0),
+               WHERE ready AND (-priority, submitted_at, id) > ($1::int, $2::timestamptz, $3::uuid)
+               ORDER BY -priority, submitted_at, id LIMIT $4"#,
+            after.map_or(i32::MIN, |job| -i32::from(job.priority)),
+            after.map_or(DateTime::UNIX_EPOCH, |job| job.submitted_at),
+            after.map_or(uuid::Uuid::nil(), |job| job.id.0),
             limit,
         )
         .fetch_all(&self.reads)
@@ -88,7 +86,7 @@ impl Database {
     /// Those of `ids` that are `queued`.
     pub async fn still_queued(&self, ids: &[JobId]) -> Result<Vec<JobId>, StorageError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
-        let rows = sqlx::query_scalar!("SELECT id FROM jobs WHERE id = ANY($1) AND status = 'queued'", &ids)
+        let rows = sqlx::query_scalar!("SELECT id FROM jobs WHERE id = ANY($1) AND ready", &ids)
             .fetch_all(&self.reads)
             .await?;
         Ok(rows.into_iter().map(JobId).collect())

@@ -1,70 +1,161 @@
 //! Storing submissions, many in one statement.
 
-use chrono::{DateTime, Utc};
+use std::collections::HashMap;
 
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::assignments::Claim;
 use super::error::StorageError;
 use super::fence::FencedTransaction;
-use crate::domain::ids::JobId;
+use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 
+/// A job to store, and the lease under which a worker takes it at once, if one does.
+#[derive(Debug, Clone, Copy)]
+pub struct Insertion<'a> {
+    /// The job.
+    pub job: &'a NewJob,
+    /// Who takes it, under which lease.
+    pub claim: Option<Claim>,
+}
+
+/// What became of an [`Insertion`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inserted {
+    /// When the job was first stored.
+    pub submitted_at: DateTime<Utc>,
+    /// Whether that was now; if not, nothing was changed and no lease was granted.
+    pub new: bool,
+    /// Who holds the job since its submission.
+    pub assigned_to: Option<WorkerId>,
+}
+
 impl FencedTransaction {
-    /// Stores jobs as `queued`. A job whose id is there already is left alone, so a submission that is
-    /// sent twice is stored once. Answers when each job was first submitted, and whether that was now, in
-    /// no particular order.
+    /// Stores jobs, as `assigned` where a worker takes them and as `queued` otherwise. A job whose id is
+    /// there already is left alone, so a submission that is sent twice is stored once. Answers in the order
+    /// of the jobs; what another transaction stores at this moment is missing. Until its worker says that
+    /// it runs, a lease is good for `fetch_seconds` beyond the job's timeout.
     pub async fn insert_jobs(
         &mut self,
         slot: i16,
-        jobs: &[&NewJob],
-    ) -> Result<Vec<(JobId, DateTime<Utc>, bool)>, StorageError> {
-        let ids: Vec<_> = jobs.iter().map(|job| job.id.0).collect();
-        let names: Vec<_> = jobs.iter().map(|job| job.name.as_str()).collect();
-        let models: Vec<_> = jobs.iter().map(|job| job.model_name.as_str()).collect();
-        let versions: Vec<_> = jobs.iter().map(|job| job.model_version.as_str()).collect();
-        let priorities: Vec<_> = jobs.iter().map(|job| i32::from(job.priority)).collect();
-        let retries: Vec<_> = jobs.iter().map(|job| job.max_retries.cast_signed()).collect();
-        let timeouts: Vec<_> = jobs.iter().map(|job| job.timeout_seconds.cast_signed()).collect();
-        let inputs: Vec<_> = jobs.iter().map(|job| job.input_data.as_str()).collect();
-        let tags: Vec<_> = jobs.iter().map(|job| job.tags.as_str()).collect();
-        let metadata: Vec<_> = jobs.iter().map(|job| job.metadata.as_str()).collect();
-        let creators: Vec<_> = jobs.iter().map(|job| job.created_by.as_deref()).collect();
-        let rows = sqlx::query!(
+        jobs: &[Insertion<'_>],
+        fetch_seconds: i32,
+    ) -> Result<Vec<Option<Inserted>>, StorageError> {
+        let column = Columns(jobs);
+        // Each job gets a moment of its own, a microsecond after the one before it, so that the order in
+        // which they came is kept.
+        let row = sqlx::query!(
             r#"WITH submission AS (
-                   SELECT s.*, clock_timestamp() AS moment
-                   FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
-                               $8::int[], $9::text[], $10::text[], $11::text[], $12::text[])
+                   SELECT s.*, m.moment + s.ordinal * interval '1 microsecond' AS at
+                   FROM (SELECT clock_timestamp() AS moment) m,
+                       unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
+                               $8::int[], $9::text[], $10::text[], $11::text[], $12::text[], $13::uuid[],
+                               $14::uuid[]) WITH ORDINALITY
                        AS s (id, name, model_name, model_version, priority, max_retries, timeout_seconds,
-                             input_data, tags, metadata, created_by)
+                             input_data, tags, metadata, created_by, lease_id, worker_id, ordinal)
                ), stored AS (
                    INSERT INTO jobs (id, name, model_name, model_version, status, priority, max_retries,
                        timeout_seconds, input_data, tags, metadata, created_by, submitted_at, queued_at,
-                       created_at, updated_at)
-                   SELECT id, name, model_name, model_version, 'queued', priority, max_retries,
-                       timeout_seconds, input_data::jsonb, tags::jsonb, metadata::jsonb, created_by, moment,
-                       moment, moment, moment
+                       created_at, updated_at, assigned_worker_id, assigned_at, lease_id, lease_expires_at,
+                       queue_wait_time_ms)
+                   SELECT id, name, model_name, model_version,
+                       CASE WHEN lease_id IS NULL THEN 'queued' ELSE 'assigned' END, priority, max_retries,
+                       timeout_seconds, input_data::jsonb, tags::jsonb, metadata::jsonb, created_by, at,
+                       at, at, at, worker_id, CASE WHEN lease_id IS NOT NULL THEN at END, lease_id,
+                       CASE WHEN lease_id IS NOT NULL
+                           THEN at + make_interval(secs => timeout_seconds + $16::int) END,
+                       CASE WHEN lease_id IS NOT NULL THEN 0 END
                    FROM submission
                    ON CONFLICT (id) DO NOTHING
-                   RETURNING id, submitted_at
+                   RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at
+               ), leased AS (
+                   INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
+                       lease_expires_at, delivery_id, delivered_at, created_at)
+                   SELECT lease_id, id, assigned_worker_id, 1, 'started', submitted_at, lease_expires_at,
+                       delivery_id, CASE WHEN delivery_id IS NOT NULL THEN submitted_at END, submitted_at
+                   FROM (SELECT *, CASE WHEN $17::bool
+                             THEN ($15::uuid[])[array_position($13::uuid[], lease_id)] END AS delivery_id
+                         FROM stored WHERE lease_id IS NOT NULL) s
+               ), counts AS (
+                   SELECT count(*) AS all_jobs, count(lease_id) AS assigned, min(submitted_at) AS first
+                   FROM stored
                ), counted AS (
-                   UPDATE job_counters SET queued = queued + (SELECT count(*) FROM stored) WHERE slot = $1
+                   UPDATE job_counters SET queued = queued + c.all_jobs - c.assigned,
+                       assigned = job_counters.assigned + c.assigned, waits = waits + c.assigned
+                   FROM counts c WHERE slot = $1
                )
-               SELECT id AS "id!", submitted_at AS "submitted_at!", TRUE AS "new!" FROM stored
-               UNION ALL
-               SELECT id, submitted_at, FALSE FROM jobs WHERE id = ANY($2)"#,
+               SELECT all_jobs AS "stored!", first,
+                   CASE WHEN all_jobs < cardinality($2) THEN ARRAY(SELECT id FROM stored) END AS new_ids
+               FROM counts"#,
             slot,
-            &ids,
-            &names as _,
-            &models as _,
-            &versions as _,
-            &priorities,
-            &retries,
-            &timeouts,
-            &inputs as _,
-            &tags as _,
-            &metadata as _,
-            &creators as _,
+            &column.of(|job| job.id.0),
+            &column.of(|job| job.name.as_str()) as _,
+            &column.of(|job| job.model_name.as_str()) as _,
+            &column.of(|job| job.model_version.as_str()) as _,
+            &column.of(|job| i32::from(job.priority)),
+            &column.of(|job| job.max_retries.cast_signed()),
+            &column.of(|job| job.timeout_seconds.cast_signed()),
+            &column.of(|job| job.input_data.as_str()) as _,
+            &column.of(|job| job.tags.as_str()) as _,
+            &column.of(|job| job.metadata.as_str()) as _,
+            &column.of(|job| job.created_by.as_deref()) as _,
+            &column.of_claim(|claim| Some(claim.lease.0)) as _,
+            &column.of_claim(|claim| Some(claim.worker_id.0)) as _,
+            &column.of_claim(|claim| claim.delivery.map(|delivery| delivery.0)) as _,
+            fetch_seconds,
+            jobs.iter().any(|row| row.claim.is_some_and(|claim| claim.delivery.is_some())),
+        )
+        .fetch_one(self.connection()?)
+        .await?;
+        match (row.new_ids, row.first) {
+            (None, Some(first)) => Ok(in_order(jobs, first)),
+            _ => self.find_inserted(jobs).await,
+        }
+    }
+
+    /// The slow way to the answer, where some jobs had been there before.
+    async fn find_inserted(&mut self, jobs: &[Insertion<'_>]) -> Result<Vec<Option<Inserted>>, StorageError> {
+        let rows = sqlx::query!(
+            r#"SELECT id, submitted_at, pg_current_xact_id()::xid = xmin AS "new!",
+                   CASE WHEN status = 'assigned' AND retry_count = 0 THEN assigned_worker_id END AS worker
+               FROM jobs WHERE id = ANY($1)"#,
+            &Columns(jobs).of(|job| job.id.0),
         )
         .fetch_all(self.connection()?)
         .await?;
-        Ok(rows.into_iter().map(|row| (JobId(row.id), row.submitted_at, row.new)).collect())
+        let found: HashMap<JobId, Inserted> = rows
+            .into_iter()
+            .map(|row| {
+                let (submitted_at, new) = (row.submitted_at, row.new);
+                let assigned_to = row.worker.map(WorkerId);
+                (JobId(row.id), Inserted { submitted_at, new, assigned_to })
+            })
+            .collect();
+        Ok(jobs.iter().map(|row| found.get(&row.job.id).copied()).collect())
+    }
+}
+
+/// All jobs were new: each was stored a microsecond after the one before it.
+fn in_order(jobs: &[Insertion<'_>], first: DateTime<Utc>) -> Vec<Option<Inserted>> {
+    (0..)
+        .zip(jobs)
+        .map(|(index, row)| {
+            let submitted_at = first + TimeDelta::microseconds(index);
+            let assigned_to = row.claim.map(|claim| claim.worker_id);
+            Some(Inserted { submitted_at, new: true, assigned_to })
+        })
+        .collect()
+}
+
+/// The rows to store, column by column; nothing of the jobs is copied that can be borrowed.
+struct Columns<'a>(&'a [Insertion<'a>]);
+
+impl<'a> Columns<'a> {
+    fn of<C>(&self, value: impl Fn(&'a NewJob) -> C) -> Vec<C> {
+        self.0.iter().map(|row| value(row.job)).collect()
+    }
+
+    fn of_claim<C>(&self, value: impl Fn(Claim) -> Option<C>) -> Vec<Option<C>> {
+        self.0.iter().map(|row| value(row.claim?)).collect()
     }
 }

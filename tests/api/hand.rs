@@ -131,6 +131,7 @@ impl Hand {
             current_job_count: i32::try_from(jobs.len()).unwrap(),
             current_jobs: jobs.iter().map(|job| job.job_id.clone()).collect(),
             metrics: HashMap::from([("cpu_usage_percent".to_owned(), 12.5)]),
+            loaded_models: Vec::new(),
         };
         Ok(self.client.clone().heartbeat(request).await?.into_inner())
     }

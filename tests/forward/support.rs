@@ -261,6 +261,7 @@ pub fn heartbeat(worker: Uuid) -> Command {
         current_job_count: 0,
         current_jobs: vec![],
         usage: Usage::default(),
+        loaded_models: Vec::new(),
     })
 }
 

@@ -171,7 +171,7 @@ proptest! {
         }, None).map(|draft| draft.check(WorkerId(uuid::Uuid::nil())));
         let _ = heartbeat(&HeartbeatRequest {
             worker_id: id.clone(), status: text.clone(), current_job_count: number,
-            current_jobs: vec![text.clone()], metrics: metrics.clone(),
+            current_jobs: vec![text.clone()], metrics: metrics.clone(), loaded_models: vec![text.clone()],
         });
         let _ = poll(&PollJobRequest { worker_id: id.clone(), wait_ms: number });
         let _ = status_update(&JobStatusUpdate { message: text.clone(), execution_id: text.clone(), ..update("failed") });

@@ -26,7 +26,7 @@ use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::Applied;
 use crate::services::crash;
 use crate::services::error::ServiceError;
-use crate::storage::{Deltas, FencedTransaction, StorageError, WorkerTally};
+use crate::storage::{Completed, Deltas, FencedTransaction, StorageError, WorkerTally};
 
 type Outcome = Result<Applied, ServiceError>;
 
@@ -41,11 +41,16 @@ pub(super) struct EventItem {
 struct Touched {
     before: JobState,
     after: JobState,
+    /// The holder of the lease has reported.
+    by_holder: bool,
 }
 
 /// What a committed batch did.
+#[derive(Default)]
 struct Done {
     outcomes: Vec<Outcome>,
+    /// Jobs that were completed on the short way.
+    completed: Vec<Completed>,
     touched: Vec<Touched>,
     /// The live lease of every job that was looked at.
     leases: HashMap<JobId, LeaseId>,
@@ -122,19 +127,52 @@ impl Core {
         slot: i16,
         batch: &[EventItem],
     ) -> Result<Done, StorageError> {
+        let mut completed = self.complete(transaction, slot, batch).await?;
+        let rest: Vec<&EventItem> = batch
+            .iter()
+            .enumerate()
+            .filter_map(|(place, item)| (!completed.contains_key(&place)).then_some(item))
+            .collect();
+        let judged = self.judge(transaction, slot, &rest).await?;
+        let mut judged_outcomes = judged.outcomes.into_iter();
+        let mut outcomes = Vec::with_capacity(batch.len());
+        let mut done = Vec::with_capacity(completed.len());
+        for place in 0..batch.len() {
+            if let Some(completion) = completed.remove(&place) {
+                done.push(completion);
+                outcomes.push(Ok(Applied { repeated: false, job: None }));
+            } else {
+                outcomes.extend(judged_outcomes.next());
+            }
+        }
+        Ok(Done { outcomes, completed: done, ..judged })
+    }
+
+    /// The long way: locks the jobs, folds the events over them, writes what came out.
+    async fn judge(
+        &self,
+        transaction: &mut FencedTransaction,
+        slot: i16,
+        batch: &[&EventItem],
+    ) -> Result<Done, StorageError> {
+        if batch.is_empty() {
+            return Ok(Done::default());
+        }
         let mut ids: Vec<JobId> = batch.iter().map(|item| item.job).collect();
         ids.sort_unstable();
         ids.dedup();
         let (now, states) = transaction.lock_jobs(&ids, &self.parts.defaults.retry).await?;
         let mut touched: HashMap<JobId, Touched> = states
             .into_iter()
-            .map(|state| (state.id, Touched { before: state.clone(), after: state }))
+            .map(|state| (state.id, Touched { before: state.clone(), after: state, by_holder: false }))
             .collect();
         let verdicts: Vec<Option<Result<(), Refusal>>> = batch
             .iter()
             .map(|item| {
                 let job = touched.get_mut(&item.job)?;
-                Some(job.after.apply(&item.event, now, self.parts.ambient.unit()))
+                let verdict = job.after.apply(&item.event, now, self.parts.ambient.unit());
+                job.by_holder |= verdict.is_ok() && reporter(&item.event).is_some();
+                Some(verdict)
             })
             .collect();
         let leases =
@@ -149,7 +187,7 @@ impl Core {
                 Some(Err(refusal)) => explain_refusal(transaction, item, refusal).await?,
             });
         }
-        Ok(Done { outcomes, touched, leases, now })
+        Ok(Done { outcomes, completed: Vec::new(), touched, leases, now })
     }
 
     /// After the commit: ready queue, fleet, metrics, then answers.
@@ -158,12 +196,18 @@ impl Core {
         for job in &done.touched {
             self.follow(job, done.now);
         }
+        for completed in &done.completed {
+            self.follow_completion(completed);
+        }
+        if !done.completed.is_empty() {
+            self.nudges.schedule.notify_one();
+        }
         for (item, outcome) in batch.into_iter().zip(done.outcomes) {
             // A lease that PostgreSQL does not call live must not take a slot, whoever ended it.
             if let Some(lease) =
                 named_lease(&item.event).filter(|lease| done.leases.get(&item.job) != Some(lease))
             {
-                self.fleet().release(lease);
+                self.fleet().release(lease, true);
             }
             if let Some(reply) = item.reply {
                 drop(reply.send(outcome));
@@ -174,7 +218,7 @@ impl Core {
     /// What a transition means outside PostgreSQL.
     fn follow(&self, job: &Touched, now: DateTime<Utc>) {
         let (before, after) = (&job.before, &job.after);
-        self.follow_lease(before, after);
+        self.follow_lease(job);
         let waits = |status| matches!(status, JobStatus::Pending | JobStatus::Queued);
         let change = i64::from(waits(after.status)) - i64::from(waits(before.status));
         self.waiting.fetch_add(change, Ordering::Relaxed);
@@ -203,13 +247,15 @@ impl Core {
         }
     }
 
-    fn follow_lease(&self, before: &JobState, after: &JobState) {
+    fn follow_lease(&self, Touched { before, after, by_holder }: &Touched) {
         match (&before.lease, &after.lease) {
             (Some(held), None) => {
-                self.fleet().release(held.id);
+                self.fleet().release(held.id, *by_holder);
                 self.nudges.schedule.notify_one();
             }
-            (Some(held), Some(now)) if now.running && !held.running => self.fleet().mark_running(held.id),
+            (Some(held), Some(now)) if now.running && !held.running => {
+                self.fleet().mark_running(held.id, self.now());
+            }
             _ => {}
         }
         for change in &after.executions {

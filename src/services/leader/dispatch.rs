@@ -1,18 +1,37 @@
-//! One round of scheduling: free slots, the best jobs for them, one transaction.
+//! Giving jobs to workers: rounds of the scheduler, and what a submission and a round have in common.
+//!
+//! A round takes free slots, claims the best jobs for them in the ready queue, reserves a worker for each,
+//! and writes the leases in one transaction. While that commits the next round may begin: Redis, PostgreSQL
+//! and the network work side by side.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::backlog::Glimpse;
 use super::feed::FeedItem;
-use super::{Core, DISPATCH_SLOT, Leader, SHAPE_KEPT};
+use super::lanes::Lane;
+use super::{Core, Leader};
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
-use crate::domain::placement::{self, Group};
+use crate::domain::matching::Shape;
+use crate::domain::placement::GroupId;
 use crate::domain::transition::JobEvent;
 use crate::ready_queue::{self, MAX_CLAIM, Offer, QueueError};
 use crate::services::command::Assignment;
 use crate::services::crash;
 use crate::services::fleet::{FETCH_WITHIN, Poller};
 use crate::storage::{Claim, StorageError, Taken};
+
+/// Until when a lease is good that its worker has not called running, beyond the job's timeout, in seconds.
+pub(super) const FETCH_SECONDS: i32 = {
+    #[expect(clippy::cast_possible_truncation, reason = "a constant that fits")]
+    let seconds = FETCH_WITHIN.as_secs() as i32;
+    seconds
+};
+
+/// Slots that a round must find to begin beside others. Fewer wait for the next commit, which frees more:
+/// many small transactions cost more than few large ones.
+const WORTH_A_ROUND: u32 = 64;
 
 /// Why a round came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -25,53 +44,62 @@ pub enum RoundError {
     Storage(#[from] StorageError),
 }
 
-/// A claimed job on its way to a worker.
-struct Placed {
-    claim: Claim,
-    poller: Option<Poller>,
+/// A job on its way to a worker that has a slot reserved for it.
+pub(super) struct Placed {
+    pub claim: Claim,
+    pub poller: Option<Poller>,
+}
+
+/// What a round asks the ready queue for.
+struct Question {
+    groups: Vec<GroupId>,
+    slots: Vec<ready_queue::Group>,
+    offers: Vec<Offer>,
+    glimpses: Vec<Option<Glimpse>>,
+    most: usize,
 }
 
 impl Leader {
-    /// Gives waiting jobs to free workers. Answers how many were tried, which includes those that turned
-    /// out to wait no more; zero when there was nothing to do.
-    pub async fn schedule_round(&self) -> Result<usize, RoundError> {
+    /// Gives waiting jobs to free workers. Answers how many were tried, which includes those that turn
+    /// out to wait no more; zero when there was nothing to do. The leases are written afterwards, beside the
+    /// next round.
+    pub async fn schedule_round(self: &Arc<Self>) -> Result<usize, RoundError> {
         let core = &self.core;
-        let mut groups = core.fleet().groups();
-        let offers = core.offers(&groups);
-        if offers.is_empty() {
-            return Ok(0);
-        }
+        let lane = core.rounds.enter().await;
+        let Some(question) = core.question(lane.is_alone()) else { return Ok(0) };
         let timer = core.parts.metrics.scheduling_duration.start_timer();
-        let free: usize = groups.iter().map(|group| group.free_slots() as usize).sum();
-        let most = free.min(core.parts.batch_size).min(MAX_CLAIM);
-        let slots: Vec<_> =
-            groups.iter().map(|group| ready_queue::Group { free_slots: group.free_slots() }).collect();
-        let claimed = core.parts.queue.claim(core.parts.fence.epoch, most, &slots, &offers).await;
+        let claimed = core
+            .parts
+            .queue
+            .claim(core.parts.fence.epoch, question.most, &question.slots, &question.offers)
+            .await;
         let claims = claimed.inspect_err(|error| core.note_queue_failure(error))?;
         crash::point("claimed");
-        core.forget_empty_shapes(&offers, &claims, &slots, claims.len() < most);
-        for claim in &claims {
-            let priority = claim.priority.to_string();
-            core.parts.metrics.jobs_dequeued.with_label_values(&[&priority]).inc();
-        }
-        let placed = core.place(&claims, &mut groups).await;
-        let count = placed.len();
-        self.assign(&claims, placed).await?;
+        core.learn(&question, &claims);
+        let placed = core.place(&question, &claims).await;
         timer.observe_duration();
+        if placed.is_empty() {
+            return Ok(0);
+        }
+        let (leader, count) = (Arc::clone(self), claims.len());
+        self.stage.tasks.spawn(async move { leader.assign(lane, &question, &claims, placed).await });
         Ok(count)
     }
 
-    async fn assign(&self, claims: &[ready_queue::Claim], placed: Vec<Placed>) -> Result<(), RoundError> {
-        if placed.is_empty() {
-            return Ok(());
-        }
+    /// Writes the leases of a round and hands the jobs over.
+    async fn assign(
+        &self,
+        lane: Lane,
+        question: &Question,
+        claims: &[ready_queue::Claim],
+        placed: Vec<Placed>,
+    ) {
         let core = &self.core;
         let wanted: Vec<Claim> = placed.iter().map(|placed| placed.claim).collect();
-        let fetch_seconds = i32::try_from(FETCH_WITHIN.as_secs()).unwrap_or(i32::MAX);
         let assigned = core
             .transaction("assign_jobs", || async {
                 let mut transaction = core.begin().await?;
-                let taken = transaction.assign_jobs(DISPATCH_SLOT, &wanted, fetch_seconds).await?;
+                let taken = transaction.assign_jobs(lane.slot(), &wanted, FETCH_SECONDS).await?;
                 transaction.commit().await.map(|()| taken)
             })
             .await;
@@ -79,134 +107,171 @@ impl Leader {
             Ok(taken) => {
                 crash::point("assigned");
                 self.hand_over(claims, placed, taken);
-                Ok(())
             }
             Err(error) => {
                 let jobs: Vec<JobId> = wanted.iter().map(|claim| claim.job_id).collect();
-                for placed in placed {
-                    core.fleet().unreserve(placed.claim.worker_id, placed.poller);
-                }
+                core.unreserve(placed);
+                tracing::warn!(%error, jobs = jobs.len(), "Claimed jobs could not be assigned.");
                 // Where it is unknown what the commit did, reconcile decides about the claims.
                 if error.retryable() {
-                    core.put_back(&jobs).await;
+                    let shapes = question.offers.iter().map(|offer| offer.shape.clone());
+                    core.put_back(&jobs, shapes).await;
                 }
-                Err(error.into())
             }
         }
+        drop(lane);
+        core.nudges.schedule.notify_one();
     }
 
-    /// After the commit: leases into the fleet, jobs to those who wait for them. Claimed jobs that were
-    /// not taken were no longer queued.
+    /// After the commit: leases into the fleet, jobs to their workers. Claimed jobs that were not taken were
+    /// no longer queued.
     fn hand_over(&self, claims: &[ready_queue::Claim], placed: Vec<Placed>, taken: Vec<Taken>) {
         let core = &self.core;
-        let now = core.now();
         let priorities: HashMap<JobId, u8> =
             claims.iter().map(|claim| (claim.job_id, claim.priority)).collect();
         let mut taken: HashMap<LeaseId, Taken> = taken.into_iter().map(|job| (job.lease, job)).collect();
-        let count = i64::try_from(taken.len()).unwrap_or(0);
-        core.waiting.fetch_sub(count, Ordering::Relaxed);
+        core.waiting.fetch_sub(i64::try_from(taken.len()).unwrap_or(0), Ordering::Relaxed);
         for Placed { claim, poller } in placed {
             core.feed(FeedItem::Settle(claim.job_id));
             let Some(job) = taken.remove(&claim.lease) else {
                 core.fleet().unreserve(claim.worker_id, poller);
                 continue;
             };
-            core.count_assignment(&job, priorities.get(&claim.job_id).copied().unwrap_or_default());
-            let granted = core.fleet().grant(assignment(job), poller, now);
-            if !granted {
-                let lost = JobEvent::WorkerLost { lease: claim.lease };
-                if self.push_event(claim.job_id, lost, None).is_err() {
-                    core.end(super::End::Unsure);
-                }
-            }
+            let priority = priorities.get(&claim.job_id).copied().unwrap_or_default();
+            core.count_assignment(priority, job.wait_ms);
+            self.give(assignment(job), poller);
+        }
+    }
+
+    /// Hands a job to its worker after its lease was committed.
+    pub(super) fn give(&self, assignment: Assignment, poller: Option<Poller>) {
+        let core = &self.core;
+        let (job, lease) = (assignment.job_id, assignment.lease);
+        let granted = core.fleet().grant(assignment, poller, core.now());
+        if !granted && self.push_event(job, JobEvent::WorkerLost { lease }, None).is_err() {
+            core.end(super::End::Unsure);
         }
     }
 }
 
 impl Core {
-    /// Shapes with jobs that some free worker can take.
-    fn offers(&self, groups: &[Group]) -> Vec<Offer> {
-        if groups.is_empty() {
-            return Vec::new();
+    /// What to ask the ready queue for: shapes that may have jobs and that some free worker can take.
+    /// `None` if there is nothing to ask, or too few slots to begin beside other rounds.
+    fn question(&self, alone: bool) -> Option<Question> {
+        let backlog = self.backlog();
+        if backlog.is_empty() {
+            return None;
         }
-        let shapes = self.shapes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        shapes
-            .keys()
-            .map(|shape| Offer { shape: shape.clone(), groups: placement::able(groups, shape) })
-            .filter(|offer| !offer.groups.is_empty())
-            .collect()
+        let mut fleet = self.fleet();
+        let pool = fleet.pool();
+        let (groups, slots): (Vec<_>, Vec<_>) =
+            pool.groups().map(|(id, free_slots)| (id, ready_queue::Group { free_slots })).unzip();
+        let free: u32 = slots.iter().map(|group| group.free_slots).sum();
+        if free == 0 || !(alone || free >= WORTH_A_ROUND) {
+            return None;
+        }
+        let places: HashMap<GroupId, u16> = groups.iter().copied().zip(0..).collect();
+        let (mut offers, mut glimpses) = (Vec::new(), Vec::new());
+        for (shape, glimpse) in backlog.shapes() {
+            let able = pool.able(shape);
+            let groups: Vec<u16> = able.iter().filter_map(|id| places.get(id).copied()).collect();
+            if !groups.is_empty() {
+                offers.push(Offer { shape: shape.clone(), groups });
+                glimpses.push(glimpse);
+            }
+        }
+        let most = (free as usize).min(self.parts.batch_size).min(MAX_CLAIM);
+        (!offers.is_empty()).then_some(Question { groups, slots, offers, glimpses, most })
     }
 
-    /// A round that took less than it could has seen those shapes to their end for which slots were left.
-    /// A shape that got jobs a moment ago was noted then, and stays.
-    fn forget_empty_shapes(
-        &self,
-        offers: &[Offer],
-        claims: &[ready_queue::Claim],
-        slots: &[ready_queue::Group],
-        took_less: bool,
-    ) {
-        let mut left: Vec<u32> = slots.iter().map(|group| group.free_slots).collect();
+    /// A claim that took less than it could has seen those shapes to their end for which slots were left.
+    fn learn(&self, question: &Question, claims: &[ready_queue::Claim]) {
+        for claim in claims {
+            let priority = claim.priority.to_string();
+            self.parts.metrics.jobs_dequeued.with_label_values(&[&priority]).inc();
+        }
+        if claims.len() >= question.most {
+            return;
+        }
+        let mut left: Vec<u32> = question.slots.iter().map(|group| group.free_slots).collect();
         for claim in claims {
             if let Some(left) = left.get_mut(usize::from(claim.group)) {
                 *left = left.saturating_sub(1);
             }
         }
-        // Those that had jobs a moment ago may have more, or get back what cannot be assigned.
-        self.note_shapes(claims.iter().filter_map(|claim| Some(offers.get(claim.offer)?.shape.clone())));
-        if !took_less {
-            return;
-        }
         let has_slots = |group: &u16| left.get(usize::from(*group)).is_some_and(|left| *left > 0);
-        let now = self.now();
-        let mut shapes = self.shapes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for offer in offers.iter().filter(|offer| offer.groups.iter().any(has_slots)) {
-            if shapes.get(&offer.shape).is_some_and(|noted| now.duration_since(*noted) >= SHAPE_KEPT) {
-                shapes.remove(&offer.shape);
+        let mut backlog = self.backlog();
+        for (offer, glimpse) in question.offers.iter().zip(&question.glimpses) {
+            if let Some(glimpse) = glimpse
+                && offer.groups.iter().any(has_slots)
+            {
+                backlog.exhausted(&offer.shape, *glimpse);
             }
         }
     }
 
-    /// Chooses a worker for each claim; what no worker can take any more goes back.
-    async fn place(&self, claims: &[ready_queue::Claim], groups: &mut [Group]) -> Vec<Placed> {
+    /// Reserves a worker for each claim, those with the model loaded first; what no worker can take any
+    /// more goes back.
+    async fn place(&self, question: &Question, claims: &[ready_queue::Claim]) -> Vec<Placed> {
         let mut placed = Vec::with_capacity(claims.len());
         let mut unplaced = Vec::new();
         {
             let mut fleet = self.fleet();
+            let mut plain = Vec::with_capacity(claims.len());
             for claim in claims {
-                let worker = groups.get_mut(usize::from(claim.group)).and_then(Group::take_slot);
-                let slot = worker.and_then(|worker| Some((worker, fleet.reserve(worker)?)));
-                match slot {
-                    Some((worker_id, poller)) => placed.push(self.placed(claim.job_id, worker_id, poller)),
-                    None => unplaced.push(claim.job_id),
+                let group = question.groups[usize::from(claim.group)];
+                let model = &question.offers[claim.offer].shape.model_name;
+                let loaded = fleet.pool().with_model(group, model);
+                match loaded.and_then(|worker| Some((worker, fleet.reserve(worker)?))) {
+                    Some((worker, poller)) => placed.push(self.placed(claim.job_id, worker, poller)),
+                    None => plain.push((claim, group)),
+                }
+            }
+            for (claim, group) in plain {
+                let best = fleet.pool().best(group);
+                match best.and_then(|worker| Some((worker, fleet.reserve(worker)?))) {
+                    Some((worker, poller)) => placed.push(self.placed(claim.job_id, worker, poller)),
+                    None => unplaced.push(claim),
                 }
             }
         }
         if !unplaced.is_empty() {
-            self.put_back(&unplaced).await;
+            let jobs: Vec<JobId> = unplaced.iter().map(|claim| claim.job_id).collect();
+            let shapes = unplaced.iter().map(|claim| question.offers[claim.offer].shape.clone());
+            self.put_back(&jobs, shapes).await;
         }
         placed
     }
 
-    fn placed(&self, job_id: JobId, worker_id: WorkerId, poller: Option<Poller>) -> Placed {
+    /// A lease for a job on a worker that has a slot reserved.
+    pub(super) fn placed(&self, job_id: JobId, worker_id: WorkerId, poller: Option<Poller>) -> Placed {
         let delivery = poller.as_ref().map(|poller| poller.delivery);
         let lease = LeaseId(self.parts.ambient.uuid());
         Placed { claim: Claim { job_id, worker_id, lease, delivery }, poller }
     }
 
-    async fn put_back(&self, jobs: &[JobId]) {
+    /// Gives reserved slots back.
+    pub(super) fn unreserve(&self, placed: impl IntoIterator<Item = Placed>) {
+        let mut fleet = self.fleet();
+        for placed in placed {
+            fleet.unreserve(placed.claim.worker_id, placed.poller);
+        }
+    }
+
+    async fn put_back(&self, jobs: &[JobId], shapes: impl IntoIterator<Item = Shape>) {
         if let Err(error) = self.parts.queue.put_back(self.parts.fence.epoch, jobs).await {
             tracing::warn!(%error, jobs = jobs.len(), "Claimed jobs could not be put back; they will be reconciled.");
             self.note_queue_failure(&error);
         }
+        self.backlog().note(shapes);
     }
 
-    fn count_assignment(&self, job: &Taken, priority: u8) {
+    pub(super) fn count_assignment(&self, priority: u8, wait_ms: i64) {
         let metrics = &self.parts.metrics;
         metrics.jobs_assigned.inc();
         metrics.jobs_scheduled.with_label_values(&[&priority.to_string()]).inc();
         #[expect(clippy::cast_precision_loss, reason = "a duration for a histogram")]
-        let seconds = job.wait_ms as f64 / 1000.0;
+        let seconds = wait_ms as f64 / 1000.0;
         metrics.job_wait.observe(seconds);
         metrics.dispatch.observe(seconds);
     }

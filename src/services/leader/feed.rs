@@ -3,12 +3,13 @@
 //! Strictly after the commit, in its order, and never in the way of an answer. What cannot be told is
 //! noted, and `reconcile_queue` makes up for it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use prometheus::Histogram;
 
-use super::{Core, SHAPE_KEPT};
+use super::Core;
 use crate::domain::ids::JobId;
 use crate::domain::matching::Shape;
 use crate::ready_queue::{Entry, QueueError};
@@ -63,8 +64,19 @@ impl Tail {
 impl Core {
     /// Queues a committed fact for the ready queue.
     pub(super) fn feed(&self, item: FeedItem) {
+        let added = match &item {
+            FeedItem::Add(entry) => Some(entry.shape.clone()),
+            FeedItem::Remove(..) | FeedItem::Settle(_) => None,
+        };
+        // Before it is told: from its commit on the job waits.
+        if let Some(shape) = &added {
+            self.backlog().expect(shape);
+        }
         let told = self.feed.0.get().is_some_and(|feed| feed.push(item, 0).is_ok());
         if !told {
+            if let Some(shape) = &added {
+                self.backlog().arrive(shape, 1);
+            }
             self.queue_lacks.store(true, Ordering::Release);
         }
     }
@@ -103,14 +115,21 @@ impl Core {
         }
         let entries = std::mem::take(adds);
         let told = self.parts.queue.enqueue(self.parts.fence.epoch, &entries).await;
-        if told.is_ok() {
-            for entry in &entries {
+        let mut arrived: HashMap<&Shape, usize> = HashMap::new();
+        for entry in &entries {
+            *arrived.entry(&entry.shape).or_default() += 1;
+            if told.is_ok() {
                 let priority = entry.priority.to_string();
                 self.parts.metrics.jobs_enqueued.with_label_values(&[&priority]).inc();
             }
-            self.note_shapes(entries.into_iter().map(|entry| entry.shape));
-            self.nudges.schedule.notify_one();
         }
+        {
+            let mut backlog = self.backlog();
+            for (shape, jobs) in arrived {
+                backlog.arrive(shape, jobs);
+            }
+        }
+        self.nudges.schedule.notify_one();
         self.note_told(told.map(drop));
     }
 
@@ -128,20 +147,5 @@ impl Core {
             tracing::warn!(%error, "The ready queue could not be told of a change; it will be reconciled.");
             self.note_queue_failure(&error);
         }
-    }
-
-    /// All shapes that have jobs in the ready queue; others are forgotten unless they came a moment ago.
-    pub(super) fn know_shapes(&self, shapes: impl IntoIterator<Item = Shape>) {
-        let now = self.now();
-        let mut known = self.shapes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        known.retain(|_, noted| now.duration_since(*noted) < SHAPE_KEPT);
-        known.extend(shapes.into_iter().map(|shape| (shape, now)));
-    }
-
-    /// Shapes that have jobs in the ready queue now.
-    pub(super) fn note_shapes(&self, shapes: impl IntoIterator<Item = Shape>) {
-        let now = self.now();
-        let mut known = self.shapes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        known.extend(shapes.into_iter().map(|shape| (shape, now)));
     }
 }

@@ -6,15 +6,17 @@
 //! did, the leader ends itself and `leadership` decides what comes next.
 
 mod apply;
+mod backlog;
+mod complete;
 mod dispatch;
 mod feed;
+mod lanes;
 mod sessions;
 mod submit;
 mod take_over;
 mod upkeep;
 mod workers;
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -24,8 +26,10 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, oneshot, watch};
 
 use self::apply::EventItem;
+use self::backlog::Backlog;
 pub use self::dispatch::RoundError;
 use self::feed::Feed;
+use self::lanes::Lanes;
 use self::submit::Submission;
 pub use self::upkeep::{Reconciliation, UpkeepError};
 use self::workers::Fetch;
@@ -36,7 +40,6 @@ use super::fleet::Fleet;
 use crate::domain::ambient::Ambient;
 use crate::domain::ids::JobId;
 use crate::domain::job::JobDefaults;
-use crate::domain::matching::Shape;
 use crate::domain::transition::JobEvent;
 use crate::ready_queue::{QueueError, ReadyQueue};
 use crate::storage::{Database, Fence, FencedTransaction, StorageError};
@@ -45,16 +48,13 @@ use crate::telemetry::Metrics;
 /// Counter slots of writers that run side by side (see `storage::counters`).
 const SUBMISSION_SLOTS: [i16; 2] = [0, 1];
 const EVENT_SLOTS: [i16; 2] = [2, 3];
-const DISPATCH_SLOT: i16 = 4;
+const ROUND_SLOTS: [i16; 3] = [4, 5, 6];
 
 /// Longest transaction as seen from here; PostgreSQL's own limits are shorter, but do not help when its
 /// host is gone.
 const TRANSACTION_WITHIN: Duration = Duration::from_secs(5);
 /// How long PostgreSQL may be away before this replica starts over.
 const AWAY_WITHIN: Duration = Duration::from_secs(5);
-
-/// How long a shape is offered after it was last known to have jobs.
-const SHAPE_KEPT: Duration = Duration::from_secs(1);
 
 /// Tries of a transaction that met a passing obstacle.
 const TRIES: u32 = 4;
@@ -80,6 +80,8 @@ pub struct LeaderParts {
     pub batch_size: usize,
     /// `queue.max_queue_size`: most jobs that wait; 0 means any number.
     pub max_queue_size: u64,
+    /// `scheduler.enabled`: whether jobs are given to workers.
+    pub scheduling: bool,
 }
 
 /// Why a leader ended itself.
@@ -111,6 +113,7 @@ pub struct Leader {
     submissions: Batcher<Submission>,
     events: Vec<Batcher<EventItem>>,
     fetches: Batcher<Fetch>,
+    stage: Stage,
 }
 
 /// What the parts of a leader share.
@@ -119,8 +122,10 @@ struct Core {
     fleet: std::sync::Mutex<Fleet>,
     nudges: Nudges,
     feed: Feed,
-    /// Shapes that may have jobs in the ready queue.
-    shapes: std::sync::Mutex<HashMap<Shape, Instant>>,
+    /// Locked before the fleet where both are.
+    backlog: std::sync::Mutex<Backlog>,
+    /// Rounds of the scheduler that are being committed.
+    rounds: Lanes,
     /// Something could not be told to the ready queue.
     queue_lacks: AtomicBool,
     /// Jobs that wait, by the counters and what was added since.
@@ -137,11 +142,13 @@ impl Leader {
     fn start(core: Arc<Core>, stage: &Stage, feed: feed::Tail) -> Arc<Self> {
         let sizes = |name: &str| core.parts.metrics.batch_size.with_label_values(&[name]);
         feed.start(&core, stage, &sizes("ready_queue"));
-        let submissions = submit::start(&core, stage, &sizes("submission"));
         let events =
             EVENT_SLOTS.iter().map(|slot| apply::start(&core, stage, *slot, &sizes("event"))).collect();
         let fetches = workers::start(&core, stage, &sizes("fetch"));
-        Arc::new(Self { core, submissions, events, fetches })
+        Arc::new_cyclic(|leader| {
+            let submissions = submit::start(leader, stage, &sizes("submission"));
+            Self { submissions, events, fetches, stage: stage.clone(), core: Arc::clone(&core) }
+        })
     }
 
     /// Becomes `Some` when the leader ends itself.
@@ -217,6 +224,10 @@ impl Core {
 
     fn fleet(&self) -> std::sync::MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn backlog(&self) -> std::sync::MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the leadership; the first reason stands.

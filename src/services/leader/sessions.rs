@@ -1,18 +1,69 @@
 //! What the leader does for workers' sessions.
 
+use tokio::sync::oneshot;
+
 use super::Leader;
+use super::apply::reporter;
+use super::dispatch::assignment;
 use crate::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
+use crate::domain::transition::JobEvent;
 use crate::services::command::{Applied, Attach, Hear};
 use crate::services::error::ServiceError;
 
 impl Leader {
-    pub(super) async fn attach(&self, _: Attach) -> Result<Vec<(JobId, LeaseId)>, ServiceError> {
-        Err(ServiceError::Internal)
+    /// Lets a session take its worker's jobs. Live leases that it does not hold are pushed to it again; those
+    /// that it holds and that are not live are answered.
+    pub(super) async fn attach(&self, attach: Attach) -> Result<Vec<(JobId, LeaseId)>, ServiceError> {
+        let (core, worker) = (&self.core, attach.worker_id);
+        self.admit_known(worker).await?;
+        let now = core.now();
+        let found = core.fleet().attach(attach, now).ok_or_else(|| ServiceError::no_worker(worker))?;
+        for lease in found.unsent {
+            if let Some(job) = core.parts.database.assignment(lease).await? {
+                core.fleet().push(Box::new(assignment(job)));
+            } else {
+                core.fleet().release(lease, true);
+            }
+        }
+        for (job, lease) in found.lost {
+            // Noticed again with the next session if there is no room now.
+            drop(self.push_event(job, JobEvent::WorkerLost { lease }, None));
+        }
+        core.nudges.schedule.notify_one();
+        Ok(found.ended)
     }
 
-    pub(super) async fn hear(&self, _: Hear) -> Result<Vec<Result<Applied, ServiceError>>, ServiceError> {
-        Err(ServiceError::Internal)
+    /// Takes what a worker said on its session; answers what came of each report.
+    pub(super) async fn hear(&self, hear: Hear) -> Result<Vec<Result<Applied, ServiceError>>, ServiceError> {
+        let Hear { worker_id, session, granted, events, pulse } = hear;
+        self.admit_known(worker_id).await?;
+        let core = &self.core;
+        let given_back = core.fleet().hear(worker_id, session, granted, pulse, core.now());
+        for (job, lease) in given_back {
+            drop(self.push_event(job, JobEvent::NotFetched { lease }, None));
+        }
+        core.nudges.schedule.notify_one();
+        let mut answers = Vec::with_capacity(events.len());
+        for (job, event) in events {
+            let stranger = reporter(&event).is_none_or(|by| by.worker_id != worker_id);
+            if stranger {
+                answers.push(Err(ServiceError::Internal));
+                continue;
+            }
+            let (reply, answer) = oneshot::channel();
+            answers.push(self.push_event(job, event, Some(reply)).map(|()| answer));
+        }
+        let mut outcomes = Vec::with_capacity(answers.len());
+        for answer in answers {
+            outcomes.push(match answer {
+                Ok(answer) => answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown)),
+                Err(error) => Err(error),
+            });
+        }
+        Ok(outcomes)
     }
 
-    pub(super) fn detach(&self, _: WorkerId, _: SessionId) {}
+    pub(super) fn detach(&self, worker: WorkerId, session: SessionId) {
+        self.core.fleet().detach(worker, session);
+    }
 }

@@ -1,27 +1,27 @@
 //! Storing submissions, hundreds in one transaction.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::cmp::Reverse;
+use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
-use chrono::{DateTime, Utc};
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
+use super::dispatch::{FETCH_SECONDS, Placed};
 use super::feed::FeedItem;
 use super::{Core, Leader, SUBMISSION_SLOTS};
-use crate::domain::ids::JobId;
 use crate::domain::job::NewJob;
+use crate::domain::placement::GroupId;
 use crate::ready_queue::Entry;
 use crate::services::batcher::{Batcher, Limits, Stage};
-use crate::services::command::Accepted;
+use crate::services::command::{Accepted, Assignment};
 use crate::services::crash;
 use crate::services::error::ServiceError;
-use crate::storage::StorageError;
+use crate::storage::{Claim, Inserted, Insertion, StorageError};
 
 type Reply = oneshot::Sender<Result<Vec<Accepted>, ServiceError>>;
-/// When each job was first submitted, and whether that was now.
-type Stored = HashMap<JobId, (DateTime<Utc>, bool)>;
+/// What became of a job, and the worker that has a slot reserved for it.
+type Stored = (Option<Inserted>, Option<Placed>);
 
 /// One caller's jobs.
 pub(super) struct Submission {
@@ -47,39 +47,38 @@ fn size(job: &NewJob) -> usize {
     512 + texts.iter().sum::<usize>()
 }
 
-pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<Submission> {
-    let core = Arc::clone(core);
+pub(super) fn start(leader: &Weak<Leader>, stage: &Stage, sizes: &Histogram) -> Batcher<Submission> {
+    let leader = Weak::clone(leader);
     Batcher::start(stage, Limits::default(), &SUBMISSION_SLOTS, sizes, move |slot, batch| {
-        let core = Arc::clone(&core);
-        async move { core.store_submissions(slot, batch).await }
+        let leader = leader.upgrade();
+        async move {
+            match leader {
+                Some(leader) => leader.store_submissions(slot, batch).await,
+                // Dropped with their replies: nothing was done.
+                None => drop(batch),
+            }
+        }
     })
 }
 
-impl Core {
-    /// Whether `more` jobs may wait.
-    fn check_room(&self, more: usize) -> Result<(), ServiceError> {
-        let waiting = u64::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(0);
-        let limit = self.parts.max_queue_size;
-        if limit > 0 && waiting.saturating_add(more as u64) > limit {
-            return Err(ServiceError::QueueFull { limit });
-        }
-        Ok(())
-    }
-
+impl Leader {
     async fn store_submissions(&self, slot: i16, batch: Vec<Submission>) {
-        let jobs: Vec<&NewJob> = batch.iter().flat_map(|submission| &submission.jobs).collect();
-        match self.insert(slot, &jobs).await {
+        let core = &self.core;
+        match self.insert(slot, &batch).await {
             Ok(stored) => {
                 crash::point("submitted");
-                batch.into_iter().for_each(|submission| self.accept(submission, &stored));
-                self.nudges.schedule.notify_one();
+                let mut stored = stored.into_iter();
+                batch.into_iter().for_each(|submission| self.accept(submission, &mut stored));
+                core.nudges.schedule.notify_one();
             }
             // Checked values that PostgreSQL refuses all the same must not fail their neighbours.
             Err(StorageError::Rejected(_)) if batch.len() > 1 => {
                 for submission in batch {
-                    let jobs: Vec<&NewJob> = submission.jobs.iter().collect();
-                    match self.insert(slot, &jobs).await {
-                        Ok(stored) => self.accept(submission, &stored),
+                    let alone = [submission];
+                    let stored = self.insert(slot, &alone).await;
+                    let [submission] = alone;
+                    match stored {
+                        Ok(stored) => self.accept(submission, &mut stored.into_iter()),
                         Err(error) => drop(submission.reply.send(Err(error.into()))),
                     }
                 }
@@ -93,35 +92,116 @@ impl Core {
         }
     }
 
-    async fn insert(&self, slot: i16, jobs: &[&NewJob]) -> Result<Stored, StorageError> {
-        self.transaction("submit_jobs", || async {
-            let mut transaction = self.begin().await?;
-            let stored = transaction.insert_jobs(slot, jobs).await?;
-            transaction
-                .commit()
-                .await
-                .map(|()| stored.into_iter().map(|(id, at, new)| (id, (at, new))).collect())
-        })
-        .await
+    /// Stores the jobs of a batch, those under a lease that a worker takes at once. Answers job by job.
+    async fn insert(&self, slot: i16, batch: &[Submission]) -> Result<Vec<Stored>, StorageError> {
+        let core = &self.core;
+        let jobs: Vec<&NewJob> = batch.iter().flat_map(|submission| &submission.jobs).collect();
+        let placed = core.place_directly(&jobs);
+        let insertions: Vec<Insertion<'_>> = jobs
+            .iter()
+            .zip(&placed)
+            .map(|(job, placed)| Insertion { job, claim: placed.as_ref().map(|placed| placed.claim) })
+            .collect();
+        let inserted = core
+            .transaction("submit_jobs", || async {
+                let mut transaction = core.begin().await?;
+                let inserted = transaction.insert_jobs(slot, &insertions, FETCH_SECONDS).await?;
+                transaction.commit().await.map(|()| inserted)
+            })
+            .await;
+        match inserted {
+            Ok(inserted) => Ok(inserted.into_iter().zip(placed).collect()),
+            Err(error) => {
+                core.unreserve(placed.into_iter().flatten());
+                Err(error)
+            }
+        }
     }
 
-    /// After the commit: puts the jobs into the ready queue and answers the caller.
-    fn accept(&self, submission: Submission, stored: &Stored) {
-        let mut accepted = Vec::with_capacity(submission.jobs.len());
-        for job in submission.jobs {
+    /// After the commit: jobs to their workers or into the ready queue, then the answer.
+    fn accept(&self, submission: Submission, stored: &mut impl Iterator<Item = Stored>) {
+        let core = &self.core;
+        let mut accepted = Some(Vec::with_capacity(submission.jobs.len()));
+        for (job, (inserted, placed)) in submission.jobs.into_iter().zip(stored) {
             // Missing: another transaction stores the same id at this moment.
-            let Some(&(submitted_at, new)) = stored.get(&job.id) else {
-                drop(submission.reply.send(Err(ServiceError::OutcomeUnknown)));
-                return;
+            let Some(Inserted { submitted_at, new, assigned_to }) = inserted else {
+                core.unreserve(placed);
+                accepted = None;
+                continue;
             };
-            if new {
-                let (job_id, shape, priority) = (job.id, job.shape.clone(), job.priority);
-                self.feed(FeedItem::Add(Entry { job_id, shape, priority, submitted_at }));
-                self.parts.metrics.jobs_queued.inc();
-                self.waiting.fetch_add(1, Ordering::Relaxed);
+            if let Some(accepted) = &mut accepted {
+                accepted.push(Accepted { submitted_at, assigned_to });
             }
-            accepted.push(Accepted { submitted_at, assigned_to: None });
+            match placed {
+                Some(placed) if new => {
+                    core.parts.metrics.jobs_queued.inc();
+                    core.count_assignment(job.priority, 0);
+                    self.give(assignment(job, placed.claim), placed.poller);
+                }
+                Some(placed) => core.unreserve([placed]),
+                None if new => {
+                    core.parts.metrics.jobs_queued.inc();
+                    core.waiting.fetch_add(1, Ordering::Relaxed);
+                    let (job_id, shape, priority) = (job.id, job.shape, job.priority);
+                    core.feed(FeedItem::Add(Entry { job_id, shape, priority, submitted_at }));
+                }
+                None => {}
+            }
         }
-        drop(submission.reply.send(Ok(accepted)));
+        drop(submission.reply.send(accepted.ok_or(ServiceError::OutcomeUnknown)));
+    }
+}
+
+impl Core {
+    /// Whether `more` jobs may wait.
+    fn check_room(&self, more: usize) -> Result<(), ServiceError> {
+        let waiting = u64::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(0);
+        let limit = self.parts.max_queue_size;
+        if limit > 0 && waiting.saturating_add(more as u64) > limit {
+            return Err(ServiceError::QueueFull { limit });
+        }
+        Ok(())
+    }
+
+    /// Reserves a slot for each job that a worker can take at once without overtaking a job that waits for
+    /// the same slot.
+    fn place_directly(&self, jobs: &[&NewJob]) -> Vec<Option<Placed>> {
+        if !self.parts.scheduling {
+            return jobs.iter().map(|_| None).collect();
+        }
+        let backlog = self.backlog();
+        let mut fleet = self.fleet();
+        // The order of the jobs among each other: who comes later may be more urgent.
+        let mut order: Vec<usize> = (0..jobs.len()).collect();
+        order.sort_by_key(|index| Reverse(jobs[*index].priority));
+        let mut placed: Vec<Option<Placed>> = jobs.iter().map(|_| None).collect();
+        for index in order {
+            let job = jobs[index];
+            let pool = fleet.pool();
+            let able = pool.able(&job.shape);
+            let wanted = |group: &GroupId| backlog.shapes().any(|(shape, _)| pool.runs(*group, shape));
+            let Some(group) = able.into_iter().find(|group| !wanted(group)) else { continue };
+            let model = &job.shape.model_name;
+            let Some(worker) = pool.with_model(group, model).or_else(|| pool.best(group)) else { continue };
+            if let Some(poller) = fleet.reserve(worker) {
+                placed[index] = Some(self.placed(job.id, worker, poller));
+            }
+        }
+        placed
+    }
+}
+
+/// What a worker needs of a job that it takes at its submission.
+fn assignment(job: NewJob, claim: Claim) -> Assignment {
+    Assignment {
+        lease: claim.lease,
+        attempt_number: 1,
+        worker_id: claim.worker_id,
+        job_id: job.id,
+        job_name: job.name,
+        model_name: job.model_name,
+        model_version: job.model_version,
+        input_data: job.input_data,
+        timeout_seconds: job.timeout_seconds,
     }
 }

@@ -1,13 +1,14 @@
 //! From a won election to work: fence, workers and leases, ready queue.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::{Core, Leader, LeaderParts, Nudges, feed};
+use super::lanes::Lanes;
+use super::{Core, Leader, LeaderParts, Nudges, ROUND_SLOTS, feed};
 use crate::domain::worker::WorkerStatus;
 use crate::ready_queue::QueueError;
 use crate::services::batcher::Stage;
@@ -34,7 +35,8 @@ impl Leader {
             fleet: std::sync::Mutex::new(fleet),
             nudges: Nudges::default(),
             feed,
-            shapes: std::sync::Mutex::new(HashMap::new()),
+            backlog: std::sync::Mutex::default(),
+            rounds: Lanes::new(&ROUND_SLOTS),
             queue_lacks: AtomicBool::new(false),
             waiting: AtomicI64::new(waiting),
             next_due: std::sync::Mutex::new(None),
@@ -74,7 +76,7 @@ impl Leader {
         let claims = queue.all_claims().await?;
         self.settle_claims(&claims).await?;
         let shapes = queue.shapes().await?;
-        core.note_shapes(shapes.into_iter().map(|(shape, _)| shape));
+        core.backlog().note(shapes.into_iter().map(|(shape, _)| shape));
         // Jobs that the former leader committed and could not tell the ready queue of.
         let queued = core.parts.database.stats().await?.queued;
         let held = i64::try_from(queue.total().await?).unwrap_or(i64::MAX);

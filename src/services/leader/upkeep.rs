@@ -84,10 +84,16 @@ impl Leader {
         overdue.and(silent).and(unfetched.map_err(UpkeepError::from))
     }
 
+    /// Leases are watched here, jobs that are driven from outside in PostgreSQL.
     async fn reap_overdue(&self) -> Result<(), UpkeepError> {
-        let overdue = self.core.parts.database.overdue_jobs(SWEEP).await?;
-        let events = overdue.into_iter().map(|(job, lease)| (job, JobEvent::DeadlinePassed { lease }));
-        Ok(self.apply_all(events).await?)
+        let core = &self.core;
+        let mut leased = core.fleet().overdue(core.now());
+        leased.truncate(usize::try_from(SWEEP).unwrap_or(usize::MAX));
+        let driven = core.parts.database.overdue_jobs(SWEEP).await?;
+        let leased =
+            leased.into_iter().map(|(job, lease)| (job, JobEvent::DeadlinePassed { lease: Some(lease) }));
+        let driven = driven.into_iter().map(|job| (job, JobEvent::DeadlinePassed { lease: None }));
+        Ok(self.apply_all(leased.chain(driven)).await?)
     }
 
     /// Their leases become orphans, which are ended next.
@@ -199,7 +205,7 @@ impl Leader {
             let page = core.parts.database.queued_jobs(after.as_ref(), PAGE).await?;
             let entries: Vec<Entry> = page.iter().map(entry).collect();
             core.parts.queue.enqueue(epoch, &entries).await.inspect_err(|e| core.note_queue_failure(e))?;
-            core.note_shapes(entries.into_iter().map(|entry| entry.shape));
+            core.backlog().note(entries.into_iter().map(|entry| entry.shape));
             core.nudges.schedule.notify_one();
             count += page.len();
             let full = i64::try_from(page.len()).unwrap_or(0) >= PAGE;
@@ -229,6 +235,10 @@ impl Leader {
         let gone: Vec<JobId> = claims.iter().copied().filter(|job| !queued.contains(job)).collect();
         core.parts.queue.put_back(epoch, &queued).await?;
         core.parts.queue.confirm(epoch, &gone).await?;
+        if !queued.is_empty() {
+            let shapes = core.parts.queue.shapes().await?;
+            core.backlog().note(shapes.into_iter().map(|(shape, _)| shape));
+        }
         tracing::info!(
             put_back = queued.len(),
             forgotten = gone.len(),
@@ -246,7 +256,7 @@ impl Leader {
         core.waiting.store(stats.pending + stats.queued, Ordering::Relaxed);
         let held = i64::try_from(core.parts.queue.total().await?).unwrap_or(i64::MAX);
         let shapes = core.parts.queue.shapes().await?;
-        core.know_shapes(shapes.into_iter().map(|(shape, _)| shape));
+        core.backlog().note(shapes.into_iter().map(|(shape, _)| shape));
         if held < stats.queued && self.lacks_a_job(memory).await? {
             tracing::warn!(held, queued = stats.queued, "The ready queue lacks jobs; it is rebuilt.");
             self.rebuild_queue().await?;

@@ -160,7 +160,7 @@ impl Leader {
         let live = answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))?;
         unfetch.keep();
         if !live {
-            self.core.fleet().release(lease);
+            self.core.fleet().release(lease, true);
             return Ok(None);
         }
         let at_hand = self.core.fleet().fetched(lease, delivery, self.core.now());
@@ -180,7 +180,7 @@ impl Leader {
     }
 
     /// Takes in a worker that is registered but was counted as lost.
-    async fn admit_known(&self, id: WorkerId) -> Result<(), ServiceError> {
+    pub(super) async fn admit_known(&self, id: WorkerId) -> Result<(), ServiceError> {
         if self.core.fleet().knows(id) {
             return Ok(());
         }
@@ -223,7 +223,7 @@ impl Core {
     async fn load_assignment(&self, lease: LeaseId) -> Result<Option<Box<Assignment>>, ServiceError> {
         let job = self.parts.database.assignment(lease).await?;
         if job.is_none() {
-            self.fleet().release(lease);
+            self.fleet().release(lease, true);
         }
         Ok(job.map(|job| Box::new(assignment(job))))
     }

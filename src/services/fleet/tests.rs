@@ -1,6 +1,11 @@
 use uuid::Uuid;
 
+use super::polls::LISTED_WITHIN;
 use super::*;
+use crate::domain::execution::Usage;
+use crate::domain::ids::DeliveryId;
+use crate::services::command::Heartbeat;
+use tokio::sync::oneshot;
 
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -139,9 +144,9 @@ fn slots_are_never_exceeded() {
         assert!(fleet.grant(assignment(n), poller, now));
     }
     assert!(fleet.reserve(WorkerId(id(1))).is_none());
-    assert!(fleet.groups().is_empty());
-    fleet.release(LeaseId(id(100)));
-    assert_eq!(fleet.groups()[0].free_slots(), 1);
+    assert_eq!(fleet.pool().free_slots(), 0);
+    fleet.release(LeaseId(id(100)), true);
+    assert_eq!(fleet.pool().free_slots(), 1);
 }
 
 #[test]
@@ -165,7 +170,7 @@ fn a_running_job_is_never_given_back_by_a_heartbeat() {
     let Polled::Wait(_waiting) = fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), true, now) else { panic!() };
     let poller = fleet.reserve(WorkerId(id(1))).unwrap();
     assert!(fleet.grant(assignment(1), poller, now));
-    fleet.mark_running(LeaseId(id(101)));
+    fleet.mark_running(LeaseId(id(101)), now);
     let (_, back) = fleet.heartbeat(&heartbeat(&[]), now + FETCH_WITHIN).unwrap();
     assert!(back.is_empty());
 }
@@ -179,7 +184,7 @@ fn a_leaving_worker_gets_nothing_and_returns_what_it_did_not_fetch() {
     let leaving = Heartbeat { status: WorkerStatus::Offline, ..heartbeat(&[]) };
     let (_, back) = fleet.heartbeat(&leaving, now).unwrap();
     assert_eq!(back, [(JobId(id(201)), LeaseId(id(101)))]);
-    assert!(fleet.groups().is_empty());
+    assert_eq!(fleet.pool().free_slots(), 0);
 }
 
 #[test]
@@ -205,6 +210,8 @@ fn an_adopted_lease_gets_the_full_time_to_be_fetched() {
         worker_id: WorkerId(id(1)),
         running: false,
         delivery: None,
+        timeout_seconds: 60,
+        expires_in: 90.0,
     };
     fleet.adopt(&live, now);
     assert!(fleet.unfetched(now + Duration::from_secs(29)).is_empty());

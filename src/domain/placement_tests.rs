@@ -1,0 +1,112 @@
+use uuid::Uuid;
+
+use super::*;
+
+fn id(n: u128) -> WorkerId {
+    WorkerId(Uuid::from_u128(n))
+}
+
+fn capabilities(gpu: bool, models: Option<&[&str]>) -> Capabilities {
+    let models = models.map(|models| models.iter().map(|&model| model.to_owned()).collect());
+    Capabilities { models, gpu, memory_mib: None }
+}
+
+fn shape(model: &str, gpu: bool) -> Shape {
+    Shape { model_name: model.into(), requires_gpu: gpu, required_memory_mib: 0 }
+}
+
+/// Puts workers in one by one and takes slots as the leader does.
+#[derive(Default)]
+struct Bench {
+    pool: Pool,
+    free: BTreeMap<WorkerId, (Capabilities, u32, bool, BTreeSet<String>)>,
+}
+
+impl Bench {
+    fn put(&mut self, worker: WorkerId, capabilities: &Capabilities, free: u32, loaded: &[&str]) {
+        let loaded = loaded.iter().map(|&model| model.to_owned()).collect();
+        self.free.insert(worker, (capabilities.clone(), free, false, loaded));
+        self.tell(worker);
+    }
+
+    fn tell(&mut self, worker: WorkerId) {
+        let (capabilities, free, waits, loaded_models) = &self.free[&worker];
+        self.pool.put(&Candidate { worker, capabilities, free: *free, waits: *waits, loaded_models });
+    }
+
+    fn take(&mut self, shape: &Shape) -> Option<WorkerId> {
+        let group = *self.pool.able(shape).first()?;
+        let worker = self.pool.with_model(group, &shape.model_name).or_else(|| self.pool.best(group))?;
+        self.free.get_mut(&worker).unwrap().1 -= 1;
+        self.tell(worker);
+        Some(worker)
+    }
+
+    fn take_all(&mut self, shape: &Shape) -> Vec<u128> {
+        std::iter::from_fn(|| self.take(shape)).map(|worker| worker.0.as_u128()).collect()
+    }
+}
+
+#[test]
+fn who_waits_for_a_job_comes_before_who_has_more_free_slots() {
+    let plain = capabilities(false, None);
+    let mut bench = Bench::default();
+    bench.put(id(2), &plain, 2, &[]);
+    bench.put(id(1), &plain, 1, &[]);
+    bench.free.get_mut(&id(1)).unwrap().2 = true;
+    bench.tell(id(1));
+    assert_eq!(bench.take_all(&shape("a", false)), [1, 2, 2]);
+}
+
+#[test]
+fn prefers_the_worker_that_can_do_least() {
+    let (plain, gpu, particular) =
+        (capabilities(false, None), capabilities(true, None), capabilities(false, Some(&["a"])));
+    let mut bench = Bench::default();
+    for (n, capabilities) in [(1, &gpu), (2, &plain), (3, &particular)] {
+        bench.put(id(n), capabilities, 1, &[]);
+    }
+    assert_eq!(bench.pool.able(&shape("a", true)).len(), 1);
+    assert_eq!(bench.take_all(&shape("a", false)), [3, 2, 1]);
+    assert_eq!(bench.take(&shape("a", true)), None, "no slot is left");
+}
+
+#[test]
+fn spreads_jobs_by_free_slots_and_never_beyond_them() {
+    let plain = capabilities(false, None);
+    let mut bench = Bench::default();
+    for (n, free) in [(1, 1), (2, 3), (3, 0)] {
+        bench.put(id(n), &plain, free, &[]);
+    }
+    assert_eq!(bench.pool.free_slots(), 4);
+    assert_eq!(bench.take_all(&shape("a", false)), [2, 2, 1, 2]);
+    assert_eq!((bench.pool.free_slots(), bench.pool.groups().count()), (0, 0));
+}
+
+#[test]
+fn prefers_the_worker_that_has_the_model_loaded_even_in_a_broader_group() {
+    let (plain, particular) = (capabilities(false, None), capabilities(false, Some(&["a", "b"])));
+    let mut bench = Bench::default();
+    bench.put(id(1), &particular, 9, &["b"]);
+    bench.put(id(2), &plain, 1, &["a"]);
+    bench.put(id(3), &plain, 9, &[]);
+    assert_eq!(bench.take(&shape("a", false)), Some(id(2)));
+    assert_eq!(bench.take(&shape("a", false)), Some(id(1)), "then the most particular group");
+    assert_eq!(bench.take(&shape("b", false)), Some(id(1)));
+}
+
+#[test]
+fn what_changes_of_a_worker_counts_at_once() {
+    let (plain, gpu) = (capabilities(false, None), capabilities(true, None));
+    let mut bench = Bench::default();
+    bench.put(id(1), &plain, 1, &["a"]);
+    assert!(bench.pool.able(&shape("a", true)).is_empty());
+    bench.put(id(1), &gpu, 2, &["b"]);
+    let group = bench.pool.able(&shape("a", true))[0];
+    assert_eq!((bench.pool.with_model(group, "a"), bench.pool.with_model(group, "b")), (None, Some(id(1))));
+    assert!(bench.pool.runs(group, &shape("a", true)));
+    bench.pool.remove(id(1));
+    assert!(bench.pool.able(&shape("a", false)).is_empty());
+    assert_eq!(bench.pool.free_slots(), 0);
+    assert!(bench.pool.by_capabilities.is_empty() && bench.pool.groups.is_empty());
+}

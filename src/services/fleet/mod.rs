@@ -1,0 +1,271 @@
+//! The leader's picture of workers and leases, in memory.
+//!
+//! It can always be rebuilt from PostgreSQL and decides nothing by itself: a lease is granted or ended
+//! only after the transaction that says so has committed. Time is the leader's monotonic clock; whether
+//! a worker is lost is judged again by the database's.
+
+mod polls;
+mod sessions;
+mod worker;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+pub use self::polls::Polled;
+pub use self::worker::Poller;
+use self::worker::{FleetLease, FleetWorker, Reached};
+use super::command::Assignment;
+use crate::domain::ids::{JobId, LeaseId, WorkerId};
+use crate::domain::placement::Pool;
+use crate::domain::worker::{Worker, WorkerStatus};
+use crate::storage::{LiveLease, Vitals};
+
+/// How long an assigned job may wait to be fetched.
+pub const FETCH_WITHIN: Duration = Duration::from_secs(30);
+
+/// All workers that are not offline, and all live leases.
+#[derive(Default)]
+pub struct Fleet {
+    workers: HashMap<WorkerId, FleetWorker>,
+    leases: HashMap<LeaseId, FleetLease>,
+    pool: Pool,
+}
+
+/// Timing of a worker: how long it may be silent.
+pub fn silence_limit(worker_timeout: Duration, heartbeat_interval: Duration) -> Duration {
+    worker_timeout.min(heartbeat_interval * 3)
+}
+
+impl Fleet {
+    /// Takes a worker in, or takes its new registration over. Its leases stay until they are ended.
+    pub fn admit(&mut self, worker: &Worker, worker_timeout: Duration, heard: Instant, now: Instant) {
+        let interval = Duration::from_secs(worker.heartbeat_interval_seconds.into());
+        let limit = silence_limit(worker_timeout, interval);
+        let entry =
+            self.workers.entry(worker.id).or_insert_with(|| FleetWorker::new(now + interval.min(limit)));
+        entry.register(worker, limit, heard);
+        self.refresh(worker.id);
+    }
+
+    /// Takes in a lease that a former leader granted; its worker gets the full time to fetch the job.
+    pub fn adopt(&mut self, live: &LiveLease, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&live.worker_id) else { return };
+        worker.leases.insert(live.lease);
+        let reached = live.delivery.map_or(Reached::Not, |delivery| Reached::Fetched(delivery, now));
+        if reached == Reached::Not && !live.running {
+            worker.unfetched.push_back(live.lease);
+        }
+        self.leases.insert(
+            live.lease,
+            FleetLease {
+                job_id: live.job_id,
+                worker_id: live.worker_id,
+                running: live.running,
+                granted: now,
+                timeout: Duration::from_secs(live.timeout_seconds.into()),
+                deadline: now + Duration::from_secs_f64(live.expires_in.max(0.0)),
+                reached,
+                assignment: None,
+            },
+        );
+        self.refresh(live.worker_id);
+    }
+
+    /// Whether the worker is known and online.
+    pub fn knows(&self, worker: WorkerId) -> bool {
+        self.workers.contains_key(&worker)
+    }
+
+    /// Notes a sign of life.
+    pub fn touch(&mut self, worker: WorkerId, now: Instant) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.last_heard = now;
+            worker.changed = true;
+        }
+    }
+
+    /// Free slots, and who is best to take one from.
+    pub fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    /// Reserves a slot for an assignment that is about to be committed, and the call that waits for it,
+    /// if one does. `None` if the worker cannot take the job any more.
+    #[expect(clippy::option_option, reason = "no slot, a slot, or a slot and a call")]
+    pub fn reserve(&mut self, id: WorkerId) -> Option<Option<Poller>> {
+        let reserved = self.workers.get_mut(&id)?.reserve();
+        self.refresh(id);
+        reserved
+    }
+
+    /// The assignment did not come about. A call that waited for it goes on waiting.
+    pub fn unreserve(&mut self, id: WorkerId, poller: Option<Poller>) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.unreserve(poller);
+            self.refresh(id);
+        }
+    }
+
+    /// The assignment was committed: pushes it to the session, hands it to the call that waits, or keeps
+    /// it to be fetched. `false` if the worker has gone meanwhile: the lease must be ended.
+    #[must_use]
+    pub fn grant(&mut self, assignment: Assignment, poller: Option<Poller>, now: Instant) -> bool {
+        let (id, worker_id, job_id) = (assignment.lease, assignment.worker_id, assignment.job_id);
+        let timeout = Duration::from_secs(assignment.timeout_seconds.into());
+        let Some(worker) = self.workers.get_mut(&worker_id) else { return false };
+        worker.reserved = worker.reserved.saturating_sub(1);
+        worker.leases.insert(id);
+        worker.changed = true;
+        let assignment = Box::new(assignment);
+        let sent = match poller {
+            Some(poller) => poller.reply.send(assignment).map(|()| Reached::Fetched(poller.delivery, now)),
+            None => Err(assignment),
+        };
+        let sent = sent.or_else(|assignment| worker.push(assignment).map(|()| Reached::Pushed));
+        let (reached, unsent) = match sent {
+            Ok(reached) => (reached, None),
+            Err(assignment) => {
+                worker.unfetched.push_back(id);
+                worker.wake_pollers();
+                (Reached::Not, Some(assignment))
+            }
+        };
+        let lease = FleetLease {
+            job_id,
+            worker_id,
+            running: false,
+            granted: now,
+            timeout,
+            deadline: now + timeout + FETCH_WITHIN,
+            reached,
+            assignment: unsent,
+        };
+        self.leases.insert(id, lease);
+        self.refresh(worker_id);
+        true
+    }
+
+    /// The lease has ended, by its holder's report or without it.
+    pub fn release(&mut self, id: LeaseId, by_holder: bool) {
+        let Some(ended) = self.leases.remove(&id) else { return };
+        if let Some(worker) = self.workers.get_mut(&ended.worker_id) {
+            worker.leases.remove(&id);
+            worker.unfetched.retain(|waiting| *waiting != id);
+            worker.changed = true;
+            if !by_holder {
+                self.tell_ended(ended.worker_id, ended.job_id, id);
+            }
+            self.refresh(ended.worker_id);
+        }
+    }
+
+    /// The holder said that the job runs.
+    pub fn mark_running(&mut self, lease: LeaseId, now: Instant) {
+        if let Some(lease) = self.leases.get_mut(&lease) {
+            lease.running = true;
+            lease.deadline = now + lease.timeout;
+            lease.assignment = None;
+        }
+    }
+
+    /// Whether the holder has said that the job runs.
+    pub fn is_running(&self, lease: LeaseId) -> bool {
+        self.leases.get(&lease).is_some_and(|lease| lease.running)
+    }
+
+    /// Leases that seem to have run out; the database's clock decides.
+    pub fn overdue(&self, now: Instant) -> Vec<(JobId, LeaseId)> {
+        let leases = self.leases.iter().filter(|(_, lease)| lease.deadline <= now);
+        leases.map(|(id, lease)| (lease.job_id, *id)).collect()
+    }
+
+    /// Leases whose job was not fetched in time.
+    pub fn unfetched(&self, now: Instant) -> Vec<(JobId, LeaseId)> {
+        let late = |lease: &FleetLease| {
+            lease.reached == Reached::Not
+                && !lease.running
+                && now.duration_since(lease.granted) >= FETCH_WITHIN
+        };
+        let leases = self.leases.iter().filter(|(_, lease)| late(lease));
+        leases.map(|(id, lease)| (lease.job_id, *id)).collect()
+    }
+
+    /// Workers that were silent for too long, with their limit.
+    pub fn silent(&self, now: Instant) -> Vec<(WorkerId, Duration)> {
+        let silent = |worker: &FleetWorker| {
+            now >= worker.grace_until && now.duration_since(worker.last_heard) >= worker.limit
+        };
+        self.workers
+            .iter()
+            .filter(|(_, worker)| silent(worker))
+            .map(|(id, worker)| (*id, worker.limit))
+            .collect()
+    }
+
+    /// The leases of a worker.
+    pub fn leases_of(&self, worker: WorkerId) -> Vec<(JobId, LeaseId)> {
+        let leases = self.workers.get(&worker).map(|worker| &worker.leases);
+        let leases = leases.into_iter().flatten();
+        leases.filter_map(|id| Some((self.leases.get(id)?.job_id, *id))).collect()
+    }
+
+    /// The worker has gone offline. Answers how many leases it leaves behind as orphans.
+    pub fn remove(&mut self, worker: WorkerId) -> usize {
+        self.pool.remove(worker);
+        self.workers.remove(&worker).map_or(0, |worker| worker.leases.len())
+    }
+
+    /// Leases whose worker has gone, or has come back without them.
+    pub fn orphans(&self) -> Vec<(JobId, LeaseId)> {
+        let held = |id: &LeaseId, lease: &FleetLease| {
+            self.workers.get(&lease.worker_id).is_some_and(|worker| worker.leases.contains(id))
+        };
+        let orphans = self.leases.iter().filter(|(id, lease)| !held(id, lease));
+        orphans.map(|(id, lease)| (lease.job_id, *id)).collect()
+    }
+
+    /// What PostgreSQL should be told of workers that were heard since the last time.
+    pub fn take_vitals(&mut self, now: Instant) -> Vec<Vitals> {
+        let mut vitals = Vec::new();
+        for (id, worker) in self.workers.iter_mut().filter(|(_, worker)| worker.changed) {
+            worker.changed = false;
+            vitals.push(Vitals {
+                worker_id: *id,
+                status: worker.status(),
+                current_job_count: u32::try_from(worker.leases.len()).unwrap_or(u32::MAX),
+                silent_for: now.duration_since(worker.last_heard),
+                usage: worker.usage,
+            });
+        }
+        vitals.sort_by_key(|vitals| vitals.worker_id);
+        vitals
+    }
+
+    /// The vitals could not be written; they are due again.
+    pub fn keep_vitals(&mut self, vitals: &[Vitals]) {
+        for vitals in vitals {
+            if let Some(worker) = self.workers.get_mut(&vitals.worker_id) {
+                worker.changed = true;
+            }
+        }
+    }
+
+    /// How many workers there are in each state.
+    pub fn count_by_status(&self) -> HashMap<WorkerStatus, i64> {
+        let mut counts: HashMap<_, _> = WorkerStatus::ALL.into_iter().map(|status| (status, 0)).collect();
+        for worker in self.workers.values() {
+            *counts.entry(worker.status()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Tells placement what has changed of a worker.
+    fn refresh(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get(&id) {
+            self.pool.put(&worker.candidate(id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

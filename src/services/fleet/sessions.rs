@@ -1,0 +1,139 @@
+//! Workers with a session: jobs are pushed to them against credits.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use super::Fleet;
+use super::worker::{Attached, Health, Reached, Way};
+use crate::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
+use crate::services::command::{Assignment, Attach, News, Pulse};
+
+/// What an attached session shows.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct AttachedTo {
+    /// Leases that the worker holds and that are not live.
+    pub ended: Vec<(JobId, LeaseId)>,
+    /// Live leases whose job has not reached the worker and is to be pushed, but has to be loaded first.
+    pub unsent: Vec<LeaseId>,
+    /// Leases of which the worker has said that they run, and that it does not know any more.
+    pub lost: Vec<(JobId, LeaseId)>,
+}
+
+impl Fleet {
+    /// Lets a session take the worker's jobs from now on, and settles which leases it has. `None` if the
+    /// worker is not known here.
+    pub fn attach(&mut self, attach: Attach, now: Instant) -> Option<AttachedTo> {
+        let Attach { worker_id, session, held, credits, outlet } = attach;
+        let worker = self.workers.get_mut(&worker_id)?;
+        worker.last_heard = now;
+        worker.changed = true;
+        if worker.health == Health::Draining {
+            worker.health = Health::Well;
+        }
+        let attached = Way::Session(Attached { session, outlet, credits });
+        match std::mem::replace(&mut worker.way, attached) {
+            Way::Session(before) if before.session != session => before.replaced(worker_id),
+            Way::Session(_) | Way::Polls(_) | Way::Nowhere => {}
+        }
+        worker.unfetched.clear();
+        let held_leases: HashSet<LeaseId> = held.iter().map(|(_, lease)| *lease).collect();
+        let mut found = AttachedTo {
+            ended: held.into_iter().filter(|(_, lease)| !worker.leases.contains(lease)).collect(),
+            ..AttachedTo::default()
+        };
+        for id in &worker.leases {
+            let Some(lease) = self.leases.get_mut(id) else { continue };
+            if held_leases.contains(id) {
+                lease.reached = Reached::Pushed;
+                lease.assignment = None;
+            } else if lease.running {
+                found.lost.push((lease.job_id, *id));
+            } else {
+                lease.reached = Reached::Not;
+                found.unsent.push(*id);
+            }
+        }
+        let at_hand: Vec<_> =
+            found.unsent.iter().filter_map(|id| self.leases.get_mut(id)?.assignment.take()).collect();
+        found.unsent.retain(|id| at_hand.iter().all(|assignment| assignment.lease != *id));
+        worker.unfetched.extend(&found.unsent);
+        for assignment in at_hand {
+            self.push(assignment);
+        }
+        self.refresh(worker_id);
+        Some(found)
+    }
+
+    /// Pushes the job of a lease that was granted before to the worker's session; where there is none it
+    /// waits to be fetched.
+    pub fn push(&mut self, assignment: Box<Assignment>) {
+        let (id, worker_id) = (assignment.lease, assignment.worker_id);
+        let (Some(worker), Some(lease)) = (self.workers.get_mut(&worker_id), self.leases.get_mut(&id)) else {
+            return;
+        };
+        if lease.reached != Reached::Not {
+            return;
+        }
+        worker.unfetched.retain(|waiting| *waiting != id);
+        match worker.push(assignment) {
+            Ok(()) => lease.reached = Reached::Pushed,
+            Err(assignment) => {
+                lease.assignment = Some(assignment);
+                worker.unfetched.push_back(id);
+                worker.wake_pollers();
+            }
+        }
+        self.refresh(worker_id);
+    }
+
+    /// Takes what a worker granted, and said of itself, on its session. Answers leases that it will not run,
+    /// because it is leaving.
+    pub fn hear(
+        &mut self,
+        worker_id: WorkerId,
+        session: SessionId,
+        granted: u64,
+        pulse: Option<Pulse>,
+        now: Instant,
+    ) -> Vec<(JobId, LeaseId)> {
+        let Some(worker) = self.workers.get_mut(&worker_id) else { return Vec::new() };
+        worker.last_heard = now;
+        worker.changed |= pulse.is_some();
+        let mut given_back = Vec::new();
+        if let Way::Session(attached) = &mut worker.way
+            && attached.session == session
+        {
+            attached.credits.granted = attached.credits.granted.max(granted);
+        }
+        if let Some(Pulse { status, usage, loaded_models }) = pulse {
+            worker.health = status.into();
+            worker.usage = usage;
+            worker.loaded_models = loaded_models.into_iter().collect();
+            if worker.health == Health::Draining {
+                let unsent = worker.unfetched.iter();
+                given_back = unsent.filter_map(|id| Some((self.leases.get(id)?.job_id, *id))).collect();
+            }
+        }
+        self.refresh(worker_id);
+        given_back
+    }
+
+    /// The session has ended. Its leases stay.
+    pub fn detach(&mut self, worker_id: WorkerId, session: SessionId) {
+        let Some(worker) = self.workers.get_mut(&worker_id) else { return };
+        if matches!(&worker.way, Way::Session(attached) if attached.session == session) {
+            worker.way = Way::Nowhere;
+            self.refresh(worker_id);
+        }
+    }
+
+    /// Tells the worker's session that a lease has ended without it.
+    pub(super) fn tell_ended(&mut self, worker_id: WorkerId, job: JobId, lease: LeaseId) {
+        let Some(worker) = self.workers.get_mut(&worker_id) else { return };
+        if let Way::Session(attached) = &worker.way
+            && !attached.tell(worker_id, News::Ended(job, lease))
+        {
+            worker.way = Way::Nowhere;
+        }
+    }
+}

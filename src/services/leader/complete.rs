@@ -1,0 +1,62 @@
+//! Completions on the short way: what most reports are, written by one statement without a look before.
+
+use std::collections::{HashMap, HashSet};
+
+use super::Core;
+use super::apply::EventItem;
+use crate::domain::ids::{JobId, LeaseId};
+use crate::domain::transition::JobEvent;
+use crate::storage::{Completed, Completion, FencedTransaction, StorageError};
+
+impl Core {
+    /// Completes what can be completed at once. Answers which events of the batch that were, by their place;
+    /// all others go the long way.
+    pub(super) async fn complete(
+        &self,
+        transaction: &mut FencedTransaction,
+        slot: i16,
+        batch: &[EventItem],
+    ) -> Result<HashMap<usize, Completed>, StorageError> {
+        let completions = self.completions(batch);
+        if completions.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows: Vec<Completion<'_>> = completions.iter().map(|(_, completion)| *completion).collect();
+        let done = transaction.complete_jobs(slot, &rows).await?;
+        let mut done: HashMap<LeaseId, Completed> = done.into_iter().map(|done| (done.lease, done)).collect();
+        let places = completions.into_iter();
+        Ok(places.filter_map(|(place, row)| Some((place, done.remove(&row.lease)?))).collect())
+    }
+
+    /// The reports of success that name their lease, about jobs of which nothing else is said.
+    fn completions<'a>(&self, batch: &'a [EventItem]) -> Vec<(usize, Completion<'a>)> {
+        let mut seen: HashSet<JobId> = HashSet::with_capacity(batch.len());
+        let named_twice: HashSet<JobId> =
+            batch.iter().map(|item| item.job).filter(|job| !seen.insert(*job)).collect();
+        let fleet = self.fleet();
+        let completion = |(place, item): (usize, &'a EventItem)| {
+            let JobEvent::Completed { by, output, duration_ms, usage } = &item.event else { return None };
+            let lease = by.lease.filter(|_| !named_twice.contains(&item.job))?;
+            let completion = Completion {
+                job_id: item.job,
+                lease,
+                worker_id: by.worker_id,
+                running: fleet.is_running(lease),
+                output: output.as_ref(),
+                duration_ms: duration_ms.filter(|ms| *ms > 0),
+                usage: *usage,
+            };
+            Some((place, completion))
+        };
+        batch.iter().enumerate().filter_map(completion).collect()
+    }
+
+    /// What a completion means outside PostgreSQL.
+    pub(super) fn follow_completion(&self, done: &Completed) {
+        self.fleet().release(done.lease, true);
+        let metrics = &self.parts.metrics;
+        metrics.jobs_finished.with_label_values(&["completed"]).inc();
+        #[expect(clippy::cast_precision_loss, reason = "a duration for a histogram")]
+        metrics.job_run.observe(done.duration_ms as f64 / 1000.0);
+    }
+}
