@@ -26,6 +26,7 @@ use crate::services::Services;
 use crate::services::inspect::{ClusterView, Component, Health, Inspect, MemberView, Role};
 use crate::services::leader::LeaderParts;
 use crate::services::queries::Queries;
+use crate::services::sessions::Sessions;
 use crate::storage::{Database, DatabaseOptions, Fence, StorageError};
 use crate::telemetry::Metrics;
 
@@ -132,13 +133,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         queue: queue.clone(),
         routes: routes.clone(),
     };
-    let router = Router::new(routes, forwarding, Arc::clone(&ambient));
+    let sessions = Arc::new(Sessions::default());
+    let router = Arc::new(Router::new(routes, forwarding, Arc::clone(&ambient), Arc::clone(&sessions)));
+    let close = CancellationToken::new();
+    tokio::spawn(forward::keep_attached(Arc::clone(&router), Arc::clone(&sessions), close.clone()));
     let api = Api {
         services: Services::new(
-            Arc::new(router),
+            router,
             Arc::clone(&ambient),
             defaults.clone(),
             Queries::new(database.clone()),
+            Arc::clone(&sessions),
         ),
         inspect: Arc::new(inspector),
         metrics: renderer(&metrics, &node),
@@ -168,7 +173,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         stop: stop.clone(),
     };
     let mut leading = tokio::spawn(leadership::run(parts));
-    let close = CancellationToken::new();
     let servers = serve(api, listeners.http, listeners.grpc, &close).await?;
     tracing::info!(node_id = config.cluster.node_id, http = %config.http_listen(), grpc = %config.grpc_listen(),
         "The replica is up.");
@@ -184,6 +188,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             wait_until_retired(&node).await;
         }
     }
+    sessions.stop();
     close.cancel();
     for server in servers {
         finish(server).await;

@@ -18,7 +18,8 @@ use super::state::Api;
 use crate::services::error::ServiceError;
 
 /// The methods of `cortex.JobService`, as label values.
-const RPC_METHODS: [&str; 5] = ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobStatus", "CompleteJob"];
+const RPC_METHODS: [&str; 6] =
+    ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobStatus", "CompleteJob", "Session"];
 /// Where those methods live.
 const RPC_PREFIX: &str = "/cortex.JobService/";
 /// Label value for whatever a client made up, so that no client can add label values.

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::services::command::{Answer, Command};
+use crate::services::command::{Answer, Command, Delivery};
 use crate::services::error::ServiceError;
 
 type Outcome = Result<Answer, ServiceError>;
@@ -39,6 +39,25 @@ pub(super) fn decode_outcome(bytes: &[u8]) -> Outcome {
         tracing::warn!(%error, "The leader sent an answer that this replica does not know.");
         Err(ServiceError::Internal)
     })
+}
+
+/// A delivery as bytes; `None` if it cannot be encoded, which is a defect.
+pub(super) fn encode_delivery(delivery: &Delivery) -> Option<Bytes> {
+    rmp_serde::to_vec_named(delivery)
+        .map(Bytes::from)
+        .map_err(|error| {
+            tracing::error!(%error, "A delivery cannot be encoded.");
+        })
+        .ok()
+}
+
+/// A delivery from bytes.
+pub(super) fn decode_delivery(bytes: &[u8]) -> Option<Delivery> {
+    rmp_serde::from_slice(bytes)
+        .map_err(|error| {
+            tracing::warn!(%error, "The leader sent a delivery that this replica does not know.");
+        })
+        .ok()
 }
 
 #[cfg(test)]

@@ -14,11 +14,13 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
+use super::codec;
 use super::config::ForwardConfig;
 use super::outbox::{Outbox, Outgoing, Refused, Reply};
 use super::route::Route;
 use super::wire::forward_client::ForwardClient;
 use super::wire::{Answers, Lane, MAX_MESSAGE, SECRET_HEADER};
+use crate::services::command::Deliver;
 
 /// Receive window of the stream, in bytes.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -34,9 +36,16 @@ pub(super) struct Link {
 
 impl Link {
     /// Begins to connect; calls queue up meanwhile. Must run inside a runtime.
-    pub(super) fn open(peer: String, route: watch::Receiver<Route>, config: &Arc<ForwardConfig>) -> Self {
+    pub(super) fn open(
+        peer: String,
+        route: watch::Receiver<Route>,
+        config: &Arc<ForwardConfig>,
+        deliveries: Arc<dyn Deliver>,
+        ended: watch::Sender<u64>,
+    ) -> Self {
         let outbox = Outbox::new(config.limits.clone());
-        let driver = drive(peer.clone(), route, Arc::clone(config), Closing(Arc::clone(&outbox)));
+        let closing = Closing { outbox: Arc::clone(&outbox), ended };
+        let driver = drive(peer.clone(), route, Arc::clone(config), deliveries, closing);
         Self { peer, outbox, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) }
     }
 
@@ -71,12 +80,17 @@ impl Link {
     }
 }
 
-/// Settles all calls when the driver ends, however it ends.
-struct Closing(Arc<Outbox>);
+/// Settles all calls when the driver ends, however it ends, and says so.
+struct Closing {
+    outbox: Arc<Outbox>,
+    /// Counts the links that have ended.
+    ended: watch::Sender<u64>,
+}
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.close();
+        self.outbox.close();
+        self.ended.send_modify(|ended| *ended += 1);
     }
 }
 
@@ -85,13 +99,14 @@ async fn drive(
     peer: String,
     mut route: watch::Receiver<Route>,
     config: Arc<ForwardConfig>,
+    deliveries: Arc<dyn Deliver>,
     closing: Closing,
 ) {
-    let outbox = &closing.0;
+    let outbox = &closing.outbox;
     tokio::select! {
         biased;
         () = left(&peer, &mut route) => tracing::debug!(%peer, "Commands go elsewhere now."),
-        outcome = carry(&peer, &config, outbox) => match outcome {
+        outcome = carry(&peer, &config, outbox, &*deliveries) => match outcome {
             Ok(()) => tracing::debug!(%peer, "The leader has concluded the stream."),
             Err(status) => {
                 tracing::warn!(%peer, error = %describe(&status), "The stream to the leader broke.");
@@ -107,10 +122,19 @@ async fn left(peer: &str, route: &mut watch::Receiver<Route>) {
     let _ = route.wait_for(|route| route.is_known() && !route.leads_to(peer)).await;
 }
 
-async fn carry(peer: &str, config: &ForwardConfig, outbox: &Arc<Outbox>) -> Result<(), Status> {
+async fn carry(
+    peer: &str,
+    config: &ForwardConfig,
+    outbox: &Arc<Outbox>,
+    deliveries: &dyn Deliver,
+) -> Result<(), Status> {
     let mut answers = connect(peer, config, outbox).await?;
     outbox.open();
     while let Some(message) = answers.message().await? {
+        for delivery in message.deliveries.iter().filter_map(|bytes| codec::decode_delivery(bytes)) {
+            // A session that has gone meanwhile says so to the leader by itself.
+            deliveries.deliver(delivery);
+        }
         outbox.settle(message.answers);
         if message.concluding {
             outbox.conclude();

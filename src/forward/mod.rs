@@ -18,12 +18,14 @@ mod config;
 mod lane;
 mod link;
 mod outbox;
+mod relay;
 mod route;
 mod router;
 mod server;
 pub mod wire;
 
 pub use config::{ForwardConfig, Limits};
+pub use relay::keep_attached;
 pub use route::Route;
 pub use router::Router;
 pub use server::{ForwardServer, tune};

@@ -18,8 +18,9 @@ use crate::domain::ambient::Ambient;
 use crate::domain::job::JobStatus;
 use crate::domain::transition::JobEvent;
 use crate::domain::validate::FieldError;
-use crate::services::command::{Answer, Applied, Command, Commands};
+use crate::services::command::{Answer, Applied, Command, Commands, Deliver, Outlet};
 use crate::services::error::{Conflict, ServiceError};
+use crate::services::sessions::Sessions;
 
 /// Shortest pause before a command is tried again by the same route, in milliseconds.
 const SHORTEST_PAUSE_MS: f64 = 10.0;
@@ -33,6 +34,10 @@ pub struct Router {
     ambient: Arc<dyn Ambient>,
     /// The link to the last leader elsewhere.
     link: Mutex<Option<Arc<Link>>>,
+    /// The sessions of this replica's workers.
+    sessions: Arc<Sessions>,
+    /// Counts how often the way to the leader has changed or broken.
+    way: watch::Sender<u64>,
 }
 
 /// What came of one attempt.
@@ -47,8 +52,19 @@ enum Attempt {
 
 impl Router {
     /// A router that follows `route`.
-    pub fn new(route: watch::Receiver<Route>, config: ForwardConfig, ambient: Arc<dyn Ambient>) -> Self {
-        Self { route, config: Arc::new(config), ambient, link: Mutex::new(None) }
+    pub fn new(
+        route: watch::Receiver<Route>,
+        config: ForwardConfig,
+        ambient: Arc<dyn Ambient>,
+        sessions: Arc<Sessions>,
+    ) -> Self {
+        let (link, way) = (Mutex::new(None), watch::Sender::new(1));
+        Self { route, config: Arc::new(config), ambient, link, sessions, way }
+    }
+
+    /// Where commands go, and how often the way there has changed or broken.
+    pub(super) fn ways(&self) -> (watch::Receiver<Route>, &watch::Sender<u64>) {
+        (self.route.clone(), &self.way)
     }
 
     /// Commands that wait for a leader elsewhere, sent or not.
@@ -84,7 +100,13 @@ impl Router {
 
     async fn attempt(&self, target: &Route, command: &Command, patience: &Patience) -> Attempt {
         match target {
-            Route::Here(commands) => judge(commands.execute(command.clone()).await),
+            Route::Here(commands) => {
+                let mut command = command.clone();
+                if let Command::Attach(attach) = &mut command {
+                    attach.outlet = Outlet::to(Arc::clone(&self.sessions) as Arc<dyn Deliver>);
+                }
+                judge(commands.execute(command).await)
+            }
             Route::There { peer, .. } => {
                 let bytes = match codec::encode_command(command) {
                     Ok(bytes) if bytes.len() > MAX_ITEM => {
@@ -112,7 +134,14 @@ impl Router {
         match &*current {
             Some(link) if link.serves(peer) => Arc::clone(link),
             _ => {
-                let link = Arc::new(Link::open(peer.to_owned(), self.route.clone(), &self.config));
+                let link = Link::open(
+                    peer.to_owned(),
+                    self.route.clone(),
+                    &self.config,
+                    Arc::clone(&self.sessions) as Arc<dyn Deliver>,
+                    self.way.clone(),
+                );
+                let link = Arc::new(link);
                 *current = Some(Arc::clone(&link));
                 link
             }
@@ -123,6 +152,10 @@ impl Router {
 impl Commands for Router {
     fn execute(&self, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
         self.carry(command).boxed()
+    }
+
+    fn way(&self) -> u64 {
+        *self.way.borrow()
     }
 }
 

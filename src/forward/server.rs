@@ -20,7 +20,7 @@ use super::config::{ForwardConfig, Limits};
 use super::route::Route;
 use super::wire::forward_server::{Forward, ForwardServer as Service};
 use super::wire::{self, Answers, Lane, MAX_ITEM, MAX_MESSAGE, Requests, SECRET_HEADER};
-use crate::services::command::{Answer, Commands};
+use crate::services::command::{Answer, Command, Commands, Deliver, Delivery, Outlet};
 use crate::services::error::ServiceError;
 
 /// Receive window of a follower's stream, in bytes.
@@ -183,8 +183,9 @@ impl Exchange {
         let answers = Arc::clone(&self.answers);
         let id = request.id;
         if lane != Lane::Wait {
+            let outlet = Outlet::to(Arc::clone(&self.answers) as Arc<dyn Deliver>);
             self.running.spawn(async move {
-                let outcome = run(leader, request.command).await;
+                let outcome = run(leader, request.command, outlet).await;
                 answers.push(id, &outcome, Some(slot));
             });
             return;
@@ -192,16 +193,19 @@ impl Exchange {
         let polls = Arc::clone(&self.polls);
         let stop = polls.register(id);
         self.running.spawn(async move {
-            let outcome = stop.run_until_cancelled(run(leader, request.command)).await;
+            let outcome = stop.run_until_cancelled(run(leader, request.command, Outlet::default())).await;
             polls.abandon(id);
             answers.push(id, &outcome.unwrap_or(Err(ServiceError::NoLeader)), Some(slot));
         });
     }
 }
 
-/// Runs one command; a panic is an answer too.
-async fn run(leader: Arc<dyn Commands>, command: Bytes) -> Result<Answer, ServiceError> {
-    let command = codec::decode_command(&command)?;
+/// Runs one command; a panic is an answer too. Sessions of the follower are reached through `outlet`.
+async fn run(leader: Arc<dyn Commands>, command: Bytes, outlet: Outlet) -> Result<Answer, ServiceError> {
+    let mut command = codec::decode_command(&command)?;
+    if let Command::Attach(attach) = &mut command {
+        attach.outlet = outlet;
+    }
     let name = command.name();
     // The future is not polled again after a panic, so nothing half changed is seen.
     let outcome = AssertUnwindSafe(leader.execute(command)).catch_unwind().await;
@@ -253,6 +257,8 @@ struct AnswerQueue {
 #[derive(Default)]
 struct Waiting {
     answers: VecDeque<(wire::Answer, Option<OwnedSemaphorePermit>)>,
+    /// For the follower's sessions; bounded by their credits.
+    deliveries: VecDeque<Delivery>,
     /// The follower is to be told that nothing new is taken.
     concluding: bool,
     /// No answer will follow.
@@ -308,6 +314,18 @@ impl AnswerQueue {
     }
 }
 
+impl Deliver for AnswerQueue {
+    fn deliver(&self, delivery: Delivery) -> bool {
+        let mut waiting = self.lock();
+        if waiting.deserted || waiting.finished {
+            return false;
+        }
+        waiting.deliveries.push_back(delivery);
+        wake(waiting);
+        true
+    }
+}
+
 /// Wakes the connection, after the lock was given back.
 fn wake(mut waiting: MutexGuard<'_, Waiting>) {
     let sender = waiting.sender.take();
@@ -338,9 +356,17 @@ impl Stream for Answering {
             answers.push(answer);
             drop(slot);
         }
+        let mut deliveries = Vec::new();
+        while deliveries.len() < queue.batch && (bytes == 0 || bytes < queue.batch_bytes) {
+            let Some(delivery) = waiting.deliveries.pop_front() else { break };
+            if let Some(encoded) = codec::encode_delivery(&delivery) {
+                bytes += encoded.len();
+                deliveries.push(encoded);
+            }
+        }
         let concluding = std::mem::take(&mut waiting.concluding);
-        if concluding || !answers.is_empty() {
-            return Poll::Ready(Some(Ok(Answers { answers, concluding })));
+        if concluding || !answers.is_empty() || !deliveries.is_empty() {
+            return Poll::Ready(Some(Ok(Answers { answers, concluding, deliveries })));
         }
         if waiting.finished {
             return Poll::Ready(None);
@@ -355,5 +381,6 @@ impl Drop for Answering {
         let mut waiting = self.0.lock();
         waiting.deserted = true;
         waiting.answers.clear();
+        waiting.deliveries.clear();
     }
 }

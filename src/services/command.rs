@@ -240,6 +240,12 @@ impl fmt::Debug for Outlet {
 pub trait Commands: Send + Sync + 'static {
     /// Carries out one command. Dropping the future does not undo what was begun.
     fn execute(&self, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>>;
+
+    /// Names the present way to the leader. Sessions that were attached by another way must be attached
+    /// anew.
+    fn way(&self) -> u64 {
+        0
+    }
 }
 
 impl Command {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::{
-    Accepted, Answer, Applied, Assignment, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob,
+    Accepted, Answer, Applied, Assignment, Command, Commands, Hear, Heartbeat, HeartbeatAnswer, PollJob,
+    Pulse,
 };
 use super::error::ServiceError;
 use super::queries::Queries;
+use super::sessions::{Closing, Session, Sessions};
 use crate::domain::ambient::Ambient;
-use crate::domain::ids::{DeliveryId, JobId, WorkerId};
+use crate::domain::ids::{DeliveryId, JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::job::{Job, JobDefaults, JobDraft, NewJob};
 use crate::domain::transition::{JobEvent, JobPatch};
 use crate::domain::validate::FieldError;
@@ -25,6 +27,7 @@ pub struct Services {
     defaults: Arc<JobDefaults>,
     /// Reads from PostgreSQL.
     pub queries: Queries,
+    sessions: Arc<Sessions>,
 }
 
 impl Services {
@@ -34,8 +37,9 @@ impl Services {
         ambient: Arc<dyn Ambient>,
         defaults: JobDefaults,
         queries: Queries,
+        sessions: Arc<Sessions>,
     ) -> Self {
-        Self { commands, ambient, defaults: Arc::new(defaults), queries }
+        Self { commands, ambient, defaults: Arc::new(defaults), queries, sessions }
     }
 
     /// Checks a submission and stores it. The job is returned as accepted: `pending`, and on its way to
@@ -120,6 +124,47 @@ impl Services {
             Answer::PollJob(assignment) => Ok(assignment.map(|assignment| *assignment)),
             _ => Err(ServiceError::Internal),
         }
+    }
+
+    /// Opens a session of a worker that is registered and holds these leases.
+    pub async fn open_session(
+        &self,
+        worker_id: WorkerId,
+        held: Vec<(JobId, LeaseId)>,
+        credits: u32,
+    ) -> Result<Arc<Session>> {
+        let id = SessionId(self.ambient.uuid());
+        let session = self.sessions.open(worker_id, id, held, credits.into())?;
+        let attached = session.attach(&*self.commands).await;
+        if attached.is_err() {
+            session.close(Closing::Gone);
+            self.sessions.forget(&session);
+        }
+        attached.map(|()| session)
+    }
+
+    /// Takes what a worker said on its session. Answers what came of each report.
+    pub async fn hear(
+        &self,
+        session: &Session,
+        granted: u64,
+        events: Vec<(JobId, JobEvent)>,
+        pulse: Option<Pulse>,
+    ) -> Result<Vec<Result<Applied>>> {
+        let (worker_id, session) = (session.worker_id, session.id);
+        let hear = Hear { worker_id, session, granted, events, pulse };
+        match self.commands.execute(Command::Hear(hear)).await? {
+            Answer::Hear(outcomes) => Ok(outcomes),
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
+    /// Takes note that a session's stream has ended.
+    pub fn end_session(&self, session: Arc<Session>) {
+        session.close(Closing::Gone);
+        self.sessions.forget(&session);
+        let commands = Arc::clone(&self.commands);
+        tokio::spawn(async move { session.detach(&*commands).await });
     }
 
     async fn apply_for_job(&self, id: JobId, event: JobEvent) -> Result<Job> {

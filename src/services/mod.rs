@@ -9,6 +9,7 @@ mod fleet;
 pub mod inspect;
 pub mod leader;
 pub mod queries;
+pub mod sessions;
 
 pub use error::ServiceError;
 pub use facade::Services;

@@ -3,11 +3,13 @@
 use cortex_client::proto::job_service_server::JobService;
 use cortex_client::proto::{
     HeartbeatRequest, HeartbeatResponse, JobCompletion, JobCompletionResponse, JobStatusUpdate,
-    JobStatusUpdateResponse, PollJobRequest, PollJobResponse, WorkerRegistration, WorkerRegistrationResponse,
+    JobStatusUpdateResponse, PollJobRequest, PollJobResponse, SessionRequest, WorkerRegistration,
+    WorkerRegistrationResponse,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::parse;
+use super::session::{self, SessionStream};
 use crate::api::problem::{Problem, status};
 use crate::domain::ids::JobId;
 use crate::domain::transition::JobEvent;
@@ -42,13 +44,10 @@ impl Jobs {
 
 #[tonic::async_trait]
 impl JobService for Jobs {
-    type SessionStream = futures::stream::Pending<Result<cortex_client::proto::SessionResponse, Status>>;
+    type SessionStream = SessionStream;
 
-    async fn session(
-        &self,
-        _: Request<tonic::Streaming<cortex_client::proto::SessionRequest>>,
-    ) -> Answer<Self::SessionStream> {
-        Err(Status::unimplemented("not yet"))
+    async fn session(&self, request: Request<Streaming<SessionRequest>>) -> Answer<SessionStream> {
+        session::open(&self.services, request).await.map(Response::new)
     }
 
     async fn register_worker(
@@ -85,30 +84,30 @@ impl JobService for Jobs {
     }
 
     async fn update_job_status(&self, request: Request<JobStatusUpdate>) -> Answer<JobStatusUpdateResponse> {
-        let (id, event) = parse::status_update(&request.into_inner()).map_err(invalid)?;
+        let (id, event) = parse::status_update(&request.into_inner(), None).map_err(invalid)?;
         let (acknowledged, message) = self.report(id, event).await?;
         Ok(Response::new(JobStatusUpdateResponse { acknowledged, message }))
     }
 
     async fn complete_job(&self, request: Request<JobCompletion>) -> Answer<JobCompletionResponse> {
-        let (id, event) = parse::completion(&request.into_inner()).map_err(invalid)?;
+        let (id, event) = parse::completion(&request.into_inner(), None).map_err(invalid)?;
         let (acknowledged, message) = self.report(id, event).await?;
         Ok(Response::new(JobCompletionResponse { acknowledged, message }))
     }
 }
 
-fn invalid(errors: Vec<FieldError>) -> Status {
+pub(super) fn invalid(errors: Vec<FieldError>) -> Status {
     Problem::invalid(errors).into()
 }
 
-fn shown(assignment: Assignment) -> PollJobResponse {
+pub(super) fn shown(assignment: Assignment) -> PollJobResponse {
     PollJobResponse {
         has_job: true,
         job_id: assignment.job_id.to_string(),
         job_name: assignment.job_name,
         model_name: assignment.model_name,
         model_version: assignment.model_version,
-        input_data: assignment.input_data.as_str().to_owned().into(),
+        input_data: assignment.input_data.bytes(),
         timeout_seconds: i32::try_from(assignment.timeout_seconds).unwrap_or(i32::MAX),
         execution_id: assignment.lease.to_string(),
         attempt_number: i32::try_from(assignment.attempt_number).unwrap_or(i32::MAX),

@@ -3,5 +3,6 @@
 mod jobs;
 mod parse;
 mod routes;
+mod session;
 
 pub use routes::{ServingStatus, routes};

@@ -24,6 +24,8 @@ type Parsed<T> = Result<T, Vec<FieldError>>;
 const DEFAULT_HEARTBEAT_SECONDS: i64 = 30;
 /// Most jobs that a heartbeat may list.
 const MAX_LISTED_JOBS: usize = 1_000;
+/// Most models that a worker may name as loaded.
+const MAX_LOADED_MODELS: usize = 100;
 /// Longest error code, in characters.
 const MAX_ERROR_CODE: usize = 50;
 
@@ -70,6 +72,7 @@ pub(super) fn heartbeat(message: &HeartbeatRequest) -> Parsed<Heartbeat> {
     if current_jobs.is_none() {
         v.reject("current_jobs", "must be UUIDs");
     }
+    let loaded_models = loaded_models(&mut v, &message.loaded_models);
     let usage = usage(&message.metrics);
     let heartbeat = (|| {
         Some(Heartbeat {
@@ -78,10 +81,23 @@ pub(super) fn heartbeat(message: &HeartbeatRequest) -> Parsed<Heartbeat> {
             current_job_count: current_job_count?,
             current_jobs: current_jobs?,
             usage,
-            loaded_models: Vec::new(),
+            loaded_models: loaded_models?,
         })
     })();
     v.finish(heartbeat)
+}
+
+/// The models that a worker says it has loaded.
+pub(super) fn loaded_models(v: &mut Validator, names: &[String]) -> Option<Vec<String>> {
+    if names.len() > MAX_LOADED_MODELS {
+        v.reject("loaded_models", format!("may name at most {MAX_LOADED_MODELS} models"));
+        return None;
+    }
+    if let Some(wrong) = names.iter().find_map(|name| check_text(name, 1, 255).err()) {
+        v.reject("loaded_models", wrong);
+        return None;
+    }
+    Some(names.to_vec())
 }
 
 /// Reads who asks for a job, and how long it waits for one.
@@ -95,10 +111,10 @@ pub(super) fn poll(message: &PollJobRequest) -> Parsed<(WorkerId, Duration)> {
     v.finish(worker_id.zip(wait.ok()).map(|(id, wait)| (id, wait.min(MAX_WAIT))))
 }
 
-/// Reads a report about a job that has not ended well.
-pub(super) fn status_update(message: &JobStatusUpdate) -> Parsed<(JobId, JobEvent)> {
+/// Reads a report about a job that has not ended well. On a session the worker need not name itself.
+pub(super) fn status_update(message: &JobStatusUpdate, who: Option<WorkerId>) -> Parsed<(JobId, JobEvent)> {
     let mut v = Validator::default();
-    let ids = reported(&mut v, &message.job_id, &message.worker_id, &message.execution_id);
+    let ids = reported(&mut v, who, [&message.job_id, &message.worker_id, &message.execution_id]);
     if !matches!(message.status.as_str(), "running" | "rejected" | "failed") {
         v.reject("status", "must be one of running, rejected, failed");
     }
@@ -112,10 +128,10 @@ pub(super) fn status_update(message: &JobStatusUpdate) -> Parsed<(JobId, JobEven
     Ok((job, event))
 }
 
-/// Reads the report that ends a job.
-pub(super) fn completion(message: &JobCompletion) -> Parsed<(JobId, JobEvent)> {
+/// Reads the report that ends a job. On a session the worker need not name itself.
+pub(super) fn completion(message: &JobCompletion, who: Option<WorkerId>) -> Parsed<(JobId, JobEvent)> {
     let mut v = Validator::default();
-    let ids = reported(&mut v, &message.job_id, &message.worker_id, &message.execution_id);
+    let ids = reported(&mut v, who, [&message.job_id, &message.worker_id, &message.execution_id]);
     if !(0..=MAX_DURATION_MS).contains(&message.duration_ms) {
         v.reject("duration_ms", format!("must be a whole number from 0 to {MAX_DURATION_MS}"));
     }
@@ -140,9 +156,19 @@ pub(super) fn completion(message: &JobCompletion) -> Parsed<(JobId, JobEvent)> {
 }
 
 /// Which job a report is about, and who sends it.
-fn reported(v: &mut Validator, job: &str, worker: &str, lease: &str) -> Option<(JobId, Reporter)> {
+fn reported(
+    v: &mut Validator,
+    who: Option<WorkerId>,
+    [job, worker, lease]: [&str; 3],
+) -> Option<(JobId, Reporter)> {
     let job = convert::id(v, "job_id", job);
-    let worker_id = convert::id(v, "worker_id", worker);
+    let worker_id = match who {
+        Some(who) if worker.is_empty() => Some(who),
+        _ => convert::id(v, "worker_id", worker),
+    };
+    if who.is_some() && worker_id.is_some_and(|worker_id| Some(worker_id) != who) {
+        v.reject("worker_id", "must be the worker of this session");
+    }
     let lease: Option<LeaseId> = if lease.is_empty() { None } else { convert::id(v, "execution_id", lease) };
     Some((job?, Reporter { worker_id: worker_id?, lease }))
 }
@@ -160,7 +186,7 @@ fn failure(mut message: String, stack: &str, code: &str) -> Failure {
 
 /// Resource use is worth showing and never worth refusing a report for: what is out of range is clamped,
 /// what is no number is dropped.
-fn usage(metrics: &HashMap<String, f64>) -> Usage {
+pub(super) fn usage(metrics: &HashMap<String, f64>) -> Usage {
     let within = |name, max| {
         metrics.get(name).copied().filter(|value: &f64| value.is_finite()).map(|value| value.clamp(0.0, max))
     };

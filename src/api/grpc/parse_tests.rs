@@ -105,31 +105,32 @@ fn a_poll_waits_thirty_seconds_at_most() {
 
 #[test]
 fn a_status_update_becomes_the_event_it_names() {
-    let event = |status| status_update(&update(status)).unwrap().1;
+    let event = |status| status_update(&update(status), None).unwrap().1;
     assert!(matches!(event("running"), JobEvent::Started { .. }));
     assert!(matches!(event("rejected"), JobEvent::Rejected { .. }));
     assert!(matches!(event("failed"), JobEvent::Failed { .. }));
     for status in ["", "Running", "completed", "pending"] {
-        assert_eq!(fields(status_update(&update(status))), ["status"]);
+        assert_eq!(fields(status_update(&update(status), None)), ["status"]);
     }
     assert_eq!(
-        fields(status_update(&JobStatusUpdate {
-            execution_id: "x".to_owned(),
-            ..JobStatusUpdate::default()
-        })),
+        fields(status_update(
+            &JobStatusUpdate { execution_id: "x".to_owned(), ..JobStatusUpdate::default() },
+            None
+        )),
         ["job_id", "worker_id", "execution_id", "status"]
     );
 }
 
 #[test]
 fn success_takes_an_object_or_nothing() {
-    let (_, event) = completion(&JobCompletion { output_data: r#"{"a":1}"#.into(), ..done(true) }).unwrap();
+    let (_, event) =
+        completion(&JobCompletion { output_data: r#"{"a":1}"#.into(), ..done(true) }, None).unwrap();
     assert!(matches!(event, JobEvent::Completed { output: Some(_), duration_ms: None, .. }));
-    let (_, event) = completion(&JobCompletion { duration_ms: 5, ..done(true) }).unwrap();
+    let (_, event) = completion(&JobCompletion { duration_ms: 5, ..done(true) }, None).unwrap();
     assert!(matches!(event, JobEvent::Completed { output: None, duration_ms: Some(5), .. }));
     for output in [&b"[]"[..], b"{", b"\xff", b"{\"a\":\"\\u0000\"}", b" "] {
         let message = JobCompletion { output_data: output.into(), duration_ms: -1, ..done(true) };
-        assert_eq!(fields(completion(&message)), ["duration_ms", "output_data"], "{output:?}");
+        assert_eq!(fields(completion(&message, None)), ["duration_ms", "output_data"], "{output:?}");
     }
 }
 
@@ -142,13 +143,13 @@ fn a_failure_is_made_storable_and_its_code_is_bounded() {
         output_data: b"not json"[..].into(),
         ..done(false)
     };
-    let (_, event) = completion(&message).unwrap();
+    let (_, event) = completion(&message, None).unwrap();
     let JobEvent::Failed { failure, .. } = event else { panic!("{event:?}") };
     assert_eq!(failure.message, "a\u{fffd}b");
     assert_eq!((failure.stack.as_deref(), failure.code.as_deref()), (Some("s"), Some("oom")));
     let long = JobCompletion { error_code: "x".repeat(51), ..done(false) };
-    assert_eq!(fields(completion(&long)), ["error_code"]);
-    let silent = completion(&done(false)).unwrap().1;
+    assert_eq!(fields(completion(&long, None)), ["error_code"]);
+    let silent = completion(&done(false), None).unwrap().1;
     assert!(matches!(silent, JobEvent::Failed { failure, .. } if !failure.message.is_empty()));
 }
 
@@ -174,11 +175,11 @@ proptest! {
             current_jobs: vec![text.clone()], metrics: metrics.clone(), loaded_models: vec![text.clone()],
         });
         let _ = poll(&PollJobRequest { worker_id: id.clone(), wait_ms: number });
-        let _ = status_update(&JobStatusUpdate { message: text.clone(), execution_id: text.clone(), ..update("failed") });
+        let _ = status_update(&JobStatusUpdate { message: text.clone(), execution_id: text.clone(), ..update("failed") }, None);
         let _ = completion(&JobCompletion {
             job_id: id.clone(), worker_id: id, success, output_data: bytes.into(), error_message: text.clone(),
             duration_ms, metrics, execution_id: String::new(), attempt_number: number,
             error_code: text.clone(), error_stack: text,
-        });
+        }, None);
     }
 }

@@ -1,0 +1,336 @@
+//! The replica's open worker sessions: what waits for each of them, and what they hold.
+//!
+//! A session is one stream of one worker. It outlives leaders: after every change it is attached anew
+//! ([`Session::attach`]), with the leases that it holds and its credits, so the worker keeps its stream and its
+//! jobs. What waits for a session is bounded by what its worker granted and sent: assignments by credits,
+//! endings by leases, answers by the reports that its reader lets in at a time.
+//!
+//! Not here: the stream itself (`api::grpc`), and when to attach anew (`forward::relay`).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use tokio_util::sync::CancellationToken;
+
+use super::command::{
+    Answer, Assignment, Attach, Command, Commands, Credits, Deliver, Delivery, News, Outlet,
+};
+use super::error::ServiceError;
+use crate::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
+
+/// Most sessions of one replica.
+pub const MAX_SESSIONS: usize = 10_000;
+
+/// Most parts of one message.
+const BATCH: usize = 512;
+/// A message takes nothing more once it has so many bytes of input.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// All sessions of a replica.
+#[derive(Default)]
+pub struct Sessions {
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    open: HashMap<WorkerId, Arc<Session>>,
+    stopped: bool,
+}
+
+/// One stream of one worker.
+pub struct Session {
+    /// Whose stream it is.
+    pub worker_id: WorkerId,
+    /// The stream.
+    pub id: SessionId,
+    state: Mutex<State>,
+    /// The way by which it was attached last.
+    attached: AtomicU64,
+    closed: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    held: HashMap<LeaseId, JobId>,
+    credits: Credits,
+    assignments: VecDeque<Box<Assignment>>,
+    batch: Batch,
+    closing: Option<Closing>,
+    sender: Option<Waker>,
+}
+
+/// What a session's stream says next.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Jobs to run.
+    pub assignments: Vec<Box<Assignment>>,
+    /// Reports that were accepted.
+    pub acknowledged: Vec<u64>,
+    /// Reports that were not, and why.
+    pub refused: Vec<(u64, ServiceError)>,
+    /// Leases that have ended without the worker.
+    pub ended: Vec<(JobId, LeaseId)>,
+}
+
+/// Why a stream ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// The worker has ended it.
+    Gone,
+    /// A newer stream of the same worker has taken its place.
+    Replaced,
+    /// Nobody knows the worker any more.
+    Unknown,
+    /// The replica is about to stop.
+    Stopping,
+}
+
+impl Sessions {
+    /// Opens a session. An older one of the same worker on this replica is replaced.
+    ///
+    /// # Errors
+    /// `Overloaded` beyond [`MAX_SESSIONS`], `NoLeader` when the replica is about to stop.
+    pub fn open(
+        &self,
+        worker_id: WorkerId,
+        id: SessionId,
+        held: impl IntoIterator<Item = (JobId, LeaseId)>,
+        granted: u64,
+    ) -> Result<Arc<Session>, ServiceError> {
+        let session = Arc::new(Session {
+            worker_id,
+            id,
+            state: Mutex::new(State {
+                held: held.into_iter().map(|(job, lease)| (lease, job)).collect(),
+                credits: Credits { granted, used: 0 },
+                ..State::default()
+            }),
+            attached: AtomicU64::new(0),
+            closed: CancellationToken::new(),
+        });
+        let mut table = self.lock();
+        if table.stopped {
+            return Err(ServiceError::NoLeader);
+        }
+        if table.open.len() >= MAX_SESSIONS && !table.open.contains_key(&worker_id) {
+            return Err(ServiceError::Overloaded);
+        }
+        let before = table.open.insert(worker_id, Arc::clone(&session));
+        drop(table);
+        if let Some(before) = before {
+            before.close(Closing::Replaced);
+        }
+        Ok(session)
+    }
+
+    /// Forgets a session whose stream has ended.
+    pub fn forget(&self, session: &Session) {
+        let mut table = self.lock();
+        if table.open.get(&session.worker_id).is_some_and(|open| open.id == session.id) {
+            table.open.remove(&session.worker_id);
+        }
+    }
+
+    /// All sessions that are open.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.lock().open.values().cloned().collect()
+    }
+
+    /// Ends all sessions and lets no new ones in: the replica is about to stop.
+    pub fn stop(&self) {
+        let mut table = self.lock();
+        table.stopped = true;
+        let open = std::mem::take(&mut table.open);
+        drop(table);
+        for session in open.into_values() {
+            session.close(Closing::Stopping);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deliver for Sessions {
+    fn deliver(&self, delivery: Delivery) -> bool {
+        let session = self.lock().open.get(&delivery.worker_id).cloned();
+        session.is_some_and(|session| session.id == delivery.session && session.take(delivery.news))
+    }
+}
+
+impl Session {
+    /// Attaches the session to the leader, and learns which of its leases are not live. One that was closed
+    /// meanwhile is detached again.
+    pub async fn attach(&self, commands: &dyn Commands) -> Result<(), ServiceError> {
+        let way = commands.way();
+        let attach = {
+            let state = self.lock();
+            Attach {
+                worker_id: self.worker_id,
+                session: self.id,
+                held: state.held.iter().map(|(lease, job)| (*job, *lease)).collect(),
+                credits: state.credits,
+                outlet: Outlet::default(),
+            }
+        };
+        let Answer::Attach(ended) = commands.execute(Command::Attach(attach)).await? else {
+            return Err(ServiceError::Internal);
+        };
+        self.attached.store(way, Ordering::Release);
+        for (job, lease) in ended {
+            self.take(News::Ended(job, lease));
+        }
+        if self.is_closed() {
+            self.detach(commands).await;
+        }
+        Ok(())
+    }
+
+    /// Has the leader push nothing more to a session that has ended. If it cannot be told now, it notices
+    /// with the next delivery.
+    pub async fn detach(&self, commands: &dyn Commands) {
+        drop(commands.execute(Command::Detach(self.worker_id, self.id)).await);
+    }
+
+    /// Whether the session was attached by this way (see [`Commands::way`]).
+    pub fn is_attached(&self, way: u64) -> bool {
+        self.attached.load(Ordering::Acquire) == way
+    }
+
+    /// Notes that the worker has granted more credits; answers how many it has granted in all.
+    pub fn grant(&self, more: u32) -> u64 {
+        let mut state = self.lock();
+        state.credits.granted = state.credits.granted.saturating_add(more.into());
+        state.credits.granted
+    }
+
+    /// Answers reports: each with the lease that it ends, if it ends one, and what came of it.
+    pub fn answer(
+        &self,
+        answers: impl IntoIterator<Item = (u64, Option<LeaseId>, Result<(), ServiceError>)>,
+    ) {
+        let mut state = self.lock();
+        for (report, ends, outcome) in answers {
+            let settled = outcome.as_ref().err().is_none_or(is_final);
+            if let Some(lease) = ends.filter(|_| settled) {
+                state.held.remove(&lease);
+            }
+            match outcome {
+                Ok(()) => state.batch.acknowledged.push(report),
+                Err(error) => state.batch.refused.push((report, error)),
+            }
+        }
+        wake(state);
+    }
+
+    /// Ends the stream; the first reason stands.
+    pub fn close(&self, reason: Closing) {
+        let mut state = self.lock();
+        state.closing.get_or_insert(reason);
+        wake(state);
+        self.closed.cancel();
+    }
+
+    /// Whether the stream has ended or is about to.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    /// Resolves when the stream ends.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// What the stream says next, and at last why it ends.
+    pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Result<Batch, Closing>> {
+        let mut state = self.lock();
+        let mut batch = std::mem::take(&mut state.batch);
+        let mut bytes = 0;
+        while batch.assignments.len() < BATCH && bytes < BATCH_BYTES {
+            let Some(assignment) = state.assignments.pop_front() else { break };
+            bytes += assignment.input_data.as_str().len();
+            batch.assignments.push(assignment);
+        }
+        if batch != Batch::default() {
+            return Poll::Ready(Ok(batch));
+        }
+        if let Some(closing) = state.closing {
+            return Poll::Ready(Err(closing));
+        }
+        state.sender = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Takes news in; `false` if the stream is ending.
+    fn take(&self, news: News) -> bool {
+        let mut state = self.lock();
+        if state.closing.is_some() {
+            return false;
+        }
+        match news {
+            News::Assigned(assignment) => {
+                state.credits.used += 1;
+                // Sent again after the way to the leader had broken; it has arrived before. The worker
+                // does not get to see it, so the credit is granted anew.
+                if state.held.insert(assignment.lease, assignment.job_id).is_some() {
+                    state.credits.granted += 1;
+                    return true;
+                }
+                state.assignments.push_back(assignment);
+            }
+            News::Ended(job, lease) => {
+                if state.held.remove(&lease).is_none() {
+                    return true;
+                }
+                let unsent = state.assignments.iter().position(|waiting| waiting.lease == lease);
+                if let Some(unsent) = unsent {
+                    state.assignments.remove(unsent);
+                    state.credits.granted += 1;
+                    return true;
+                }
+                state.batch.ended.push((job, lease));
+            }
+            News::Replaced => {
+                drop(state);
+                self.close(Closing::Replaced);
+                return true;
+            }
+        }
+        wake(state);
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes the stream, after the lock was given back.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let sender = state.sender.take();
+    drop(state);
+    if let Some(sender) = sender {
+        sender.wake();
+    }
+}
+
+/// Whether the worker has no reason to send the same report again.
+fn is_final(error: &ServiceError) -> bool {
+    match error {
+        ServiceError::Invalid(_) | ServiceError::NotFound { .. } | ServiceError::Conflict(_) => true,
+        ServiceError::QueueFull { .. }
+        | ServiceError::Overloaded
+        | ServiceError::NoLeader
+        | ServiceError::Unavailable { .. }
+        | ServiceError::OutcomeUnknown
+        | ServiceError::Internal => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "sessions_tests.rs"]
+mod tests;
