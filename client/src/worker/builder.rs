@@ -35,7 +35,6 @@ pub(super) struct Settings {
     pub(super) version: String,
     pub(super) token: Option<String>,
     pub(super) heartbeat_period: Duration,
-    pub(super) poll_wait: Duration,
     pub(super) drain_deadline: Duration,
     pub(super) abort: CancellationToken,
 }
@@ -59,7 +58,6 @@ impl Worker {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 token: None,
                 heartbeat_period: Duration::from_secs(1),
-                poll_wait: Duration::from_secs(1),
                 drain_deadline: Duration::from_secs(30),
                 abort: CancellationToken::new(),
             },
@@ -170,14 +168,6 @@ impl WorkerBuilder {
         self
     }
 
-    /// How long the server may hold a poll until there is a job, by default 1 s,
-    /// at most 30 s. An idle worker takes this long to shut down, because a job
-    /// that is on its way must not be lost.
-    pub fn poll_wait(mut self, wait: Duration) -> Self {
-        self.settings.poll_wait = wait;
-        self
-    }
-
     /// How long running jobs may go on after a shutdown, by default 30 s.
     pub fn drain_deadline(mut self, deadline: Duration) -> Self {
         self.settings.drain_deadline = deadline;
@@ -208,7 +198,6 @@ impl WorkerBuilder {
             (Duration::from_millis(1)..=Duration::from_secs(5)).contains(&self.settings.heartbeat_period),
             "must be at most 5 s and not zero",
         )?;
-        check("poll_wait", self.settings.poll_wait <= Duration::from_secs(30), "must be at most 30 s")?;
         check(
             "memory_gb",
             self.settings.memory_gb.is_none_or(|gb| gb.is_finite() && gb >= 0.0),

@@ -23,6 +23,12 @@ pub trait Handler: Send + Sync + 'static {
         cancel: CancellationToken,
     ) -> impl Future<Output = Result<Value, JobFailure>> + Send;
 
+    /// The models that are loaded at this moment, by default none. Jobs for them are given to this worker
+    /// before jobs that would have to load theirs first. At most 100 are reported, with every heartbeat.
+    fn loaded_models(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How long a job may go on after `cancel` fired, by default 10 s.
     fn wind_up_time(&self) -> Duration {
         Duration::from_secs(10)

@@ -1,26 +1,26 @@
-//! One job, from its handler's start to the report of its end.
+//! One job, from its assignment to the report of its end.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde_json::Value;
-use tokio::{sync::OwnedSemaphorePermit, task::JoinError, time::Instant};
+use tokio::{sync::Semaphore, task::JoinError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::{info, warn};
 
-use super::{
-    AssignedJob, Handler, JobFailure,
-    core::Core,
-    held::HeldJob,
-    report::{Delivery, Lease},
-};
+use super::{AssignedJob, Handler, JobFailure, outbox::Outbox};
 use crate::proto::JobCompletion;
 
 /// What the protocol allows for an error code.
 const LONGEST_CODE: usize = 50;
 
-/// A job that ends within this time costs no status call.
-const RUNNING_DELAY: Duration = Duration::from_millis(2);
+/// What the jobs of a worker share.
+pub(super) struct Doing<H> {
+    pub(super) handler: H,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) slots: Arc<Semaphore>,
+    /// Cancel the handlers.
+    pub(super) stopping: CancellationToken,
+}
 
 /// How a handler's run ended.
 enum Ending {
@@ -32,93 +32,50 @@ enum Ending {
     Stopped,
 }
 
-impl Lease {
-    pub(super) fn of(job: &AssignedJob) -> Self {
-        Self { job_id: job.id.clone(), execution_id: job.execution_id.clone(), attempt: job.attempt }
-    }
-}
-
-/// Runs a job and reports it. The slot is free as soon as the handler has
-/// ended; the job is held until its end is acknowledged.
+/// Runs a job and reports its end. Credits see to it that there is a slot; if there is none all the same, the
+/// job waits for one.
 pub(super) async fn run_job<H: Handler>(
-    core: Arc<Core>,
-    handler: Arc<H>,
+    doing: Arc<Doing<H>>,
     job: AssignedJob,
-    held: HeldJob,
-    slot: OwnedSemaphorePermit,
+    lease: Arc<str>,
+    lost: CancellationToken,
 ) {
-    let lease = Lease::of(&job);
-    let started = Instant::now();
-    let ended = CancellationToken::new();
-    let lost = held.lost.clone();
-    let report = report_running(&core, &lease, &lost, &ended);
-    tokio::pin!(report);
-    let mut reported = false;
-    let ending = {
-        let work = execute(&core, handler, job, &lost);
-        tokio::pin!(work);
-        tokio::select! {
-            biased;
-            ending = &mut work => ending,
-            () = &mut report => {
-                reported = true;
-                work.await
-            }
-        }
+    let slot = tokio::select! {
+        biased;
+        // The semaphore is never closed.
+        slot = doing.slots.acquire() => slot.ok(),
+        () = lost.cancelled() => None,
+    };
+    let (job_id, attempt, started) = (job.id.clone(), job.attempt, Instant::now());
+    let ending = if slot.is_some() {
+        doing.outbox.started(&lease);
+        execute(&doing, job, &lost).await
+    } else {
+        Ending::Lost
     };
     drop(slot);
-    ended.cancel();
-    let completion = completion_of(&lease, ending, started.elapsed());
-    // A status call under way is left to end: cancelling it for every short job
-    // would look like a rapid-reset attack to the server.
-    tokio::join!(core.complete(completion, held), async {
-        if !reported {
-            report.await;
-        }
-    });
+    let completion = match ending {
+        Ending::Lost => None,
+        ending => Some(completion_of(ending, job_id, &lease, attempt, started.elapsed())),
+    };
+    doing.outbox.finished(&lease, completion);
 }
 
-/// Reports a job as running, unless it ends before that: its completion says as
-/// much.
-async fn report_running(core: &Core, lease: &Lease, lost: &CancellationToken, ended: &CancellationToken) {
-    tokio::select! {
-        () = tokio::time::sleep(RUNNING_DELAY) => {}
-        () = ended.cancelled() => return,
-    }
-    match core.report_status(lease, "running", "", ended).await {
-        Delivery::Acknowledged | Delivery::Obsolete => {}
-        // A completion that overtakes this report makes it stale.
-        Delivery::Refused(_) if ended.is_cancelled() => {}
-        Delivery::Refused(reason) => {
-            info!(job_id = %lease.job_id, %reason, "the lease is gone, the job is stopped");
-            lost.cancel();
-        }
-        Delivery::Unacceptable(failure) => {
-            warn!(job_id = %lease.job_id, %failure, "a job could not be reported as running");
-        }
-    }
-}
-
-async fn execute<H: Handler>(
-    core: &Core,
-    handler: Arc<H>,
-    job: AssignedJob,
-    lost: &CancellationToken,
-) -> Ending {
+async fn execute<H: Handler>(doing: &Arc<Doing<H>>, job: AssignedJob, lost: &CancellationToken) -> Ending {
     let cancel = CancellationToken::new();
     let limit = job.timeout;
-    let wind_up_time = handler.wind_up_time();
+    let wind_up_time = doing.handler.wind_up_time();
     // A task of its own, so that a panic stays there and the handler starts
     // before anything is reported.
     let mut task = AbortOnDropHandle::new(tokio::spawn({
-        let cancel = cancel.clone();
-        async move { handler.run(job, cancel).await }
+        let (doing, cancel) = (Arc::clone(doing), cancel.clone());
+        async move { doing.handler.run(job, cancel).await }
     }));
     let ending = tokio::select! {
         biased;
         result = &mut task => return Ending::Finished(result.unwrap_or_else(panicked)),
         () = lost.cancelled() => Ending::Lost,
-        () = core.stopping.cancelled() => Ending::Stopped,
+        () = doing.stopping.cancelled() => Ending::Stopped,
         limit = expire(limit) => Ending::TimedOut(limit),
     };
     cancel.cancel();
@@ -127,7 +84,7 @@ async fn execute<H: Handler>(
     ending
 }
 
-fn completion_of(lease: &Lease, ending: Ending, ran: Duration) -> JobCompletion {
+fn completion_of(ending: Ending, job_id: String, lease: &str, attempt: i32, ran: Duration) -> JobCompletion {
     let result = match ending {
         Ending::Finished(result) => result.and_then(encode),
         Ending::Lost => Err(failure("cancelled", "the server took the job away")),
@@ -138,11 +95,11 @@ fn completion_of(lease: &Lease, ending: Ending, ran: Duration) -> JobCompletion 
         Ending::Stopped => Err(failure("worker_stopped", "the worker had to stop")),
     };
     let mut completion = JobCompletion {
-        job_id: lease.job_id.clone(),
+        job_id,
         success: result.is_ok(),
         duration_ms: i64::try_from(ran.as_millis()).unwrap_or(i64::MAX),
-        execution_id: lease.execution_id.clone(),
-        attempt_number: lease.attempt,
+        execution_id: lease.to_owned(),
+        attempt_number: attempt,
         ..JobCompletion::default()
     };
     match result {

@@ -6,34 +6,32 @@
 //! - A worker registers once. It keeps its id through every reconnect, because
 //!   registering again gives its leases up; it registers anew only when a
 //!   replica answers `NOT_FOUND` for its id.
-//! - No more handlers run at once than there are slots, and a job is only
-//!   fetched when a slot is free for it.
-//! - A completion carries the lease token and is sent again, to one replica
-//!   after the other, until it is acknowledged or refused. Until then the job
-//!   is named in every heartbeat.
+//! - No more handlers run at once than there are slots: a job is pushed only
+//!   against a credit, and a slot that becomes free is one credit.
+//! - A completion carries the lease token and is sent again, on one session after
+//!   the other, until it is acknowledged or refused. Until then every session
+//!   that is opened names the job as held.
+//! - A job that ends within 100 ms is never reported as running; its completion
+//!   says as much.
 //! - Jobs keep running while no replica can be reached.
 //!
 //! # What it does not do
 //!
 //! It does not judge leases: whether a job still belongs to this worker is for
-//! the server to say (`cancelled_jobs`, a refused report). It keeps nothing on
+//! the server to say (an ended lease, a refused report). It keeps nothing on
 //! disk: a worker process that dies loses its jobs, and the server gives them to
 //! another.
 
 mod builder;
-mod core;
 mod error;
 mod handler;
-mod heartbeat;
-mod held;
 mod identity;
 mod job;
 mod link;
-mod poll;
+mod outbox;
 mod process;
-mod report;
+mod registration;
 mod runtime;
-mod session;
 
 pub use builder::{Worker, WorkerBuilder};
 pub use error::WorkerError;

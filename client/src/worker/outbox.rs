@@ -1,0 +1,379 @@
+//! What the worker holds and what it has to say: state behind one mutex.
+//!
+//! The connection pulls. Whenever it can take a message it gets all that has come together since: reports,
+//! credits, a sign of life. So batches form without a timer, and alone a report leaves at once. What was sent
+//! and not answered is sent again on the next stream.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use futures::Stream;
+use tokio::sync::Notify;
+use tokio::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::proto::session_report::Report;
+use crate::proto::{
+    HeldLease, JobCompletion, JobStatusUpdate, SessionHeartbeat, SessionOpening, SessionReport,
+    SessionRequest, WorkerRegistration,
+};
+
+/// Most reports of one message.
+const BATCH: usize = 512;
+/// A message takes no more reports once their outputs have so many bytes.
+const BATCH_BYTES: usize = 1 << 20;
+/// How long a job must run before it is reported as running: a job that ends sooner says so itself.
+const RUNNING_DELAY: Duration = Duration::from_millis(100);
+
+/// What a worker has to say, and what it holds.
+#[derive(Default)]
+pub(super) struct Outbox {
+    state: Mutex<State>,
+    /// Fires when something happened that the conversation has to look at: a job began or ended.
+    pub(super) changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    worker_id: String,
+    /// By lease.
+    held: HashMap<Arc<str>, Held>,
+    /// Jobs whose handler has not ended.
+    unfinished: u32,
+    /// Reports that are not answered, by their id.
+    reports: BTreeMap<u64, Report>,
+    /// Those that are to be sent on the present stream.
+    unsent: VecDeque<u64>,
+    /// Those that the server could not take just now.
+    postponed: Vec<u64>,
+    last_report: u64,
+    credits: u32,
+    opening: Option<SessionOpening>,
+    heartbeat: Option<SessionHeartbeat>,
+    /// When to report which lease as running; the delay is the same for all.
+    starting: VecDeque<(Instant, Arc<str>)>,
+    draining: bool,
+    /// Counts streams; an older one ends.
+    stream: u64,
+    sender: Option<Waker>,
+}
+
+struct Held {
+    job_id: String,
+    attempt: i32,
+    finished: bool,
+    lost: CancellationToken,
+}
+
+/// What became of an assignment.
+pub(super) enum Taken {
+    /// It is to be run; the token fires when the server takes it away.
+    Run(CancellationToken),
+    /// It is held already.
+    Again,
+    /// The worker is leaving; it was handed back.
+    HandedBack,
+}
+
+impl Outbox {
+    /// Begins a stream: with a registration, or with what is held since an earlier one.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        registration: &WorkerRegistration,
+        slots: u32,
+        heartbeat: SessionHeartbeat,
+    ) -> Outgoing {
+        let mut state = self.lock();
+        let resumes = !state.worker_id.is_empty();
+        let held = state
+            .held
+            .iter()
+            .map(|(lease, held)| HeldLease { job_id: held.job_id.clone(), execution_id: lease.to_string() });
+        let opening = SessionOpening {
+            registration: (!resumes).then(|| registration.clone()),
+            worker_id: state.worker_id.clone(),
+            held: if resumes { held.collect() } else { Vec::new() },
+        };
+        state.opening = Some(opening);
+        state.credits = if state.draining { 0 } else { slots.saturating_sub(state.unfinished) };
+        state.heartbeat = Some(heartbeat);
+        state.unsent = state.reports.keys().copied().collect();
+        state.postponed.clear();
+        state.stream += 1;
+        Outgoing { outbox: Arc::clone(self), stream: state.stream }
+    }
+
+    /// The server's name for this worker; empty makes the next stream register.
+    pub(super) fn set_worker_id(&self, id: String) {
+        self.lock().worker_id = id;
+    }
+
+    /// Whether the worker has registered.
+    pub(super) fn is_registered(&self) -> bool {
+        !self.lock().worker_id.is_empty()
+    }
+
+    /// Takes an assignment in.
+    pub(super) fn take(&self, lease: &Arc<str>, job_id: &str, attempt: i32) -> Taken {
+        let mut state = self.lock();
+        if state.held.contains_key(lease) {
+            // It cost a credit and takes no slot.
+            state.credits += 1;
+            wake(state);
+            return Taken::Again;
+        }
+        let lost = CancellationToken::new();
+        let finished = state.draining;
+        let held = Held { job_id: job_id.to_owned(), attempt, finished, lost: lost.clone() };
+        state.held.insert(Arc::clone(lease), held);
+        if finished {
+            let reject = update(lease, job_id, attempt, "rejected", "the worker is shutting down");
+            state.report(Report::Update(reject));
+            wake(state);
+            return Taken::HandedBack;
+        }
+        state.unfinished += 1;
+        drop(state);
+        Taken::Run(lost)
+    }
+
+    /// The job's handler begins.
+    pub(super) fn started(&self, lease: &Arc<str>) {
+        let mut state = self.lock();
+        let first = state.starting.is_empty();
+        state.starting.push_back((Instant::now() + RUNNING_DELAY, Arc::clone(lease)));
+        drop(state);
+        if first {
+            self.changed.notify_one();
+        }
+    }
+
+    /// When the next job is to be reported as running.
+    pub(super) fn next_start(&self) -> Option<Instant> {
+        self.lock().starting.front().map(|(due, _)| *due)
+    }
+
+    /// Reports those jobs as running that have run for long enough.
+    pub(super) fn report_starts(&self, now: Instant) {
+        let mut state = self.lock();
+        while let Some((_, lease)) = state.starting.pop_front_if(|(due, _)| *due <= now) {
+            if let Some(held) = state.held.get(&lease).filter(|held| !held.finished) {
+                let running = update(&lease, &held.job_id, held.attempt, "running", "");
+                state.report(Report::Update(running));
+            }
+        }
+        wake(state);
+    }
+
+    /// The job's handler has ended; `None` if there is nothing to report, because the server took the job
+    /// away.
+    pub(super) fn finished(&self, lease: &Arc<str>, completion: Option<JobCompletion>) {
+        let mut state = self.lock();
+        state.unfinished = state.unfinished.saturating_sub(1);
+        if !state.draining {
+            state.credits += 1;
+        }
+        match completion {
+            Some(completion) => {
+                if let Some(held) = state.held.get_mut(lease) {
+                    held.finished = true;
+                }
+                state.report(Report::Completion(completion));
+            }
+            None => drop(state.held.remove(lease)),
+        }
+        let draining = state.draining;
+        wake(state);
+        if draining {
+            self.changed.notify_one();
+        }
+    }
+
+    /// A report was accepted.
+    pub(super) fn acknowledged(&self, ids: &[u64]) {
+        let mut state = self.lock();
+        for id in ids {
+            state.settle(*id);
+        }
+        let draining = state.draining;
+        drop(state);
+        if draining {
+            self.changed.notify_one();
+        }
+    }
+
+    /// A report is not wanted: the lease is not this worker's any more. A job that still runs is stopped.
+    pub(super) fn dropped(&self, id: u64) {
+        let mut state = self.lock();
+        if let Some(report) = state.settle(id)
+            && let Some(held) = state.held.get(lease_of(&report))
+            && !held.finished
+        {
+            held.lost.cancel();
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// A report cannot be taken as it is. A success is then reported as a failure: left to itself, the job
+    /// would only end with its timeout.
+    pub(super) fn unacceptable(&self, id: u64) {
+        let mut state = self.lock();
+        match state.reports.remove(&id) {
+            Some(Report::Completion(completion)) if completion.success => {
+                state.report(Report::Completion(JobCompletion {
+                    success: false,
+                    output_data: bytes::Bytes::new(),
+                    error_message: "the server did not accept the output".to_owned(),
+                    error_code: "bad_output".to_owned(),
+                    ..completion
+                }));
+            }
+            Some(report) => state.let_go(&report),
+            None => {}
+        }
+        wake(state);
+        self.changed.notify_one();
+    }
+
+    /// A report could not be taken just now.
+    pub(super) fn postpone(&self, id: u64) {
+        self.lock().postponed.push(id);
+    }
+
+    /// Sends again what was postponed.
+    pub(super) fn send_postponed(&self) {
+        let mut state = self.lock();
+        let postponed = std::mem::take(&mut state.postponed);
+        state.unsent.extend(postponed);
+        wake(state);
+    }
+
+    /// The server has ended a lease.
+    pub(super) fn lost(&self, lease: &str) {
+        if let Some(held) = self.lock().held.get(lease) {
+            held.lost.cancel();
+        }
+    }
+
+    /// Puts a sign of life into the next message.
+    pub(super) fn beat(&self, heartbeat: SessionHeartbeat) {
+        let mut state = self.lock();
+        state.heartbeat = Some(heartbeat);
+        wake(state);
+    }
+
+    /// Takes nothing more in.
+    pub(super) fn drain(&self) {
+        self.lock().draining = true;
+        self.changed.notify_one();
+    }
+
+    /// How many jobs are held.
+    pub(super) fn held(&self) -> usize {
+        self.lock().held.len()
+    }
+
+    /// Jobs that have ended and whose end is not acknowledged.
+    pub(super) fn unreported(&self) -> usize {
+        self.lock().held.values().filter(|held| held.finished).count()
+    }
+
+    fn next_message(&self, stream: u64, cx: &Context<'_>) -> Poll<Option<SessionRequest>> {
+        let mut state = self.lock();
+        if state.stream != stream {
+            return Poll::Ready(None);
+        }
+        let mut reports = Vec::new();
+        let mut bytes = 0;
+        while reports.len() < BATCH && bytes < BATCH_BYTES {
+            let Some(id) = state.unsent.pop_front() else { break };
+            let Some(report) = state.reports.get(&id) else { continue };
+            if let Report::Completion(completion) = report {
+                bytes += completion.output_data.len() + completion.error_stack.len();
+            }
+            reports.push(SessionReport { id, report: Some(report.clone()) });
+        }
+        let message = SessionRequest {
+            opening: state.opening.take(),
+            credits: std::mem::take(&mut state.credits),
+            reports,
+            heartbeat: state.heartbeat.take(),
+        };
+        if message == SessionRequest::default() {
+            state.sender = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(message))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn report(&mut self, report: Report) {
+        self.last_report += 1;
+        self.reports.insert(self.last_report, report);
+        self.unsent.push_back(self.last_report);
+    }
+
+    /// Forgets an answered report, and with the last one the job.
+    fn settle(&mut self, id: u64) -> Option<Report> {
+        let report = self.reports.remove(&id)?;
+        if !matches!(&report, Report::Update(update) if update.status == "running") {
+            self.let_go(&report);
+        }
+        Some(report)
+    }
+
+    fn let_go(&mut self, report: &Report) {
+        if self.held.get(lease_of(report)).is_some_and(|held| held.finished) {
+            self.held.remove(lease_of(report));
+        }
+    }
+}
+
+/// Wakes the connection, after the lock was given back.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let sender = state.sender.take();
+    drop(state);
+    if let Some(sender) = sender {
+        sender.wake();
+    }
+}
+
+fn lease_of(report: &Report) -> &str {
+    match report {
+        Report::Update(update) => &update.execution_id,
+        Report::Completion(completion) => &completion.execution_id,
+    }
+}
+
+fn update(lease: &str, job_id: &str, attempt: i32, status: &str, message: &str) -> JobStatusUpdate {
+    JobStatusUpdate {
+        job_id: job_id.to_owned(),
+        status: status.to_owned(),
+        message: message.to_owned(),
+        execution_id: lease.to_owned(),
+        attempt_number: attempt,
+        ..JobStatusUpdate::default()
+    }
+}
+
+/// One stream's messages, as the connection pulls them.
+pub(super) struct Outgoing {
+    outbox: Arc<Outbox>,
+    stream: u64,
+}
+
+impl Stream for Outgoing {
+    type Item = SessionRequest;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SessionRequest>> {
+        self.outbox.next_message(self.stream, cx)
+    }
+}
