@@ -17,11 +17,11 @@ use super::problem::{PROBLEM_METADATA, Problem, ProblemType, status};
 use super::state::Api;
 use crate::services::error::ServiceError;
 
-/// The methods of `cortex.JobService`, as label values.
-const RPC_METHODS: [&str; 6] =
-    ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobStatus", "CompleteJob", "Session"];
+/// The methods of `cortex.JobService` and `cortex.ClientService`, as label values.
+const RPC_METHODS: [&str; 7] =
+    ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobStatus", "CompleteJob", "Session", "SubmitJobs"];
 /// Where those methods live.
-const RPC_PREFIX: &str = "/cortex.JobService/";
+const RPC_PREFIXES: [&str; 2] = ["/cortex.JobService/", "/cortex.ClientService/"];
 /// Label value for whatever a client made up, so that no client can add label values.
 const OTHER: &str = "other";
 
@@ -58,7 +58,8 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
 /// Surrounds a gRPC call.
 pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -> Response {
     let started = api.ambient.instant();
-    let ours = request.uri().path().strip_prefix(RPC_PREFIX);
+    let path = request.uri().path();
+    let ours = RPC_PREFIXES.into_iter().find_map(|prefix| path.strip_prefix(prefix));
     let known = ours.and_then(|name| RPC_METHODS.into_iter().find(|method| *method == name));
     let method = known.unwrap_or(OTHER);
     let span = info_span!("api.grpc.call", method, code = field::Empty);

@@ -129,17 +129,18 @@ impl FromStr for JobStatus {
 
 /// A submission as it arrives: every field loosely typed, so that all that is wrong can be named.
 #[derive(Debug, Default, Deserialize)]
+#[expect(missing_docs, reason = "the fields of the specification's JobCreate")]
 pub struct JobDraft {
-    name: Option<Value>,
-    model_name: Option<Value>,
-    model_version: Option<Value>,
-    input_data: Option<Box<RawValue>>,
-    priority: Option<Value>,
-    max_retries: Option<Value>,
-    timeout_seconds: Option<Value>,
-    tags: Option<Value>,
-    metadata: Option<Box<RawValue>>,
-    created_by: Option<Value>,
+    pub name: Option<Value>,
+    pub model_name: Option<Value>,
+    pub model_version: Option<Value>,
+    pub input_data: Option<Box<RawValue>>,
+    pub priority: Option<Value>,
+    pub max_retries: Option<Value>,
+    pub timeout_seconds: Option<Value>,
+    pub tags: Option<Value>,
+    pub metadata: Option<Box<RawValue>>,
+    pub created_by: Option<Value>,
 }
 
 /// What a submission leaves open.

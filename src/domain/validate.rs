@@ -18,6 +18,11 @@ impl FieldError {
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into() }
     }
+
+    /// The same error in the element `index` of `list`.
+    pub fn within(self, list: &str, index: usize) -> Self {
+        Self { field: format!("{list}[{index}].{}", self.field), message: self.message }
+    }
 }
 
 /// Gathers field errors while a request is taken apart.

@@ -17,6 +17,9 @@ use crate::domain::transition::{JobEvent, JobPatch};
 use crate::domain::validate::FieldError;
 use crate::domain::worker::{Worker, WorkerDraft};
 
+/// Most jobs of one batch.
+pub const MAX_BATCH: usize = 1_000;
+
 type Result<T> = std::result::Result<T, ServiceError>;
 
 /// The use cases of a replica. Reads are answered here, writes by whoever leads.
@@ -48,6 +51,24 @@ impl Services {
         let new = self.check_job(draft).map_err(ServiceError::Invalid)?;
         let jobs = self.submit_jobs(vec![new]).await?;
         jobs.into_iter().next().ok_or(ServiceError::Internal)
+    }
+
+    /// Checks submissions and stores all of them or, if one field of one of them breaks a bound, none. Errors
+    /// name fields as `jobs[0].name`.
+    pub async fn submit_batch(&self, drafts: Vec<JobDraft>) -> Result<Vec<Job>> {
+        if !(1..=MAX_BATCH).contains(&drafts.len()) {
+            let message = format!("must be 1 to {MAX_BATCH} jobs, are {}", drafts.len());
+            return Err(ServiceError::Invalid(vec![FieldError::new("jobs", message)]));
+        }
+        let mut jobs = Vec::with_capacity(drafts.len());
+        let mut errors = Vec::new();
+        for (index, draft) in drafts.into_iter().enumerate() {
+            match self.check_job(draft) {
+                Ok(job) => jobs.push(job),
+                Err(wrong) => errors.extend(wrong.into_iter().map(|error| error.within("jobs", index))),
+            }
+        }
+        if errors.is_empty() { self.submit_jobs(jobs).await } else { Err(ServiceError::Invalid(errors)) }
     }
 
     /// Checks a submission and gives it an id.

@@ -1,5 +1,6 @@
 //! The worker protocol: `cortex.JobService`, health (`grpc.health.v1`) and server reflection.
 
+mod client;
 mod jobs;
 mod parse;
 mod routes;

@@ -1,12 +1,14 @@
 //! Puts the gRPC services together.
 
 use axum::middleware::from_fn_with_state;
+use cortex_client::proto::client_service_server::ClientServiceServer;
 use cortex_client::proto::job_service_server::JobServiceServer;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus as Health;
 use tonic_health::server::{HealthReporter, health_reporter};
 
+use super::client::Clients;
 use super::jobs::Jobs;
 use crate::api::guard;
 use crate::api::state::Api;
@@ -19,10 +21,12 @@ const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cortex.desc
 pub struct ServingStatus(HealthReporter);
 
 impl ServingStatus {
-    /// Says whether this replica takes calls, for the whole server and for `cortex.JobService`.
+    /// Says whether this replica takes calls, for the whole server and for each service.
     pub async fn set(&self, serving: bool) {
         let status = if serving { Health::Serving } else { Health::NotServing };
-        for service in ["", <JobServiceServer<Jobs> as NamedService>::NAME] {
+        let jobs = <JobServiceServer<Jobs> as NamedService>::NAME;
+        let clients = <ClientServiceServer<Clients> as NamedService>::NAME;
+        for service in ["", jobs, clients] {
             self.0.set_service_status(service, status).await;
         }
     }
@@ -43,7 +47,10 @@ pub async fn routes(api: Api) -> Result<(Routes, ServingStatus), tonic_reflectio
     };
     let jobs = JobServiceServer::new(Jobs::new(api.services.clone()))
         .max_decoding_message_size(api.limits.max_body_bytes);
+    let clients = ClientServiceServer::new(Clients::new(api.services.clone()))
+        .max_decoding_message_size(api.limits.max_body_bytes);
     let router = Routes::new(jobs)
+        .add_service(clients)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

@@ -4,11 +4,11 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::body::JsonObject;
+use super::body::{self, JsonObject};
 use super::path::JobPath;
 use super::query;
 use crate::api::convert::{self, MAX_DURATION_MS, MAX_TEXT};
@@ -19,6 +19,7 @@ use crate::domain::job::{Job, JobDraft, JobList, JobStats, JobStatus};
 use crate::domain::payload::Payload;
 use crate::domain::transition::JobPatch;
 use crate::domain::validate::{FieldError, Validator};
+use crate::services::facade::MAX_BATCH;
 
 type Answer<T> = Result<Json<T>, Problem>;
 
@@ -30,6 +31,48 @@ pub(super) async fn submit(
     let job = api.services.submit_job(draft).await?;
     let location = [(header::LOCATION, format!("/api/v1/jobs/{}", job.id))];
     Ok((StatusCode::CREATED, location, Json(job)))
+}
+
+/// Several submissions as they arrive.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct BatchDraft {
+    #[serde(default)]
+    jobs: Option<Box<RawValue>>,
+}
+
+/// The jobs of a batch as accepted.
+#[derive(Debug, Serialize)]
+pub(super) struct Batch {
+    jobs: Vec<Job>,
+}
+
+/// `POST /jobs/batch`: 201 and the jobs as accepted; all or none.
+pub(super) async fn submit_batch(
+    State(api): State<Api>,
+    JsonObject(draft): JsonObject<BatchDraft>,
+) -> Result<impl IntoResponse, Problem> {
+    let drafts = draft.read().map_err(Problem::invalid)?;
+    let jobs = api.services.submit_batch(drafts).await?;
+    Ok((StatusCode::CREATED, Json(Batch { jobs })))
+}
+
+impl BatchDraft {
+    /// Takes the list apart; what is in the jobs is looked at later.
+    fn read(&self) -> Result<Vec<JobDraft>, Vec<FieldError>> {
+        let jobs = self.jobs.as_deref().map_or("null", RawValue::get);
+        let Ok(jobs) = serde_json::from_str::<Vec<&RawValue>>(jobs) else {
+            return Err(vec![FieldError::new("jobs", format!("must be an array of 1 to {MAX_BATCH} jobs"))]);
+        };
+        let mut errors = Vec::new();
+        let mut drafts = Vec::with_capacity(jobs.len());
+        for (index, job) in jobs.into_iter().enumerate() {
+            match body::parse(job.get().as_bytes()) {
+                Ok(draft) => drafts.push(draft),
+                Err(_) => errors.push(FieldError::new(format!("jobs[{index}]"), "must be an object")),
+            }
+        }
+        if errors.is_empty() { Ok(drafts) } else { Err(errors) }
+    }
 }
 
 /// `GET /jobs`: a page of jobs, newest first.

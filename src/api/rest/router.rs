@@ -40,6 +40,7 @@ fn all() -> Vec<Route> {
     vec![
         route(Method::GET, "/api/v1/jobs", get(jobs::list)),
         route(Method::POST, "/api/v1/jobs", post(jobs::submit)),
+        route(Method::POST, "/api/v1/jobs/batch", post(jobs::submit_batch)),
         // Declared literally, so that `/jobs/{id}` cannot shadow it.
         route(Method::GET, "/api/v1/jobs/stats/summary", get(jobs::stats)),
         route(Method::GET, "/api/v1/jobs/{id}", get(jobs::show)),
