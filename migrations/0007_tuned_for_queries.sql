@@ -65,7 +65,9 @@ BEGIN
     PERFORM set_config('lock_timeout', '500ms', TRUE), set_config('statement_timeout', '2s', TRUE),
         set_config('idle_in_transaction_session_timeout', '400ms', TRUE),
         set_config('enable_seqscan', 'off', TRUE), set_config('enable_hashjoin', 'off', TRUE),
-        set_config('enable_mergejoin', 'off', TRUE);
+        set_config('enable_mergejoin', 'off', TRUE),
+        -- What is ruled out counts as endlessly dear, and dear plans would be compiled each time.
+        set_config('jit', 'off', TRUE);
     PERFORM pg_advisory_xact_lock_shared(cortex_fence_key());
     IF NOT EXISTS (SELECT FROM leadership WHERE cluster_id = of_cluster AND epoch = of_epoch) THEN
         RAISE EXCEPTION 'epoch % is fenced off: another leader has taken over', of_epoch USING ERRCODE = 'CX001';

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::Workload;
+
 /// A highly available job orchestrator for fleets of ML workers.
 #[derive(Debug, Parser)]
 #[command(name = "cortex", version, about, disable_help_subcommand = true)]
@@ -33,6 +35,8 @@ pub enum Command {
     /// Look at the replicas
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Measure a running cluster
+    Bench(BenchArgs),
 }
 
 /// Arguments of `cortex serve`.
@@ -132,6 +136,55 @@ pub struct WorkerAction {
     /// Do nothing for this many milliseconds per job
     #[arg(long, value_name = "N")]
     pub sleep_ms: Option<u64>,
+}
+
+/// Arguments of `cortex bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum)]
+    pub workload: Workload,
+    /// Jobs; how many is enough depends on the workload
+    #[arg(long, conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub jobs: Option<u64>,
+    /// How long, instead
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: Option<u64>,
+    /// Submissions in flight
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4_096))]
+    pub in_flight: u16,
+    /// Jobs of one batch
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub batch: u16,
+    /// Submissions a second (latency, soak)
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rate: u32,
+    /// Workers in this process
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub workers: u16,
+    /// Jobs at a time, each worker
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub slots: u16,
+    /// Size of a job's input, about
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(40..=500_000))]
+    pub payload_bytes: u32,
+    /// HTTP addresses of the replicas, comma-separated; the first one takes the submissions
+    #[arg(
+        long,
+        value_name = "URL[,URL...]",
+        env = "CORTEX_ENDPOINT",
+        default_value = "http://127.0.0.1:8080"
+    )]
+    pub endpoint: String,
+    /// gRPC addresses for the workers, comma-separated; those of all members if left out
+    #[arg(long, value_name = "URL[,URL...]")]
+    pub worker_endpoint: Option<String>,
+    /// Bearer token
+    #[arg(long, env = "CORTEX_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// A PostgreSQL in which limit makes a scratch database and drops it again
+    #[arg(long, value_name = "URL")]
+    pub database_url: Option<String>,
 }
 
 /// What every command has that calls a replica.
@@ -341,6 +394,11 @@ mod tests {
             "cortex jobs watch",
             "cortex jobs list --output xml",
             "cortex jobs list --page-size 101",
+            "cortex bench",
+            "cortex bench sprint",
+            "cortex bench drain --jobs 5 --seconds 5",
+            "cortex bench submit --batch 1001",
+            "cortex bench submit --payload-bytes 1",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
@@ -360,6 +418,13 @@ mod tests {
             "cortex jobs retry 1 --token t",
             "cortex workers list --status idle",
             "cortex cluster status",
+            "cortex bench submit --jobs 10 --in-flight 64 --payload-bytes 200",
+            "cortex bench submit-batch --batch 1000 --seconds 5",
+            "cortex bench pipeline --workers 2 --slots 100 --endpoint http://a:1 --worker-endpoint http://a:2",
+            "cortex bench latency --rate 500",
+            "cortex bench soak --seconds 60",
+            "cortex bench drain --jobs 50000",
+            "cortex bench limit --database-url postgres://db/x",
             "cortex dev --set a.b=c --set d.e=f --database-url x --redis-url y --auth",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());

@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 the request was refused or failed, 2 usage.
 
 pub mod args;
+pub mod bench;
 pub mod cluster;
 pub mod dev;
 pub mod jobs;

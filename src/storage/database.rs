@@ -47,7 +47,7 @@ impl Database {
                 .idle_timeout(Duration::from_secs(60))
                 .connect_lazy_with(connect)
         };
-        let reads = connect.clone().options([("statement_timeout", READ_TIMEOUT)]);
+        let reads = connect.clone().options([("statement_timeout", READ_TIMEOUT), ("jit", "off")]);
         Ok(Self { reads: pool(reads), writes: pool(connect) })
     }
 

@@ -1,0 +1,53 @@
+//! `cortex bench`.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use super::args::BenchArgs;
+use super::output::{CommandError, finish, print_line};
+use crate::bench::{self, BenchError, Line, Options};
+use crate::domain::ambient::{Ambient, System};
+
+/// Makes one run and prints its lines.
+pub async fn run(args: BenchArgs) -> ExitCode {
+    finish(measure(args).await)
+}
+
+async fn measure(args: BenchArgs) -> Result<(), CommandError> {
+    let list = |text: &str| text.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    let options = Options {
+        workload: args.workload,
+        endpoints: list(&args.endpoint),
+        worker_endpoints: list(args.worker_endpoint.as_deref().unwrap_or_default()),
+        token: args.token,
+        database_url: args.database_url,
+        jobs: args.jobs,
+        seconds: args.seconds,
+        in_flight: args.in_flight.into(),
+        batch: args.batch.into(),
+        rate: args.rate.into(),
+        workers: args.workers.into(),
+        slots: args.slots.into(),
+        payload_bytes: args.payload_bytes as usize,
+        progress: std::io::stderr().is_terminal(),
+    };
+    let mut printed = Ok(());
+    let say = |line: &Line| {
+        if let Ok(text) = serde_json::to_string(line)
+            && let Err(error) = print_line(&text)
+        {
+            printed = Err(error);
+        }
+    };
+    bench::run(options, System.uuid(), say).await?;
+    printed
+}
+
+impl From<BenchError> for CommandError {
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Usage(text) => Self::Usage(text),
+            error => Self::Failed(error.to_string()),
+        }
+    }
+}
