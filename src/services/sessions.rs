@@ -134,6 +134,16 @@ impl Sessions {
         }
     }
 
+    /// Brings up to date what an attach says of its session. It may have waited for a leader, or an earlier
+    /// copy of it may have been carried out: a lease that has arrived since and that it does not name would be
+    /// taken for lost.
+    pub fn renew(&self, attach: &mut Attach) {
+        let open = self.lock().open.get(&attach.worker_id).cloned();
+        if let Some(session) = open.filter(|session| session.id == attach.session) {
+            *attach = session.standing();
+        }
+    }
+
     /// All sessions that are open.
     pub fn all(&self) -> Vec<Arc<Session>> {
         self.lock().open.values().cloned().collect()
@@ -167,17 +177,7 @@ impl Session {
     /// meanwhile is detached again.
     pub async fn attach(&self, commands: &dyn Commands) -> Result<(), ServiceError> {
         let way = commands.way();
-        let attach = {
-            let state = self.lock();
-            Attach {
-                worker_id: self.worker_id,
-                session: self.id,
-                held: state.held.iter().map(|(lease, job)| (*job, *lease)).collect(),
-                credits: state.credits,
-                outlet: Outlet::default(),
-            }
-        };
-        let Answer::Attach(ended) = commands.execute(Command::Attach(attach)).await? else {
+        let Answer::Attach(ended) = commands.execute(Command::Attach(self.standing())).await? else {
             return Err(ServiceError::Internal);
         };
         self.attached.store(way, Ordering::Release);
@@ -188,6 +188,18 @@ impl Session {
             self.detach(commands).await;
         }
         Ok(())
+    }
+
+    /// What the leader has to know of the session at this moment.
+    fn standing(&self) -> Attach {
+        let state = self.lock();
+        Attach {
+            worker_id: self.worker_id,
+            session: self.id,
+            held: state.held.iter().map(|(lease, job)| (*job, *lease)).collect(),
+            credits: state.credits,
+            outlet: Outlet::default(),
+        }
     }
 
     /// Has the leader push nothing more to a session that has ended. If it cannot be told now, it notices
