@@ -1,5 +1,6 @@
 //! What the API calls: one method per use case, whichever replica it runs on.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,18 +55,24 @@ impl Services {
     }
 
     /// Checks submissions and stores all of them or, if one field of one of them breaks a bound, none. Errors
-    /// name fields as `jobs[0].name`.
-    pub async fn submit_batch(&self, drafts: Vec<JobDraft>) -> Result<Vec<Job>> {
+    /// name fields as `jobs[0].name`; `noted` are those that were found before, where a draft could not even be
+    /// read.
+    pub async fn submit_batch(&self, drafts: Vec<JobDraft>, noted: Vec<FieldError>) -> Result<Vec<Job>> {
         if !(1..=MAX_BATCH).contains(&drafts.len()) {
             let message = format!("must be 1 to {MAX_BATCH} jobs, are {}", drafts.len());
             return Err(ServiceError::Invalid(vec![FieldError::new("jobs", message)]));
         }
         let mut jobs = Vec::with_capacity(drafts.len());
-        let mut errors = Vec::new();
+        let unread: HashSet<String> = noted.iter().map(|error| error.field.clone()).collect();
+        let mut errors = noted;
         for (index, draft) in drafts.into_iter().enumerate() {
             match self.check_job(draft) {
                 Ok(job) => jobs.push(job),
-                Err(wrong) => errors.extend(wrong.into_iter().map(|error| error.within("jobs", index))),
+                Err(_) if unread.contains(&format!("jobs[{index}]")) => {}
+                Err(wrong) => {
+                    let wrong = wrong.into_iter().map(|error| error.within("jobs", index));
+                    errors.extend(wrong.filter(|error| !unread.contains(&error.field)));
+                }
             }
         }
         if errors.is_empty() { self.submit_jobs(jobs).await } else { Err(ServiceError::Invalid(errors)) }

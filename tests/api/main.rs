@@ -1,5 +1,6 @@
 //! One running group, from outside: REST and gRPC at all three replicas, then the rows that are left.
 
+mod batch;
 mod flow;
 mod group;
 mod hand;
@@ -9,6 +10,7 @@ mod poll;
 mod reply;
 mod rest;
 mod retries;
+mod session;
 mod states;
 #[path = "../support/mod.rs"]
 mod support;

@@ -20,7 +20,15 @@ use crate::reply::Reply;
 
 /// Requests under way at once.
 const TOGETHER: usize = 16;
-const RPCS: [&str; 5] = ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobStatus", "CompleteJob"];
+const RPCS: [&str; 7] = [
+    "JobService/RegisterWorker",
+    "JobService/Heartbeat",
+    "JobService/PollJob",
+    "JobService/UpdateJobStatus",
+    "JobService/CompleteJob",
+    "JobService/Session",
+    "ClientService/SubmitJobs",
+];
 
 /// A text with everything that parsers trip over.
 fn odd_text(random: &mut StdRng) -> String {
@@ -197,7 +205,7 @@ fn framed(compressed: u8, length: u32, message: &[u8]) -> Bytes {
 async fn odd_grpc(channels: &[Channel], seed: u64) -> Code {
     let random = &mut StdRng::seed_from_u64(seed);
     let channel = &channels[random.random_range(0..REPLICAS)];
-    let path = format!("/cortex.JobService/{}", RPCS[random.random_range(0..RPCS.len())]);
+    let path = format!("/cortex.{}", RPCS[random.random_range(0..RPCS.len())]);
     let mut message: Vec<u8> = (0..random.random_range(0..60)).map(|_| random.random()).collect();
     let length = u32::try_from(message.len()).unwrap();
     let body = match random.random_range(0..7) {

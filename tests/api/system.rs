@@ -121,7 +121,9 @@ async fn reflection_shows_the_specifications_protocol_with_every_number_as_it_wa
         let MessageResponse::ListServicesResponse(list) = services else { panic!("{services:?}") };
         let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
         assert!(
-            ["cortex.JobService", "grpc.health.v1.Health"].iter().all(|name| names.contains(name)),
+            ["cortex.JobService", "cortex.ClientService", "grpc.health.v1.Health"]
+                .iter()
+                .all(|name| names.contains(name)),
             "{names:?}"
         );
     }

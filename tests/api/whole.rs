@@ -126,7 +126,7 @@ async fn every_endpoint_was_used(api: &Api) {
     for replica in 0..REPLICAS {
         metrics.push_str(api.get(replica, "/metrics").await.expect(200).as_str().unwrap());
     }
-    for method in &served_protocol(api).await.service[0].method {
+    for method in served_protocol(api).await.service.iter().flat_map(|service| &service.method) {
         let counted = |code: &str| {
             metrics.contains(&format!(
                 "cortex_grpc_requests_total{{code=\"{code}\",method=\"{}\"}}",

@@ -6,7 +6,6 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tonic::{Request, Response, Status};
 
-use super::jobs::invalid;
 use crate::api::problem::status;
 use crate::domain::job::{Job, JobDraft};
 use crate::domain::validate::FieldError;
@@ -31,18 +30,14 @@ impl ClientService for Clients {
         request: Request<SubmitJobsRequest>,
     ) -> Result<Response<SubmitJobsResponse>, Status> {
         let jobs = request.into_inner().jobs;
-        let mut errors = Vec::new();
+        let mut noted = Vec::new();
         let mut drafts = Vec::with_capacity(jobs.len());
         for (index, job) in jobs.into_iter().enumerate() {
-            match draft(job) {
-                Ok(draft) => drafts.push(draft),
-                Err(error) => errors.push(error.within("jobs", index)),
-            }
+            let mut wrong = Vec::new();
+            drafts.push(draft(job, &mut wrong));
+            noted.extend(wrong.into_iter().map(|error| error.within("jobs", index)));
         }
-        if !errors.is_empty() {
-            return Err(invalid(errors));
-        }
-        let jobs = self.services.submit_batch(drafts).await.map_err(status)?;
+        let jobs = self.services.submit_batch(drafts, noted).await.map_err(status)?;
         Ok(Response::new(SubmitJobsResponse { jobs: jobs.iter().map(shown).collect() }))
     }
 }
@@ -55,28 +50,30 @@ fn shown(job: &Job) -> SubmittedJob {
     }
 }
 
-/// The same draft that the JSON body of REST would be read into, so that the same checks hold.
-fn draft(job: JobSubmission) -> Result<JobDraft, FieldError> {
+/// The same draft that the JSON body of REST would be read into, so that the same checks hold. What cannot be
+/// read is noted in `wrong`, and left out.
+fn draft(job: JobSubmission, wrong: &mut Vec<FieldError>) -> JobDraft {
     let text = |text: String| (!text.is_empty()).then_some(Value::String(text));
     let tags = job.tags.into_iter().map(|(key, tag)| (key, Value::String(tag))).collect();
-    Ok(JobDraft {
+    JobDraft {
         name: text(job.name),
         model_name: text(job.model_name),
         model_version: text(job.model_version),
-        input_data: json("input_data", &job.input_data)?,
+        input_data: json(wrong, "input_data", &job.input_data),
         priority: job.priority.map(Value::from),
         max_retries: job.max_retries.map(Value::from),
         timeout_seconds: job.timeout_seconds.map(Value::from),
         tags: Some(Value::Object(tags)),
-        metadata: json("metadata", &job.metadata)?,
+        metadata: json(wrong, "metadata", &job.metadata),
         created_by: text(job.created_by),
-    })
+    }
 }
 
-fn json(field: &str, bytes: &[u8]) -> Result<Option<Box<RawValue>>, FieldError> {
+fn json(wrong: &mut Vec<FieldError>, field: &str, bytes: &[u8]) -> Option<Box<RawValue>> {
     if bytes.is_empty() {
-        return Ok(None);
+        return None;
     }
-    let raw = serde_json::from_slice(bytes);
-    raw.map(Some).map_err(|error| FieldError::new(field, format!("must be JSON in UTF-8: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| wrong.push(FieldError::new(field, format!("must be JSON in UTF-8: {error}"))))
+        .ok()
 }

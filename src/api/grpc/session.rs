@@ -37,6 +37,9 @@ const MAX_REPORTS: usize = 1_000;
 /// Each report, the lease that it ends, and what came of it.
 type Heard = Vec<(u64, Option<LeaseId>, Result<(), ServiceError>)>;
 
+/// A worker that is registered already, and the leases that it holds.
+type Resumed = (WorkerId, Vec<(JobId, LeaseId)>);
+
 /// Opens a session: reads the first message, registers or recognises the worker, attaches it to the leader.
 pub(super) async fn open(
     services: &Services,
@@ -65,9 +68,7 @@ pub(super) async fn open(
 }
 
 /// The worker that goes on with an earlier registration, and what it holds; nothing if it registers.
-fn read_opening(
-    opening: &SessionOpening,
-) -> Result<Option<(WorkerId, Vec<(JobId, LeaseId)>)>, Vec<FieldError>> {
+fn read_opening(opening: &SessionOpening) -> Result<Option<Resumed>, Vec<FieldError>> {
     let mut v = Validator::default();
     match (&opening.registration, opening.worker_id.is_empty()) {
         (Some(_), true) => return Ok(None),

@@ -51,27 +51,26 @@ pub(super) async fn submit_batch(
     State(api): State<Api>,
     JsonObject(draft): JsonObject<BatchDraft>,
 ) -> Result<impl IntoResponse, Problem> {
-    let drafts = draft.read().map_err(Problem::invalid)?;
-    let jobs = api.services.submit_batch(drafts).await?;
+    let (drafts, noted) = draft.read().map_err(|error| Problem::invalid(vec![error]))?;
+    let jobs = api.services.submit_batch(drafts, noted).await?;
     Ok((StatusCode::CREATED, Json(Batch { jobs })))
 }
 
 impl BatchDraft {
-    /// Takes the list apart; what is in the jobs is looked at later.
-    fn read(&self) -> Result<Vec<JobDraft>, Vec<FieldError>> {
+    /// Takes the list apart, and notes what is no job at all; what is in the jobs is looked at later.
+    fn read(&self) -> Result<(Vec<JobDraft>, Vec<FieldError>), FieldError> {
         let jobs = self.jobs.as_deref().map_or("null", RawValue::get);
-        let Ok(jobs) = serde_json::from_str::<Vec<&RawValue>>(jobs) else {
-            return Err(vec![FieldError::new("jobs", format!("must be an array of 1 to {MAX_BATCH} jobs"))]);
+        let jobs: Vec<&RawValue> = serde_json::from_str(jobs)
+            .map_err(|_| FieldError::new("jobs", format!("must be an array of 1 to {MAX_BATCH} jobs")))?;
+        let mut noted = Vec::new();
+        let mut read = |(index, job): (usize, &RawValue)| {
+            body::parse(job.get().as_bytes()).unwrap_or_else(|_| {
+                noted.push(FieldError::new(format!("jobs[{index}]"), "must be an object"));
+                JobDraft::default()
+            })
         };
-        let mut errors = Vec::new();
-        let mut drafts = Vec::with_capacity(jobs.len());
-        for (index, job) in jobs.into_iter().enumerate() {
-            match body::parse(job.get().as_bytes()) {
-                Ok(draft) => drafts.push(draft),
-                Err(_) => errors.push(FieldError::new(format!("jobs[{index}]"), "must be an object")),
-            }
-        }
-        if errors.is_empty() { Ok(drafts) } else { Err(errors) }
+        let drafts = jobs.into_iter().enumerate().map(&mut read).collect();
+        Ok((drafts, noted))
     }
 }
 
