@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
 
 use super::assignments::Claim;
+use super::database::Database;
 use super::error::StorageError;
-use super::fence::FencedTransaction;
+use super::fence::{Fence, of_statement};
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 
@@ -30,24 +32,27 @@ pub struct Inserted {
     pub assigned_to: Option<WorkerId>,
 }
 
-impl FencedTransaction {
+impl Database {
     /// Stores jobs, as `assigned` where a worker takes them and as `queued` otherwise. A job whose id is
     /// there already is left alone, so a submission that is sent twice is stored once. Answers in the order
     /// of the jobs; what another transaction stores at this moment is missing. Until its worker says that
-    /// it runs, a lease is good for `fetch_seconds` beyond the job's timeout.
+    /// it runs, a lease is good for `fetch_seconds` beyond the job's timeout. Fenced, and committed by itself.
     pub async fn insert_jobs(
-        &mut self,
+        &self,
+        fence: Fence,
         slot: i16,
         jobs: &[Insertion<'_>],
         fetch_seconds: i32,
     ) -> Result<Vec<Option<Inserted>>, StorageError> {
         let column = Columns(jobs);
+        let mut connection = self.for_fenced_statement().await?;
         // Each job gets a moment of its own, a microsecond after the one before it, so that the order in
         // which they came is kept.
         let row = sqlx::query!(
-            r#"WITH submission AS (
-                   SELECT s.*, m.moment + s.ordinal * interval '1 microsecond' AS at
-                   FROM (SELECT clock_timestamp() AS moment) m,
+            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($18, $19), clock_timestamp() AS moment
+               ), submission AS (
+                   SELECT s.*, fence.moment + s.ordinal * interval '1 microsecond' AS at
+                   FROM fence,
                        unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
                                $8::int[], $9::text[], $10::text[], $11::text[], $12::text[], $13::uuid[],
                                $14::uuid[]) WITH ORDINALITY
@@ -104,24 +109,37 @@ impl FencedTransaction {
             &column.of_claim(|claim| claim.delivery.map(|delivery| delivery.0)) as _,
             fetch_seconds,
             jobs.iter().any(|row| row.claim.is_some_and(|claim| claim.delivery.is_some())),
+            fence.cluster_id.0,
+            fence.epoch.0,
         )
-        .fetch_one(self.connection()?)
-        .await?;
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(of_statement)?;
+        drop(connection);
         match (row.new_ids, row.first) {
             (None, Some(first)) => Ok(in_order(jobs, first)),
-            _ => self.find_inserted(jobs).await,
+            // What is committed cannot be taken back: without the answer it is unknown what was stored.
+            (new, _) => self
+                .find_inserted(jobs, &new.unwrap_or_default())
+                .await
+                .map_err(|error| StorageError::OutcomeUnknown(sqlx::Error::Io(std::io::Error::other(error)))),
         }
     }
 
     /// The slow way to the answer, where some jobs had been there before.
-    async fn find_inserted(&mut self, jobs: &[Insertion<'_>]) -> Result<Vec<Option<Inserted>>, StorageError> {
+    async fn find_inserted(
+        &self,
+        jobs: &[Insertion<'_>],
+        new: &[Uuid],
+    ) -> Result<Vec<Option<Inserted>>, StorageError> {
         let rows = sqlx::query!(
-            r#"SELECT id, submitted_at, pg_current_xact_id()::xid = xmin AS "new!",
+            r#"SELECT id, submitted_at, id = ANY($2) AS "new!",
                    CASE WHEN status = 'assigned' AND retry_count = 0 THEN assigned_worker_id END AS worker
                FROM jobs WHERE id = ANY($1)"#,
             &Columns(jobs).of(|job| job.id.0),
+            new,
         )
-        .fetch_all(self.connection()?)
+        .fetch_all(&self.reads)
         .await?;
         let found: HashMap<JobId, Inserted> = rows
             .into_iter()

@@ -115,7 +115,7 @@ impl Core {
         }
         let entries = std::mem::take(adds);
         let told = self.parts.queue.enqueue(self.parts.fence.epoch, &entries).await;
-        let mut arrived: HashMap<&Shape, usize> = HashMap::new();
+        let mut arrived: HashMap<&Shape, u64> = HashMap::new();
         for entry in &entries {
             *arrived.entry(&entry.shape).or_default() += 1;
             if told.is_ok() {
