@@ -81,7 +81,7 @@ impl Router {
         let mut in_doubt = false;
         while let Some(target) = patience.route(&mut route).await {
             patience.shorten(&mut command);
-            match self.attempt(&target, &command, &patience).await {
+            match self.attempt(&target, &mut command, &patience).await {
                 Attempt::Settled(Err(error)) if in_doubt => match after_doubt(&command, error) {
                     Attempt::Settled(outcome) => return outcome,
                     Attempt::NotDone | Attempt::Unknown => {}
@@ -98,7 +98,10 @@ impl Router {
         Err(if in_doubt { ServiceError::OutcomeUnknown } else { ServiceError::NoLeader })
     }
 
-    async fn attempt(&self, target: &Route, command: &Command, patience: &Patience) -> Attempt {
+    async fn attempt(&self, target: &Route, command: &mut Command, patience: &Patience) -> Attempt {
+        if let Command::Attach(attach) = command {
+            self.sessions.renew(attach);
+        }
         match target {
             Route::Here(commands) => {
                 let mut command = command.clone();

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -93,6 +93,7 @@ impl Forward for ForwardServer {
         let answers = Arc::new(AnswerQueue::new(&self.limits));
         let exchange = Exchange {
             route: self.route.clone(),
+            served: OnceLock::new(),
             slots: std::array::from_fn(|_| Arc::new(Semaphore::new(self.limits.in_flight))),
             running: TaskTracker::new(),
             polls: Arc::default(),
@@ -106,6 +107,8 @@ impl Forward for ForwardServer {
 /// One follower's stream.
 struct Exchange {
     route: watch::Receiver<Route>,
+    /// The leadership that runs the stream's commands; no other one ever does.
+    served: OnceLock<Arc<dyn Commands>>,
     /// Places for commands that run, per lane.
     slots: [Arc<Semaphore>; 3],
     running: TaskTracker,
@@ -118,6 +121,7 @@ impl Exchange {
     async fn serve(self, mut requests: Streaming<Requests>, shutdown: CancellationToken) {
         let connected = tokio::select! {
             () = shutdown.cancelled() => true,
+            () = self.superseded() => true,
             () = self.read(&mut requests, |exchange| exchange.leader()) => false,
         };
         self.polls.send_away();
@@ -148,9 +152,23 @@ impl Exchange {
     }
 
     fn leader(&self) -> Option<Arc<dyn Commands>> {
-        match &*self.route.borrow() {
-            Route::Here(commands) => Some(Arc::clone(commands)),
-            Route::There { .. } | Route::Nowhere => None,
+        let Route::Here(present) = &*self.route.borrow() else { return None };
+        let served = self.served.get_or_init(|| Arc::clone(present));
+        Arc::ptr_eq(served, present).then(|| Arc::clone(served))
+    }
+
+    /// Resolves when the leadership that the stream has served is over. The next one knows nothing of the
+    /// follower's sessions, even if it is this replica's again: the follower learns that by the stream's end.
+    async fn superseded(&self) {
+        let over = |now: &Route| match (self.served.get(), now) {
+            (None, _) => false,
+            (Some(served), Route::Here(present)) => !Arc::ptr_eq(served, present),
+            (Some(_), Route::There { .. } | Route::Nowhere) => true,
+        };
+        let mut route = self.route.clone();
+        if route.wait_for(over).await.is_err() {
+            // The process is ending.
+            std::future::pending().await
         }
     }
 

@@ -156,12 +156,13 @@ impl Services {
     ) -> Result<Arc<Session>> {
         let id = SessionId(self.ambient.uuid());
         let session = self.sessions.open(worker_id, id, held, credits.into())?;
-        let attached = session.attach(&*self.commands).await;
-        if attached.is_err() {
-            session.close(Closing::Gone);
-            self.sessions.forget(&session);
-        }
-        attached.map(|()| session)
+        let mut opening = Opening { services: self, session: Arc::clone(&session), done: false };
+        // Goes on when its caller goes away, so that the leader is told of the end after the beginning.
+        let (attaching, commands) = (Arc::clone(&session), Arc::clone(&self.commands));
+        let attached = tokio::spawn(async move { attaching.attach(&*commands).await }).await;
+        attached.unwrap_or(Err(ServiceError::Internal))?;
+        opening.done = true;
+        Ok(session)
     }
 
     /// Takes what a worker said on its session. Answers what came of each report.
@@ -191,5 +192,20 @@ impl Services {
     async fn apply_for_job(&self, id: JobId, event: JobEvent) -> Result<Job> {
         let applied = self.report(id, event).await?;
         applied.job.map(|job| *job).ok_or(ServiceError::Internal)
+    }
+}
+
+/// Ends a session whose opening fails, or is given up.
+struct Opening<'a> {
+    services: &'a Services,
+    session: Arc<Session>,
+    done: bool,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.services.end_session(Arc::clone(&self.session));
+        }
     }
 }

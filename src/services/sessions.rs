@@ -3,7 +3,7 @@
 //! A session is one stream of one worker. It outlives leaders: after every change it is attached anew
 //! ([`Session::attach`]), with the leases that it holds and its credits, so the worker keeps its stream and its
 //! jobs. What waits for a session is bounded by what its worker granted and sent: assignments by credits,
-//! endings by leases, answers by the reports that its reader lets in at a time.
+//! endings by leases, answers by [`Session::has_room`], which its reader heeds, and by the reports under way.
 //!
 //! Not here: the stream itself (`api::grpc`), and when to attach anew (`forward::relay`).
 
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::command::{
@@ -25,8 +26,14 @@ pub const MAX_SESSIONS: usize = 10_000;
 
 /// Most parts of one message.
 const BATCH: usize = 512;
+/// Most acknowledgements of one message; they are small.
+const ACKNOWLEDGED: usize = 8 * BATCH;
 /// A message takes nothing more once it has so many bytes of input.
 const BATCH_BYTES: usize = 1 << 20;
+/// About what a refusal takes at the most, in bytes.
+const REFUSAL_BYTES: usize = 2_048;
+/// Nothing is read from a worker while so many answers wait for it to take them.
+const MOST_ANSWERS: usize = 16_384;
 
 /// All sessions of a replica.
 #[derive(Default)]
@@ -50,6 +57,8 @@ pub struct Session {
     /// The way by which it was attached last.
     attached: AtomicU64,
     closed: CancellationToken,
+    /// Says that there is room for answers again.
+    drained: Notify,
 }
 
 #[derive(Default)]
@@ -110,6 +119,7 @@ impl Sessions {
             }),
             attached: AtomicU64::new(0),
             closed: CancellationToken::new(),
+            drained: Notify::new(),
         });
         let mut table = self.lock();
         if table.stopped {
@@ -131,6 +141,16 @@ impl Sessions {
         let mut table = self.lock();
         if table.open.get(&session.worker_id).is_some_and(|open| open.id == session.id) {
             table.open.remove(&session.worker_id);
+        }
+    }
+
+    /// Brings up to date what an attach says of its session. It may have waited for a leader, or an earlier
+    /// copy of it may have been carried out: a lease that has arrived since and that it does not name would be
+    /// taken for lost.
+    pub fn renew(&self, attach: &mut Attach) {
+        let open = self.lock().open.get(&attach.worker_id).cloned();
+        if let Some(session) = open.filter(|session| session.id == attach.session) {
+            *attach = session.standing();
         }
     }
 
@@ -162,32 +182,54 @@ impl Deliver for Sessions {
     }
 }
 
+impl Batch {
+    fn answers(&self) -> usize {
+        self.acknowledged.len() + self.refused.len()
+    }
+
+    /// Takes out as much as one message may hold.
+    fn part(&mut self) -> Self {
+        Self {
+            assignments: Vec::new(),
+            acknowledged: first(&mut self.acknowledged, ACKNOWLEDGED),
+            refused: first(&mut self.refused, BATCH),
+            ended: std::mem::take(&mut self.ended),
+        }
+    }
+}
+
+/// Takes out the first `most`.
+fn first<T>(all: &mut Vec<T>, most: usize) -> Vec<T> {
+    if all.len() <= most { std::mem::take(all) } else { all.drain(..most).collect() }
+}
+
 impl Session {
     /// Attaches the session to the leader, and learns which of its leases are not live. One that was closed
     /// meanwhile is detached again.
     pub async fn attach(&self, commands: &dyn Commands) -> Result<(), ServiceError> {
         let way = commands.way();
-        let attach = {
-            let state = self.lock();
-            Attach {
-                worker_id: self.worker_id,
-                session: self.id,
-                held: state.held.iter().map(|(lease, job)| (*job, *lease)).collect(),
-                credits: state.credits,
-                outlet: Outlet::default(),
-            }
-        };
-        let Answer::Attach(ended) = commands.execute(Command::Attach(attach)).await? else {
-            return Err(ServiceError::Internal);
-        };
+        let outcome = commands.execute(Command::Attach(self.standing())).await;
+        if self.is_closed() {
+            self.detach(commands).await;
+        }
+        let Answer::Attach(ended) = outcome? else { return Err(ServiceError::Internal) };
         self.attached.store(way, Ordering::Release);
         for (job, lease) in ended {
             self.take(News::Ended(job, lease));
         }
-        if self.is_closed() {
-            self.detach(commands).await;
-        }
         Ok(())
+    }
+
+    /// What the leader has to know of the session at this moment.
+    fn standing(&self) -> Attach {
+        let state = self.lock();
+        Attach {
+            worker_id: self.worker_id,
+            session: self.id,
+            held: state.held.iter().map(|(lease, job)| (*job, *lease)).collect(),
+            credits: state.credits,
+            outlet: Outlet::default(),
+        }
     }
 
     /// Has the leader push nothing more to a session that has ended. If it cannot be told now, it notices
@@ -227,6 +269,16 @@ impl Session {
         wake(state);
     }
 
+    /// Whether answers to more reports may wait: a worker that sends reports has to take their answers.
+    pub fn has_room(&self) -> bool {
+        self.lock().batch.answers() < MOST_ANSWERS
+    }
+
+    /// Resolves when the worker has taken answers. For one caller. Cancel safe.
+    pub async fn drained(&self) {
+        self.drained.notified().await;
+    }
+
     /// Ends the stream; the first reason stands.
     pub fn close(&self, reason: Closing) {
         let mut state = self.lock();
@@ -248,8 +300,12 @@ impl Session {
     /// What the stream says next, and at last why it ends.
     pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Result<Batch, Closing>> {
         let mut state = self.lock();
-        let mut batch = std::mem::take(&mut state.batch);
-        let mut bytes = 0;
+        let had_room = state.batch.answers() < MOST_ANSWERS;
+        let mut batch = state.batch.part();
+        if !had_room {
+            self.drained.notify_one();
+        }
+        let mut bytes = batch.refused.len() * REFUSAL_BYTES;
         while batch.assignments.len() < BATCH && bytes < BATCH_BYTES {
             let Some(assignment) = state.assignments.pop_front() else { break };
             bytes += assignment.input_data.as_str().len();

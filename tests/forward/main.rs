@@ -1,5 +1,6 @@
 //! Commands on their way to the leader, over real connections that break, freeze and change.
 
+mod sessions;
 mod support;
 
 use std::sync::Arc;

@@ -10,9 +10,10 @@ use cortex::domain::execution::Usage;
 use cortex::domain::ids::{DeliveryId, JobId, WorkerId};
 use cortex::domain::transition::JobEvent;
 use cortex::domain::worker::WorkerStatus;
-use cortex::forward::{ForwardConfig, ForwardServer, Route, Router, tune, wire};
+use cortex::forward::{ForwardConfig, ForwardServer, Route, Router, keep_attached, tune, wire};
 use cortex::services::command::{Answer, Applied, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob};
 use cortex::services::error::ServiceError;
+use cortex::services::sessions::Sessions;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -83,7 +84,7 @@ impl wire::forward_server::Forward for Counting {
                 let result = rmp_serde::to_vec_named(&Outcome::Ok(echo(&command))).unwrap().into();
                 wire::Answer { id: request.id, result }
             });
-            Ok(wire::Answers { answers: answers.collect(), concluding: false })
+            Ok(wire::Answers { answers: answers.collect(), concluding: false, deliveries: vec![] })
         });
         Ok(tonic::Response::new(answers.boxed()))
     }
@@ -144,7 +145,10 @@ impl Script {
 pub struct Replica {
     pub peer: String,
     pub leads: watch::Sender<Route>,
+    /// Closes every connection and lets none through any more.
     pub cut: CancellationToken,
+    /// Closes the connections that there are.
+    pub breaks: watch::Sender<()>,
     pub shutdown: CancellationToken,
 }
 
@@ -154,8 +158,9 @@ impl Replica {
         let shutdown = CancellationToken::new();
         let server = ForwardServer::new(follows, config, shutdown.clone()).into_service();
         let peer = serve(server).await;
-        let cut = CancellationToken::new();
-        Self { peer: relay(peer, cut.clone()).await, leads, cut, shutdown }
+        let (cut, breaks) = (CancellationToken::new(), watch::Sender::new(()));
+        let peer = relay(peer, cut.clone(), breaks.clone()).await;
+        Self { peer, leads, cut, breaks, shutdown }
     }
 
     pub async fn leading(commands: Arc<dyn Commands>) -> Self {
@@ -185,16 +190,21 @@ pub async fn serve<S: wire::forward_server::Forward>(
     address
 }
 
-/// Passes bytes both ways until `cut`, which closes every connection and refuses new ones.
-pub async fn relay(to: String, cut: CancellationToken) -> String {
+/// Passes bytes both ways until `cut`, which closes every connection and refuses new ones, or `breaks`,
+/// which closes those that there are.
+async fn relay(to: String, cut: CancellationToken, breaks: watch::Sender<()>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(cut.clone().run_until_cancelled_owned(async move {
         while let Ok((mut near, _)) = listener.accept().await {
             let mut far = TcpStream::connect(&to).await.unwrap();
-            let cut = cut.clone();
+            let (cut, mut broken) = (cut.clone(), breaks.subscribe());
             tokio::spawn(async move {
-                cut.run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far)).await
+                tokio::select! {
+                    () = cut.cancelled() => {}
+                    _ = broken.changed() => {}
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                }
             });
         }
     }));
@@ -211,12 +221,23 @@ pub async fn frozen() -> (TcpListener, Route) {
 pub struct Follower {
     pub route: watch::Sender<Route>,
     pub router: Arc<Router>,
+    pub sessions: Arc<Sessions>,
 }
 
 impl Follower {
     pub fn new(route: Route, config: ForwardConfig) -> Self {
+        let follower = Self::careless(route, config);
+        let (router, sessions) = (Arc::clone(&follower.router), Arc::clone(&follower.sessions));
+        tokio::spawn(keep_attached(router, sessions, CancellationToken::new()));
+        follower
+    }
+
+    /// One that attaches no session by itself.
+    pub fn careless(route: Route, config: ForwardConfig) -> Self {
         let (route, follows) = watch::channel(route);
-        Self { route, router: Arc::new(Router::new(follows, config, Arc::new(System))) }
+        let sessions = Arc::new(Sessions::default());
+        let router = Router::new(follows, config, Arc::new(System), Arc::clone(&sessions));
+        Self { route, router: Arc::new(router), sessions }
     }
 
     pub fn send(&self, command: Command) -> JoinHandle<Outcome> {

@@ -107,7 +107,9 @@ impl Reader {
                 biased;
                 () = self.session.closed() => return,
                 Some(()) = under_way.next() => {}
-                message = inbound.message(), if under_way.len() < MESSAGES_IN_FLIGHT => match message {
+                () = self.session.drained(), if !self.session.has_room() => {}
+                message = inbound.message(),
+                    if under_way.len() < MESSAGES_IN_FLIGHT && self.session.has_room() => match message {
                     Ok(Some(message)) => under_way.push(self.hear(message)),
                     Ok(None) => break,
                     Err(error) => {
