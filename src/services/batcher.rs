@@ -35,7 +35,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queued: 8_192, queued_bytes: 64 << 20, batch: 500, batch_bytes: 4 << 20, beside: 48 }
+        Self { queued: 8_192, queued_bytes: 64 << 20, batch: 500, batch_bytes: 4 << 20, beside: 32 }
     }
 }
 

@@ -11,6 +11,7 @@ use super::error::StorageError;
 use super::fence::{Fence, of_statement};
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
+use crate::domain::payload::Payload;
 
 /// A job to store, and the lease under which a worker takes it at once, if one does.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +66,8 @@ impl Database {
                        queue_wait_time_ms)
                    SELECT id, name, model_name, model_version,
                        CASE WHEN lease_id IS NULL THEN 'queued' ELSE 'assigned' END, priority, max_retries,
-                       timeout_seconds, input_data::jsonb, tags::jsonb, metadata::jsonb, created_by, at,
+                       timeout_seconds, input_data::jsonb, coalesce(tags::jsonb, '{}'),
+                       coalesce(metadata::jsonb, '{}'), created_by, at,
                        at, at, at, worker_id, CASE WHEN lease_id IS NOT NULL THEN at END, lease_id,
                        CASE WHEN lease_id IS NOT NULL
                            THEN at + make_interval(secs => timeout_seconds + $16::int) END,
@@ -101,8 +103,8 @@ impl Database {
             &column.of(|job| job.max_retries.cast_signed()),
             &column.of(|job| job.timeout_seconds.cast_signed()),
             &column.of(|job| job.input_data.as_str()) as _,
-            &column.of(|job| job.tags.as_str()) as _,
-            &column.of(|job| job.metadata.as_str()) as _,
+            &column.of(|job| unless_empty(&job.tags)) as _,
+            &column.of(|job| unless_empty(&job.metadata)) as _,
             &column.of(|job| job.created_by.as_deref()) as _,
             &column.of_claim(|claim| Some(claim.lease.0)) as _,
             &column.of_claim(|claim| Some(claim.worker_id.0)) as _,
@@ -163,6 +165,11 @@ fn in_order(jobs: &[Insertion<'_>], first: DateTime<Utc>) -> Vec<Option<Inserted
             Some(Inserted { submitted_at, new: true, assigned_to })
         })
         .collect()
+}
+
+/// Most jobs have no tags and no metadata: then there is nothing to be sent and read again.
+fn unless_empty(payload: &Payload) -> Option<&str> {
+    (payload.as_str() != "{}").then_some(payload.as_str())
 }
 
 /// The rows to store, column by column; nothing of the jobs is copied that can be borrowed.

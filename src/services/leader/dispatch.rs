@@ -31,7 +31,7 @@ pub(super) const FETCH_SECONDS: i32 = {
 
 /// Slots that a round must find to begin beside others. Fewer wait for the next commit, which frees more:
 /// many small transactions cost more than few large ones.
-const WORTH_A_ROUND: u32 = 64;
+const WORTH_A_ROUND: u32 = 32;
 
 /// Why a round came to nothing.
 #[derive(Debug, thiserror::Error)]
