@@ -57,20 +57,23 @@ ALTER TABLE executions
     ALTER COLUMN output_data SET STATISTICS 0, ALTER COLUMN metadata SET STATISTICS 0,
     ALTER COLUMN error_message SET STATISTICS 0, ALTER COLUMN error_stack SET STATISTICS 0;
 
--- The first call of every leader transaction also sets what holds for it: one round trip, and only for this
--- transaction, so that it works behind a pooler. Leader statements find their rows by id; a plan made while
--- a table was still small would go on scanning it when it has grown.
-CREATE OR REPLACE FUNCTION cortex_fence(of_cluster UUID, of_epoch BIGINT) RETURNS VOID LANGUAGE plpgsql AS $$
+-- The fence in one statement: a statement that calls it before it writes needs no transaction around it, and
+-- no round trip beside its own. The lock is held until the statement has committed.
+CREATE FUNCTION cortex_pass(of_cluster UUID, of_epoch BIGINT) RETURNS VOID LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM set_config('lock_timeout', '500ms', TRUE), set_config('statement_timeout', '2s', TRUE),
-        set_config('idle_in_transaction_session_timeout', '400ms', TRUE),
-        set_config('enable_seqscan', 'off', TRUE), set_config('enable_hashjoin', 'off', TRUE),
-        set_config('enable_mergejoin', 'off', TRUE),
-        -- What is ruled out counts as endlessly dear, and dear plans would be compiled each time.
-        set_config('jit', 'off', TRUE);
     PERFORM pg_advisory_xact_lock_shared(cortex_fence_key());
     IF NOT EXISTS (SELECT FROM leadership WHERE cluster_id = of_cluster AND epoch = of_epoch) THEN
         RAISE EXCEPTION 'epoch % is fenced off: another leader has taken over', of_epoch USING ERRCODE = 'CX001';
     END IF;
+END
+$$;
+
+-- First call of every leader transaction of several statements: also sets its limits, in the same round trip
+-- and for this transaction only.
+CREATE OR REPLACE FUNCTION cortex_fence(of_cluster UUID, of_epoch BIGINT) RETURNS VOID LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('statement_timeout', '2s', TRUE), set_config('lock_timeout', '500ms', TRUE),
+        set_config('idle_in_transaction_session_timeout', '400ms', TRUE);
+    PERFORM cortex_pass(of_cluster, of_epoch);
 END
 $$;

@@ -137,7 +137,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let router = Arc::new(Router::new(routes, forwarding, Arc::clone(&ambient), Arc::clone(&sessions)));
     let close = CancellationToken::new();
     tokio::spawn(forward::keep_attached(Arc::clone(&router), Arc::clone(&sessions), close.clone()));
-    let api = Api {
+    let api = Api::new(api::Parts {
         services: Services::new(
             router,
             Arc::clone(&ambient),
@@ -150,7 +150,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         observer: Arc::new(Observer(Arc::clone(&metrics))),
         ambient: Arc::clone(&ambient),
         limits: api::Limits { max_body_bytes: config.limits.max_body_bytes, ..api::Limits::default() },
-    };
+    });
     let (retire, stop) = (CancellationToken::new(), CancellationToken::new());
     let parts = leadership::Parts {
         node: node.clone(),

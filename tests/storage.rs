@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cortex::domain::ambient::{Ambient, System};
+use cortex::domain::execution::Usage;
 use cortex::domain::ids::{ClusterId, DeliveryId, Epoch, JobId, LeaseId, WorkerId};
 use cortex::domain::job::{JobDefaults, JobDraft, JobFilter, JobStatus, NewJob};
 use cortex::domain::retry::RetryPolicy;
 use cortex::domain::worker::{NewWorker, WorkerDraft};
-use cortex::storage::{Claim, Database, DatabaseOptions, Fence, Insertion, StorageError};
+use cortex::storage::{Claim, Completion, Database, DatabaseOptions, Fence, Insertion, StorageError};
 use serde_json::json;
 use support::Stores;
 
@@ -93,10 +94,21 @@ fn queued<'a>(jobs: &[&'a NewJob]) -> Vec<Insertion<'a>> {
     jobs.iter().map(|job| Insertion { job, claim: None }).collect()
 }
 
+fn completion(claim: Claim, running: bool) -> Completion<'static> {
+    Completion {
+        job_id: claim.job_id,
+        lease: claim.lease,
+        worker_id: claim.worker_id,
+        running,
+        output: None,
+        duration_ms: Some(5),
+        usage: Usage::default(),
+    }
+}
+
 async fn store(setting: &Setting, fence: Fence, jobs: &[&NewJob]) {
-    let mut transaction = setting.database.begin(fence).await.unwrap();
-    assert_eq!(transaction.insert_jobs(0, &queued(jobs), 30).await.unwrap().len(), jobs.len());
-    transaction.commit().await.unwrap();
+    let stored = setting.database.insert_jobs(fence, 0, &queued(jobs), 30).await.unwrap();
+    assert_eq!(stored.iter().flatten().count(), jobs.len());
 }
 
 #[tokio::test]
@@ -124,10 +136,24 @@ async fn an_epoch_that_was_replaced_writes_nothing() {
     assert!(matches!(setting.database.begin(old).await, Err(StorageError::Fenced)));
     let back = setting.database.take_over(setting.fence(8), 1, 1).await;
     assert!(matches!(back, Err(StorageError::Fenced)), "an epoch never goes back");
+    let new_job = job(json!({}));
+    let claim = Claim {
+        job_id: new_job.id,
+        worker_id: WorkerId(System.uuid()),
+        lease: LeaseId(System.uuid()),
+        delivery: None,
+    };
     // The connections that met the fence are fit for the next transaction.
     for _ in 0..8 {
-        assert!(setting.database.begin(old).await.is_err());
+        assert!(matches!(setting.database.begin(old).await, Err(StorageError::Fenced)));
+        let stored = setting.database.insert_jobs(old, 0, &queued(&[&new_job]), 30).await;
+        assert!(matches!(stored, Err(StorageError::Fenced)), "{stored:?}");
+        let assigned = setting.database.assign_jobs(old, 0, &[claim], 30).await;
+        assert!(matches!(assigned, Err(StorageError::Fenced)));
+        let completed = setting.database.complete_jobs(old, 0, &[completion(claim, false)]).await;
+        assert!(matches!(completed, Err(StorageError::Fenced)));
     }
+    assert!(setting.database.job(new_job.id).await.unwrap().is_none());
     store(&setting, setting.fence(9), &[&job(json!({}))]).await;
 }
 
@@ -135,9 +161,8 @@ async fn an_epoch_that_was_replaced_writes_nothing() {
 async fn taking_over_waits_for_the_transactions_of_the_old_leader() {
     let setting = Setting::fresh().await;
     let old = setting.lead(1).await;
-    let new_job = job(json!({}));
     let mut transaction = setting.database.begin(old).await.unwrap();
-    transaction.insert_jobs(0, &queued(&[&new_job]), 30).await.unwrap();
+    let (written, _) = transaction.register_worker(&worker()).await.unwrap();
     let database = setting.database.clone();
     let next = setting.fence(2);
     let taking_over = tokio::spawn(async move { database.take_over(next, 2, 2).await });
@@ -145,19 +170,18 @@ async fn taking_over_waits_for_the_transactions_of_the_old_leader() {
     assert!(!taking_over.is_finished());
     transaction.commit().await.unwrap();
     taking_over.await.unwrap().unwrap();
-    assert!(setting.database.job(new_job.id).await.unwrap().is_some(), "the old leader's commit counts");
+    assert!(setting.database.worker(written.id).await.unwrap().is_some(), "the old leader's commit counts");
 }
 
 #[tokio::test]
 async fn a_leader_that_freezes_in_a_transaction_does_not_hold_up_the_next_one() {
     let setting = Setting::fresh().await;
     let old = setting.lead(1).await;
-    let new_job = job(json!({}));
     let mut frozen = setting.database.begin(old).await.unwrap();
-    frozen.insert_jobs(0, &queued(&[&new_job]), 30).await.unwrap();
+    let (written, _) = frozen.register_worker(&worker()).await.unwrap();
     setting.database.take_over(setting.fence(2), 2, 2).await.unwrap();
     assert!(frozen.commit().await.is_err());
-    assert!(setting.database.job(new_job.id).await.unwrap().is_none(), "nothing of it is written");
+    assert!(setting.database.worker(written.id).await.unwrap().is_none(), "nothing of it is written");
 }
 
 #[tokio::test]
@@ -192,8 +216,8 @@ async fn a_job_is_assigned_once_and_only_while_it_is_queued() {
         let (worker, _) = transaction.register_worker(&worker()).await.unwrap();
         let claim =
             Claim { job_id: new_job.id, worker_id: worker.id, lease: LeaseId(System.uuid()), delivery: None };
-        taken.push(transaction.assign_jobs(0, &[claim], 30).await.unwrap().len());
         transaction.commit().await.unwrap();
+        taken.push(setting.database.assign_jobs(fence, 0, &[claim], 30).await.unwrap().len());
     }
     assert_eq!(taken, [1, 0]);
     let stats = setting.database.stats().await.unwrap();
@@ -212,7 +236,9 @@ async fn a_job_whose_call_went_away_before_the_commit_can_be_fetched_by_another_
     let mut transaction = setting.database.begin(fence).await.unwrap();
     let (worker, _) = transaction.register_worker(&worker()).await.unwrap();
     let claim = Claim { job_id: new_job.id, worker_id: worker.id, lease, delivery: Some(gone) };
-    assert_eq!(transaction.assign_jobs(0, &[claim], 30).await.unwrap().len(), 1);
+    transaction.commit().await.unwrap();
+    assert_eq!(setting.database.assign_jobs(fence, 0, &[claim], 30).await.unwrap().len(), 1);
+    let mut transaction = setting.database.begin(fence).await.unwrap();
     let live = transaction.mark_delivered(&[(lease, next)]).await.unwrap();
     transaction.commit().await.unwrap();
     assert_eq!(live, [lease], "what is left out counts as ended, and the leader forgets it");

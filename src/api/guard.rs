@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use tonic::{Code, Status};
-use tracing::{Instrument, Span, error, field, info_span, warn};
+use tracing::{Instrument, Span, debug_span, error, field, warn};
 
 use super::convert::MAX_WAIT;
 use super::problem::{PROBLEM_METADATA, Problem, ProblemType, status};
@@ -42,7 +42,7 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
     let reads = request.method().is_safe();
-    let span = info_span!("api.http.request", method, route, status = field::Empty);
+    let span = debug_span!("api.http.request", method, route, status = field::Empty);
     let answer = guarded(next.run(request), api.limits.request_timeout, &span).await;
     let response = answer.unwrap_or_else(|broken| match broken {
         Broken::Panicked => Problem::from(ServiceError::Internal).into_response(),
@@ -62,7 +62,7 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     let ours = RPC_PREFIXES.into_iter().find_map(|prefix| path.strip_prefix(prefix));
     let known = ours.and_then(|name| RPC_METHODS.into_iter().find(|method| *method == name));
     let method = known.unwrap_or(OTHER);
-    let span = info_span!("api.grpc.call", method, code = field::Empty);
+    let span = debug_span!("api.grpc.call", method, code = field::Empty);
     let limit = api.limits.request_timeout + MAX_WAIT;
     let mut response = match guarded(next.run(request), limit, &span).await {
         Ok(response) => response,

@@ -14,4 +14,4 @@ pub mod rest;
 mod state;
 
 pub use guard::Observe;
-pub use state::{Api, Limits};
+pub use state::{Api, Limits, Parts};

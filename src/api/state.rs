@@ -8,9 +8,12 @@ use crate::domain::ambient::Ambient;
 use crate::services::facade::Services;
 use crate::services::inspect::Inspect;
 
-/// Everything that the handlers call. Cheap to clone.
+/// Everything that the handlers call. Cheap to clone, for it is cloned several times for each request.
 #[derive(Clone)]
-pub struct Api {
+pub struct Api(Arc<Parts>);
+
+/// What an [`Api`] is made of.
+pub struct Parts {
     /// The use cases.
     pub services: Services,
     /// Health and cluster views.
@@ -23,6 +26,21 @@ pub struct Api {
     pub ambient: Arc<dyn Ambient>,
     /// Bounds on what one request may cost.
     pub limits: Limits,
+}
+
+impl Api {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 /// Bounds on what one request may cost.

@@ -172,13 +172,9 @@ async fn run_batch(
         .zip(&claims)
         .map(|(job, claim)| Insertion { job, claim: direct.then_some(*claim) })
         .collect();
-    let mut transaction = database.begin(fence).await?;
-    transaction.insert_jobs(slot, &rows, FETCH_SECONDS).await?;
-    transaction.commit().await?;
+    database.insert_jobs(fence, slot, &rows, FETCH_SECONDS).await?;
     if !direct {
-        let mut transaction = database.begin(fence).await?;
-        transaction.assign_jobs(slot, &claims, FETCH_SECONDS).await?;
-        transaction.commit().await?;
+        database.assign_jobs(fence, slot, &claims, FETCH_SECONDS).await?;
     }
     let output = Payload::trusted(r#"{"ok":true,"n":1}"#);
     let completions: Vec<Completion<'_>> = claims
@@ -193,9 +189,7 @@ async fn run_batch(
             usage: Usage::default(),
         })
         .collect();
-    let mut transaction = database.begin(fence).await?;
-    let done = transaction.complete_jobs(slot, &completions).await?;
-    transaction.commit().await?;
+    let done = database.complete_jobs(fence, slot, &completions).await?;
     // What it measured is what it did.
     if done.len() == BATCH { Ok(()) } else { Err(StorageError::timed_out()) }
 }

@@ -113,6 +113,11 @@ impl Pool {
         }
     }
 
+    /// Free slots of a group.
+    pub fn free_in(&self, group: GroupId) -> u32 {
+        self.groups.get(&group).map_or(0, |group| group.free_slots)
+    }
+
     /// Free slots over all workers.
     pub fn free_slots(&self) -> u32 {
         self.groups.values().map(|group| group.free_slots).sum()

@@ -119,8 +119,9 @@ impl Router {
                     Err(error) => return Attempt::Settled(Err(error)),
                 };
                 let answer_by = patience.answer_by(self.config.answer_timeout);
-                let call =
-                    self.link_to(peer).call(Lane::of(command), bytes, patience.deadline, answer_by).await;
+                let link = self.link_to(peer);
+                // Apart, so that whoever leads does not carry it along with every command.
+                let call = Box::pin(link.call(Lane::of(command), bytes, patience.deadline, answer_by)).await;
                 match call {
                     Ok(Reply::Answered(bytes)) => judge(codec::decode_outcome(&bytes)),
                     Ok(Reply::NotSent) | Err(Refused::Closed) => Attempt::NotDone,

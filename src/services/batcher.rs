@@ -5,9 +5,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus::Histogram;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,11 +28,14 @@ pub struct Limits {
     pub batch: usize,
     /// A batch takes nothing more once it has so many bytes.
     pub batch_bytes: usize,
+    /// A batch begins beside another one only with so many items. Fewer wait for the end of that one: two
+    /// halves cost more than one whole.
+    pub beside: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queued: 8_192, queued_bytes: 64 << 20, batch: 500, batch_bytes: 4 << 20 }
+        Self { queued: 8_192, queued_bytes: 64 << 20, batch: 500, batch_bytes: 4 << 20, beside: 32 }
     }
 }
 
@@ -56,6 +60,15 @@ struct Item<T> {
     room: OwnedSemaphorePermit,
 }
 
+/// What the committers of a batcher share.
+struct Shared<T> {
+    receiver: Mutex<mpsc::Receiver<Item<T>>>,
+    /// Batches that are being committed.
+    under_way: AtomicUsize,
+    /// One of them has ended.
+    ended: Notify,
+}
+
 impl<T: Send + 'static> Batcher<T> {
     /// Starts one committer for each of `slots`; `commit` is handed the slot and a batch. The histogram
     /// gets the size of each batch.
@@ -65,16 +78,22 @@ impl<T: Send + 'static> Batcher<T> {
         Fut: Future<Output = ()> + Send,
     {
         let (queue, receiver) = mpsc::channel(limits.queued);
-        let receiver = Arc::new(Mutex::new(receiver));
+        let shared = Arc::new(Shared {
+            receiver: Mutex::new(receiver),
+            under_way: AtomicUsize::new(0),
+            ended: Notify::new(),
+        });
         let largest = u32::try_from(limits.queued_bytes / UNIT).unwrap_or(u32::MAX);
         for &slot in slots {
-            let (receiver, stop) = (Arc::clone(&receiver), stage.stop.clone());
+            let (shared, stop) = (Arc::clone(&shared), stage.stop.clone());
             let (sizes, commit) = (sizes.clone(), commit.clone());
             stage.tasks.spawn(async move {
-                while let Some(batch) = gather(&receiver, &stop, limits).await {
+                while let Some(batch) = shared.gather(&stop, limits).await {
                     #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
                     sizes.observe(batch.len() as f64);
                     commit(slot, batch).await;
+                    shared.under_way.fetch_sub(1, Ordering::AcqRel);
+                    shared.ended.notify_one();
                 }
             });
         }
@@ -95,37 +114,52 @@ impl<T: Send + 'static> Batcher<T> {
     }
 }
 
-/// The next batch, or `None` after the stop when all is drained.
-async fn gather<T>(
-    receiver: &Mutex<mpsc::Receiver<Item<T>>>,
-    stop: &CancellationToken,
-    limits: Limits,
-) -> Option<Vec<T>> {
-    let mut receiver = receiver.lock().await;
-    let first = tokio::select! {
-        biased;
-        item = receiver.recv() => item,
-        () = stop.cancelled() => {
-            receiver.close();
-            receiver.recv().await
+impl<T> Shared<T> {
+    /// The next batch, or `None` after the stop when all is drained.
+    async fn gather(&self, stop: &CancellationToken, limits: Limits) -> Option<Vec<T>> {
+        let mut receiver = self.receiver.lock().await;
+        let first = tokio::select! {
+            biased;
+            item = receiver.recv() => item,
+            () = stop.cancelled() => {
+                receiver.close();
+                receiver.recv().await
+            }
+        }?;
+        // Whoever is ready to run may still join; alone, this costs nothing.
+        tokio::task::yield_now().await;
+        let mut bytes = 0;
+        let mut batch = Vec::new();
+        let mut next = Some(first);
+        loop {
+            while let Some(item) = next.take() {
+                bytes += item.room.num_permits() * UNIT;
+                batch.push(item.value);
+                if batch.len() < limits.batch && bytes < limits.batch_bytes {
+                    next = receiver.try_recv().ok();
+                }
+            }
+            let large = batch.len() >= limits.beside.min(limits.batch) || bytes >= limits.batch_bytes;
+            if large || self.under_way.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            tokio::select! {
+                item = receiver.recv() => match item {
+                    Some(item) => next = Some(item),
+                    None => break,
+                },
+                () = self.ended.notified() => {}
+            }
         }
-    }?;
-    // Whoever is ready to run may still join; alone, this costs nothing.
-    tokio::task::yield_now().await;
-    let mut bytes = first.room.num_permits() * UNIT;
-    let mut batch = vec![first.value];
-    while batch.len() < limits.batch && bytes < limits.batch_bytes {
-        let Ok(item) = receiver.try_recv() else { break };
-        bytes += item.room.num_permits() * UNIT;
-        batch.push(item.value);
+        self.under_way.fetch_add(1, Ordering::AcqRel);
+        Some(batch)
     }
-    Some(batch)
 }
 
 #[cfg(test)]
 mod tests {
     use prometheus::HistogramOpts;
-    use tokio::sync::{Notify, mpsc};
+    use tokio::sync::mpsc;
 
     use super::*;
 
@@ -163,7 +197,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses_and_a_stopped_one_drains_what_it_has() {
         let (stage, gate) = (stage(), Arc::new(Semaphore::new(0)));
-        let limits = Limits { queued: 2, queued_bytes: 8 * UNIT, batch: 1, batch_bytes: UNIT };
+        let limits = Limits { queued: 2, queued_bytes: 8 * UNIT, batch: 1, batch_bytes: UNIT, beside: 1 };
         let (seen, mut done) = mpsc::unbounded_channel();
         let (started, mut starts) = mpsc::unbounded_channel();
         let wait = Arc::clone(&gate);

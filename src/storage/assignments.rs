@@ -2,7 +2,7 @@
 
 use super::database::Database;
 use super::error::StorageError;
-use super::fence::FencedTransaction;
+use super::fence::{Fence, FencedTransaction, of_statement};
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
 
@@ -54,11 +54,13 @@ pub struct LiveLease {
     pub expires_in: f64,
 }
 
-impl FencedTransaction {
+impl Database {
     /// Takes those of the claimed jobs that are still `queued`, each under its new lease. Until its
-    /// worker says that it runs, a lease is good for `fetch_seconds` beyond the job's timeout.
+    /// worker says that it runs, a lease is good for `fetch_seconds` beyond the job's timeout. Fenced, and
+    /// committed by itself.
     pub async fn assign_jobs(
-        &mut self,
+        &self,
+        fence: Fence,
         slot: i16,
         claims: &[Claim],
         fetch_seconds: i32,
@@ -71,9 +73,11 @@ impl FencedTransaction {
         let workers: Vec<_> = claims.iter().map(|claim| claim.worker_id.0).collect();
         let leases: Vec<_> = claims.iter().map(|claim| claim.lease.0).collect();
         let deliveries: Vec<_> = claims.iter().map(|claim| claim.delivery.map(|id| id.0)).collect();
+        let mut connection = self.for_fenced_statement().await?;
         let rows = sqlx::query!(
-            r#"WITH claim AS (
-                   SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[])
+            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($7, $8)
+               ), claim AS (
+                   SELECT c.* FROM fence, unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[])
                        AS c (job_id, worker_id, lease_id, delivery_id)
                ), taken AS (
                    UPDATE jobs j SET status = 'assigned', assigned_worker_id = c.worker_id,
@@ -110,9 +114,12 @@ impl FencedTransaction {
             &leases,
             &deliveries as _,
             fetch_seconds,
+            fence.cluster_id.0,
+            fence.epoch.0,
         )
-        .fetch_all(self.connection()?)
-        .await?;
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(of_statement)?;
         Ok(rows
             .into_iter()
             .map(|row| Taken {
@@ -129,7 +136,9 @@ impl FencedTransaction {
             })
             .collect())
     }
+}
 
+impl FencedTransaction {
     /// Notes which `PollJob` call fetched each lease. Answers those that are live. A call that was noted
     /// before and went away without the job is forgotten: the leader knows that nobody has it.
     pub async fn mark_delivered(

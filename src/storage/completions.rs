@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
+use super::database::Database;
 use super::error::StorageError;
-use super::fence::FencedTransaction;
+use super::fence::{Fence, of_statement};
 use crate::domain::execution::Usage;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
@@ -38,22 +39,25 @@ pub struct Completed {
     pub completed_at: DateTime<Utc>,
 }
 
-impl FencedTransaction {
+impl Database {
     /// Completes those jobs that are in the state in which the completion supposes them, under the very
     /// lease and before its deadline: what [`JobState::apply`](crate::domain::transition::JobState::apply) makes of
     /// such a report, for many jobs at once, with counters and workers' tallies. Answers which; about the
-    /// others nothing is said. Each job may be named once.
+    /// others nothing is said. Each job may be named once. Fenced, and committed by itself.
     pub async fn complete_jobs(
-        &mut self,
+        &self,
+        fence: Fence,
         slot: i16,
         completions: &[Completion<'_>],
     ) -> Result<Vec<Completed>, StorageError> {
         let mut rows: Vec<&Completion<'_>> = completions.iter().collect();
         // In the order of their ids, as everywhere, against circles of locks.
         rows.sort_unstable_by_key(|row| row.job_id);
+        let mut connection = self.for_fenced_statement().await?;
         let rows = sqlx::query!(
-            r#"WITH completion AS (
-                   SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::bool[], $6::text[],
+            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($11, $12)
+               ), completion AS (
+                   SELECT c.* FROM fence, unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::bool[], $6::text[],
                                         $7::bigint[], $8::float8[], $9::float8[], $10::float8[])
                        AS c (job_id, lease_id, worker_id, running, output_data, duration_ms, cpu, memory, gpu)
                ), done AS (
@@ -108,9 +112,12 @@ impl FencedTransaction {
             &rows.iter().map(|row| row.usage.cpu_usage_percent).collect::<Vec<_>>() as _,
             &rows.iter().map(|row| row.usage.memory_usage_mb).collect::<Vec<_>>() as _,
             &rows.iter().map(|row| row.usage.gpu_usage_percent).collect::<Vec<_>>() as _,
+            fence.cluster_id.0,
+            fence.epoch.0,
         )
-        .fetch_all(self.connection()?)
-        .await?;
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(of_statement)?;
         Ok(rows
             .into_iter()
             .map(|row| Completed {

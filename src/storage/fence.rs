@@ -15,7 +15,7 @@ use crate::domain::ids::{ClusterId, Epoch};
 /// Whatever the database's defaults are: with an older snapshot the fence would not see a newer epoch.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
-/// What a leader must show to write: its Raft group and its epoch.
+/// What a leader must show to write: its Raft group and its epoch. A single statement may show it by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fence {
     /// The Raft group.
@@ -34,7 +34,8 @@ impl Database {
     pub async fn take_over(&self, fence: Fence, term: i64, leader_id: i64) -> Result<(), StorageError> {
         let mut connection = self.writes.acquire().await?;
         let statements = format!(
-            "{BEGIN}; SELECT cortex_take_over('{}', {}, {term}, {leader_id}); COMMIT",
+            "{BEGIN}; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
+             SELECT cortex_take_over('{}', {}, {term}, {leader_id}); COMMIT",
             fence.cluster_id, fence.epoch
         );
         let taken = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *connection).await;
@@ -60,6 +61,25 @@ impl Database {
                 Err(error.into())
             }
         }
+    }
+}
+
+impl Database {
+    /// A connection for one statement that passes the fence by itself, with `cortex_pass`, before it writes.
+    pub(super) async fn for_fenced_statement(&self) -> Result<PoolConnection<Postgres>, StorageError> {
+        Ok(self.writes.acquire().await?)
+    }
+}
+
+/// What went wrong with a statement that commits by itself: when the connection broke, nobody knows whether it
+/// did.
+pub(super) fn of_statement(error: sqlx::Error) -> StorageError {
+    match error {
+        error @ sqlx::Error::Database(_) => error.into(),
+        error => match StorageError::from(error) {
+            StorageError::Unavailable(error) => StorageError::OutcomeUnknown(error),
+            error => error,
+        },
     }
 }
 

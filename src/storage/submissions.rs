@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
 
 use super::assignments::Claim;
+use super::database::Database;
 use super::error::StorageError;
-use super::fence::FencedTransaction;
+use super::fence::{Fence, of_statement};
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
+use crate::domain::payload::Payload;
 
 /// A job to store, and the lease under which a worker takes it at once, if one does.
 #[derive(Debug, Clone, Copy)]
@@ -30,24 +33,27 @@ pub struct Inserted {
     pub assigned_to: Option<WorkerId>,
 }
 
-impl FencedTransaction {
+impl Database {
     /// Stores jobs, as `assigned` where a worker takes them and as `queued` otherwise. A job whose id is
     /// there already is left alone, so a submission that is sent twice is stored once. Answers in the order
     /// of the jobs; what another transaction stores at this moment is missing. Until its worker says that
-    /// it runs, a lease is good for `fetch_seconds` beyond the job's timeout.
+    /// it runs, a lease is good for `fetch_seconds` beyond the job's timeout. Fenced, and committed by itself.
     pub async fn insert_jobs(
-        &mut self,
+        &self,
+        fence: Fence,
         slot: i16,
         jobs: &[Insertion<'_>],
         fetch_seconds: i32,
     ) -> Result<Vec<Option<Inserted>>, StorageError> {
         let column = Columns(jobs);
+        let mut connection = self.for_fenced_statement().await?;
         // Each job gets a moment of its own, a microsecond after the one before it, so that the order in
         // which they came is kept.
         let row = sqlx::query!(
-            r#"WITH submission AS (
-                   SELECT s.*, m.moment + s.ordinal * interval '1 microsecond' AS at
-                   FROM (SELECT clock_timestamp() AS moment) m,
+            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($18, $19), clock_timestamp() AS moment
+               ), submission AS (
+                   SELECT s.*, fence.moment + s.ordinal * interval '1 microsecond' AS at
+                   FROM fence,
                        unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
                                $8::int[], $9::text[], $10::text[], $11::text[], $12::text[], $13::uuid[],
                                $14::uuid[]) WITH ORDINALITY
@@ -60,7 +66,8 @@ impl FencedTransaction {
                        queue_wait_time_ms)
                    SELECT id, name, model_name, model_version,
                        CASE WHEN lease_id IS NULL THEN 'queued' ELSE 'assigned' END, priority, max_retries,
-                       timeout_seconds, input_data::jsonb, tags::jsonb, metadata::jsonb, created_by, at,
+                       timeout_seconds, input_data::jsonb, coalesce(tags::jsonb, '{}'),
+                       coalesce(metadata::jsonb, '{}'), created_by, at,
                        at, at, at, worker_id, CASE WHEN lease_id IS NOT NULL THEN at END, lease_id,
                        CASE WHEN lease_id IS NOT NULL
                            THEN at + make_interval(secs => timeout_seconds + $16::int) END,
@@ -96,32 +103,45 @@ impl FencedTransaction {
             &column.of(|job| job.max_retries.cast_signed()),
             &column.of(|job| job.timeout_seconds.cast_signed()),
             &column.of(|job| job.input_data.as_str()) as _,
-            &column.of(|job| job.tags.as_str()) as _,
-            &column.of(|job| job.metadata.as_str()) as _,
+            &column.of(|job| unless_empty(&job.tags)) as _,
+            &column.of(|job| unless_empty(&job.metadata)) as _,
             &column.of(|job| job.created_by.as_deref()) as _,
             &column.of_claim(|claim| Some(claim.lease.0)) as _,
             &column.of_claim(|claim| Some(claim.worker_id.0)) as _,
             &column.of_claim(|claim| claim.delivery.map(|delivery| delivery.0)) as _,
             fetch_seconds,
             jobs.iter().any(|row| row.claim.is_some_and(|claim| claim.delivery.is_some())),
+            fence.cluster_id.0,
+            fence.epoch.0,
         )
-        .fetch_one(self.connection()?)
-        .await?;
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(of_statement)?;
+        drop(connection);
         match (row.new_ids, row.first) {
             (None, Some(first)) => Ok(in_order(jobs, first)),
-            _ => self.find_inserted(jobs).await,
+            // What is committed cannot be taken back: without the answer it is unknown what was stored.
+            (new, _) => self
+                .find_inserted(jobs, &new.unwrap_or_default())
+                .await
+                .map_err(|error| StorageError::OutcomeUnknown(sqlx::Error::Io(std::io::Error::other(error)))),
         }
     }
 
     /// The slow way to the answer, where some jobs had been there before.
-    async fn find_inserted(&mut self, jobs: &[Insertion<'_>]) -> Result<Vec<Option<Inserted>>, StorageError> {
+    async fn find_inserted(
+        &self,
+        jobs: &[Insertion<'_>],
+        new: &[Uuid],
+    ) -> Result<Vec<Option<Inserted>>, StorageError> {
         let rows = sqlx::query!(
-            r#"SELECT id, submitted_at, pg_current_xact_id()::xid = xmin AS "new!",
+            r#"SELECT id, submitted_at, id = ANY($2) AS "new!",
                    CASE WHEN status = 'assigned' AND retry_count = 0 THEN assigned_worker_id END AS worker
                FROM jobs WHERE id = ANY($1)"#,
             &Columns(jobs).of(|job| job.id.0),
+            new,
         )
-        .fetch_all(self.connection()?)
+        .fetch_all(&self.reads)
         .await?;
         let found: HashMap<JobId, Inserted> = rows
             .into_iter()
@@ -145,6 +165,11 @@ fn in_order(jobs: &[Insertion<'_>], first: DateTime<Utc>) -> Vec<Option<Inserted
             Some(Inserted { submitted_at, new: true, assigned_to })
         })
         .collect()
+}
+
+/// Most jobs have no tags and no metadata: then there is nothing to be sent and read again.
+fn unless_empty(payload: &Payload) -> Option<&str> {
+    (payload.as_str() != "{}").then_some(payload.as_str())
 }
 
 /// The rows to store, column by column; nothing of the jobs is copied that can be borrowed.

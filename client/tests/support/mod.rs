@@ -18,21 +18,23 @@ use std::{
 use cortex_client::{
     Handler, Identity, Worker, WorkerBuilder, WorkerError,
     proto::{
-        HeartbeatRequest, HeartbeatResponse, JobCompletion, JobCompletionResponse, JobStatusUpdate,
-        JobStatusUpdateResponse, PollJobRequest, PollJobResponse, WorkerRegistration,
+        HeartbeatRequest, HeartbeatResponse, HeldLease, JobCompletion, JobCompletionResponse,
+        JobStatusUpdate, JobStatusUpdateResponse, PollJobRequest, PollJobResponse, SessionHeartbeat,
+        SessionOpening, SessionRefusal, SessionRequest, SessionResponse, WorkerRegistration,
         WorkerRegistrationResponse,
         job_service_server::{JobService, JobServiceServer},
+        session_report::Report,
     },
 };
 use tokio::{
     runtime::Runtime,
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinHandle,
-    time::{Instant, timeout, timeout_at},
+    time::timeout,
 };
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 
 /// Longer than anything takes that goes well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,19 +53,35 @@ pub struct Memory {
     pub registrations: Vec<WorkerRegistration>,
     pub known_ids: HashSet<String>,
     pub refuse_registrations: bool,
+    /// Every session that was opened: the replica, and how.
+    pub openings: Vec<(usize, SessionOpening)>,
+    /// Sessions that are open.
+    pub open: usize,
+    /// Credits of the newest session.
+    pub credits: u32,
     pub jobs: VecDeque<PollJobResponse>,
-    pub polls: Vec<(usize, String)>,
-    pub waiting_polls: usize,
-    pub heartbeats: Vec<(usize, HeartbeatRequest)>,
-    pub pending: Vec<String>,
-    pub cancelled: Vec<String>,
+    /// Assignments pushed, with the replica that pushed them.
+    pub pushed: Vec<(usize, String)>,
+    pub heartbeats: Vec<(usize, SessionHeartbeat)>,
+    /// Leases that have ended and of which the worker is still to be told.
+    pub ended: Vec<HeldLease>,
     pub statuses: Vec<JobStatusUpdate>,
     pub refuse_statuses: bool,
     /// Every completion that arrived, with the replica that got it.
     pub completions: Vec<(usize, JobCompletion)>,
     /// What the next completions are answered; acknowledged when empty.
-    pub completion_answers: VecDeque<Result<JobCompletionResponse, Status>>,
+    pub completion_answers: VecDeque<CompletionAnswer>,
     pub tokens: Vec<String>,
+}
+
+/// What a completion is answered.
+#[derive(Debug, Clone)]
+pub enum CompletionAnswer {
+    Refused(Code),
+    /// The session breaks before the answer.
+    Broken,
+    /// Nothing comes.
+    Silence,
 }
 
 /// The memory, and a way to wait for it to change.
@@ -86,6 +104,11 @@ impl Store {
         let result = change(&mut self.memory.lock().unwrap());
         self.changes.send_modify(|count| *count += 1);
         result
+    }
+
+    /// A look or a change that wakes nobody.
+    pub fn silently<T>(&self, look: impl FnOnce(&mut Memory) -> T) -> T {
+        look(&mut self.memory.lock().unwrap())
     }
 
     /// Waits until something can be found, with a limit.
@@ -165,6 +188,13 @@ impl Replica {
         self.mode.send_replace(mode);
     }
 
+    /// Answers nothing any more, not even the connection's probes: its one thread is held up.
+    pub fn freeze(&mut self) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(async { std::thread::sleep(PATIENCE) });
+        }
+    }
+
     pub fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -199,103 +229,196 @@ impl Service {
         }
     }
 
-    fn check_id(&self, id: &str) -> Result<(), Status> {
-        let known = self.store.change(|memory| memory.known_ids.contains(id));
-        if known { Ok(()) } else { Err(Status::not_found("no such worker")) }
+    /// Registers a worker, or recognises it.
+    fn welcome(&self, opening: &SessionOpening) -> Result<String, Status> {
+        self.store.change(|memory| {
+            memory.openings.push((self.index, opening.clone()));
+            let Some(registration) = &opening.registration else {
+                return if memory.known_ids.contains(&opening.worker_id) {
+                    Ok(opening.worker_id.clone())
+                } else {
+                    Err(Status::not_found("no such worker"))
+                };
+            };
+            memory.registrations.push(registration.clone());
+            if memory.refuse_registrations {
+                return Err(Status::invalid_argument("as told"));
+            }
+            let id = format!("worker-{}", self.store.next_id.fetch_add(1, Ordering::Relaxed));
+            memory.known_ids.insert(id.clone());
+            Ok(id)
+        })
     }
+}
+
+/// One session as a replica sees it.
+struct Talk {
+    index: usize,
+    store: Arc<Store>,
+    worker_id: String,
+    credits: u32,
+    out: mpsc::UnboundedSender<Result<SessionResponse, Status>>,
+}
+
+impl Talk {
+    /// Takes a message in; `false` breaks the session.
+    fn hear(&mut self, message: SessionRequest) -> bool {
+        self.credits += message.credits;
+        let mut answer = SessionResponse::default();
+        let index = self.index;
+        let goes_on = self.store.change(|memory| {
+            memory.credits = self.credits;
+            memory.heartbeats.extend(message.heartbeat.map(|beat| (index, beat)));
+            for report in message.reports {
+                match report.report.unwrap() {
+                    Report::Update(update) => {
+                        memory.statuses.push(update);
+                        if memory.refuse_statuses {
+                            answer.refused.push(refusal(report.id, Code::FailedPrecondition));
+                        } else {
+                            answer.acknowledged.push(report.id);
+                        }
+                    }
+                    Report::Completion(completion) => {
+                        memory.completions.push((index, completion));
+                        match memory.completion_answers.pop_front() {
+                            None => answer.acknowledged.push(report.id),
+                            Some(CompletionAnswer::Refused(code)) => {
+                                answer.refused.push(refusal(report.id, code))
+                            }
+                            Some(CompletionAnswer::Broken) => return false,
+                            Some(CompletionAnswer::Silence) => {}
+                        }
+                    }
+                }
+            }
+            true
+        });
+        if goes_on && answer != SessionResponse::default() {
+            let _ = self.out.send(Ok(answer));
+        }
+        goes_on
+    }
+
+    /// Pushes what the credits allow, and endings. `Err` ends the session.
+    fn push(&mut self) -> Result<(), Status> {
+        let (index, credits, worker) = (self.index, &mut self.credits, &self.worker_id);
+        let answer = self.store.silently(|memory| {
+            if !memory.known_ids.contains(worker) {
+                return Err(Status::not_found("no such worker any more"));
+            }
+            let mut answer =
+                SessionResponse { ended: std::mem::take(&mut memory.ended), ..Default::default() };
+            while *credits > 0
+                && let Some(job) = memory.jobs.pop_front()
+            {
+                *credits -= 1;
+                memory.credits = *credits;
+                memory.pushed.push((index, job.job_id.clone()));
+                answer.assignments.push(job);
+            }
+            Ok(answer)
+        })?;
+        if answer != SessionResponse::default() {
+            self.store.change(|_| ());
+            let _ = self.out.send(Ok(answer));
+        }
+        Ok(())
+    }
+}
+
+fn refusal(id: u64, code: Code) -> SessionRefusal {
+    SessionRefusal { id, code: code.into(), message: "as told".to_owned() }
 }
 
 #[tonic::async_trait]
 impl JobService for Service {
+    type SessionStream = UnboundedReceiverStream<Result<SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        self.gate(&request).await?;
+        let mut inbound = request.into_inner();
+        let mut first = inbound.message().await?.unwrap();
+        let worker_id = self.welcome(&first.opening.take().unwrap())?;
+        let (out, answers) = mpsc::unbounded_channel();
+        let greeting = SessionResponse { worker_id: worker_id.clone(), ..SessionResponse::default() };
+        out.send(Ok(greeting)).unwrap();
+        let mut talk = Talk { index: self.index, store: Arc::clone(&self.store), worker_id, credits: 0, out };
+        let mut mode = self.mode.clone();
+        self.store.change(|memory| memory.open += 1);
+        tokio::spawn(async move {
+            let _open = Open(Arc::clone(&talk.store));
+            let mut changes = talk.store.changes.subscribe();
+            if !talk.hear(first) {
+                return;
+            }
+            loop {
+                changes.borrow_and_update();
+                if *mode.borrow() == Mode::Serving
+                    && let Err(status) = talk.push()
+                {
+                    let _ = talk.out.send(Err(status));
+                    return;
+                }
+                tokio::select! {
+                    message = inbound.message(), if *mode.borrow() != Mode::Frozen => match message {
+                        Ok(Some(message)) => {
+                            if !talk.hear(message) {
+                                return;
+                            }
+                        }
+                        Ok(None) | Err(_) => return,
+                    },
+                    changed = changes.changed() => changed.unwrap(),
+                    changed = mode.changed() => if changed.is_err() || *mode.borrow() == Mode::Unavailable {
+                        let _ = talk.out.send(Err(Status::unavailable("about to stop")));
+                        return;
+                    },
+                }
+            }
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(answers)))
+    }
+
     async fn register_worker(
         &self,
-        request: Request<WorkerRegistration>,
+        _: Request<WorkerRegistration>,
     ) -> Result<Response<WorkerRegistrationResponse>, Status> {
-        self.gate(&request).await?;
-        let id = format!("worker-{}", self.store.next_id.fetch_add(1, Ordering::Relaxed));
-        let success = self.store.change(|memory| {
-            memory.registrations.push(request.into_inner());
-            memory.known_ids.insert(id.clone());
-            !memory.refuse_registrations
-        });
-        Ok(Response::new(WorkerRegistrationResponse {
-            worker_id: id,
-            success,
-            message: "as told".to_owned(),
-        }))
+        Err(Status::unimplemented("sessions only"))
     }
 
-    async fn heartbeat(
-        &self,
-        request: Request<HeartbeatRequest>,
-    ) -> Result<Response<HeartbeatResponse>, Status> {
-        self.gate(&request).await?;
-        let request = request.into_inner();
-        self.check_id(&request.worker_id)?;
-        Ok(Response::new(self.store.change(|memory| {
-            memory.heartbeats.push((self.index, request));
-            HeartbeatResponse {
-                acknowledged: true,
-                pending_jobs: memory.pending.clone(),
-                cancelled_jobs: memory.cancelled.clone(),
-            }
-        })))
+    async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+        Err(Status::unimplemented("sessions only"))
     }
 
-    async fn poll_job(&self, request: Request<PollJobRequest>) -> Result<Response<PollJobResponse>, Status> {
-        self.gate(&request).await?;
-        let request = request.into_inner();
-        self.check_id(&request.worker_id)?;
-        let wait = Duration::from_millis(request.wait_ms.try_into().unwrap());
-        let until = Instant::now() + wait;
-        self.store.change(|memory| {
-            memory.polls.push((self.index, request.worker_id.clone()));
-            memory.waiting_polls += 1;
-        });
-        // Counts also when the caller goes away.
-        let _waiting = Waiting(&self.store);
-        let job = self.store.find(|memory| {
-            if memory.known_ids.contains(&request.worker_id) {
-                memory.jobs.pop_front().map(Ok)
-            } else {
-                Some(Err(Status::not_found("no such worker any more")))
-            }
-        });
-        let answer = timeout_at(until, job).await.unwrap_or_else(|_| Ok(PollJobResponse::default()));
-        answer.map(Response::new)
+    async fn poll_job(&self, _: Request<PollJobRequest>) -> Result<Response<PollJobResponse>, Status> {
+        Err(Status::unimplemented("sessions only"))
     }
 
     async fn update_job_status(
         &self,
-        request: Request<JobStatusUpdate>,
+        _: Request<JobStatusUpdate>,
     ) -> Result<Response<JobStatusUpdateResponse>, Status> {
-        self.gate(&request).await?;
-        let acknowledged = self.store.change(|memory| {
-            memory.statuses.push(request.into_inner());
-            !memory.refuse_statuses
-        });
-        Ok(Response::new(JobStatusUpdateResponse { acknowledged, message: "as told".to_owned() }))
+        Err(Status::unimplemented("sessions only"))
     }
 
     async fn complete_job(
         &self,
-        request: Request<JobCompletion>,
+        _: Request<JobCompletion>,
     ) -> Result<Response<JobCompletionResponse>, Status> {
-        self.gate(&request).await?;
-        let answer = self.store.change(|memory| {
-            memory.completions.push((self.index, request.into_inner()));
-            memory.completion_answers.pop_front()
-        });
-        let acknowledged = JobCompletionResponse { acknowledged: true, message: String::new() };
-        answer.unwrap_or(Ok(acknowledged)).map(Response::new)
+        Err(Status::unimplemented("sessions only"))
     }
 }
 
-struct Waiting<'a>(&'a Store);
+/// Counts an open session until it ends.
+struct Open(Arc<Store>);
 
-impl Drop for Waiting<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.0.change(|memory| memory.waiting_polls -= 1);
+        self.0.change(|memory| memory.open -= 1);
     }
 }
 
@@ -334,7 +457,6 @@ pub fn worker(replicas: &[&Replica]) -> WorkerBuilder {
         .endpoints(endpoints.join(","))
         .identity(Identity::reserve(&name).unwrap())
         .heartbeat_period(Duration::from_millis(20))
-        .poll_wait(Duration::from_millis(300))
 }
 
 pub fn run(builder: WorkerBuilder, handler: impl Handler) -> Running {
@@ -343,8 +465,13 @@ pub fn run(builder: WorkerBuilder, handler: impl Handler) -> Running {
     Running { task: tokio::spawn(worker.run(handler, shutdown.clone())), shutdown }
 }
 
-/// Whether the last heartbeat named a job.
+/// Whether the newest session was opened as one that holds this job.
 pub fn holds(memory: &Memory, job_id: &str) -> bool {
-    let last = memory.heartbeats.last();
-    last.is_some_and(|(_, beat)| beat.current_jobs.iter().any(|id| id == job_id))
+    let last = memory.openings.last();
+    last.is_some_and(|(_, opening)| opening.held.iter().any(|held| held.job_id == job_id))
+}
+
+/// The lease of a job as `job` makes it.
+pub fn lease(job_id: &str) -> HeldLease {
+    HeldLease { job_id: job_id.to_owned(), execution_id: format!("lease-{job_id}") }
 }

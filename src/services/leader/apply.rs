@@ -26,7 +26,7 @@ use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::Applied;
 use crate::services::crash;
 use crate::services::error::ServiceError;
-use crate::storage::{Completed, Deltas, FencedTransaction, StorageError, WorkerTally};
+use crate::storage::{Deltas, FencedTransaction, StorageError, WorkerTally};
 
 type Outcome = Result<Applied, ServiceError>;
 
@@ -46,11 +46,8 @@ struct Touched {
 }
 
 /// What a committed batch did.
-#[derive(Default)]
 struct Done {
     outcomes: Vec<Outcome>,
-    /// Jobs that were completed on the short way.
-    completed: Vec<Completed>,
     touched: Vec<Touched>,
     /// The live lease of every job that was looked at.
     leases: HashMap<JobId, LeaseId>,
@@ -95,11 +92,20 @@ pub(super) fn start(core: &Arc<Core>, stage: &Stage, slot: i16, sizes: &Histogra
 
 impl Core {
     async fn apply_events(&self, slot: i16, batch: Vec<EventItem>) {
-        match self.commit_events(slot, &batch).await {
-            Ok(done) => self.settle(batch, done),
-            // Checked values that PostgreSQL refuses all the same must not fail their neighbours.
-            Err(StorageError::Rejected(_)) if batch.len() > 1 => {
-                for item in batch {
+        let rest = match self.complete(slot, &batch).await {
+            Ok(completed) => self.settle_completed(batch, completed),
+            // Checked values that PostgreSQL refuses all the same: the long way finds out which.
+            Err(StorageError::Rejected(_)) => batch,
+            Err(error) => return refuse(batch, &error.into()),
+        };
+        if rest.is_empty() {
+            return;
+        }
+        match self.commit_events(slot, &rest).await {
+            Ok(done) => self.settle(rest, done),
+            // They must not fail their neighbours.
+            Err(StorageError::Rejected(_)) if rest.len() > 1 => {
+                for item in rest {
                     let alone = [item];
                     let done = self.commit_events(slot, &alone).await;
                     match done {
@@ -108,7 +114,7 @@ impl Core {
                     }
                 }
             }
-            Err(error) => refuse(batch, &error.into()),
+            Err(error) => refuse(rest, &error.into()),
         }
     }
 
@@ -121,43 +127,13 @@ impl Core {
         .await
     }
 
+    /// The long way: locks the jobs, folds the events over them, writes what came out.
     async fn write_events(
         &self,
         transaction: &mut FencedTransaction,
         slot: i16,
         batch: &[EventItem],
     ) -> Result<Done, StorageError> {
-        let mut completed = self.complete(transaction, slot, batch).await?;
-        let rest: Vec<&EventItem> = batch
-            .iter()
-            .enumerate()
-            .filter_map(|(place, item)| (!completed.contains_key(&place)).then_some(item))
-            .collect();
-        let judged = self.judge(transaction, slot, &rest).await?;
-        let mut judged_outcomes = judged.outcomes.into_iter();
-        let mut outcomes = Vec::with_capacity(batch.len());
-        let mut done = Vec::with_capacity(completed.len());
-        for place in 0..batch.len() {
-            if let Some(completion) = completed.remove(&place) {
-                done.push(completion);
-                outcomes.push(Ok(Applied { repeated: false, job: None }));
-            } else {
-                outcomes.extend(judged_outcomes.next());
-            }
-        }
-        Ok(Done { outcomes, completed: done, ..judged })
-    }
-
-    /// The long way: locks the jobs, folds the events over them, writes what came out.
-    async fn judge(
-        &self,
-        transaction: &mut FencedTransaction,
-        slot: i16,
-        batch: &[&EventItem],
-    ) -> Result<Done, StorageError> {
-        if batch.is_empty() {
-            return Ok(Done::default());
-        }
         let mut ids: Vec<JobId> = batch.iter().map(|item| item.job).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -187,7 +163,7 @@ impl Core {
                 Some(Err(refusal)) => explain_refusal(transaction, item, refusal).await?,
             });
         }
-        Ok(Done { outcomes, completed: Vec::new(), touched, leases, now })
+        Ok(Done { outcomes, touched, leases, now })
     }
 
     /// After the commit: ready queue, fleet, metrics, then answers.
@@ -195,12 +171,6 @@ impl Core {
         crash::point("applied");
         for job in &done.touched {
             self.follow(job, done.now);
-        }
-        for completed in &done.completed {
-            self.follow_completion(completed);
-        }
-        if !done.completed.is_empty() {
-            self.nudges.schedule.notify_one();
         }
         for (item, outcome) in batch.into_iter().zip(done.outcomes) {
             // A lease that PostgreSQL does not call live must not take a slot, whoever ended it.

@@ -1,8 +1,9 @@
-//! Which shapes have jobs in the ready queue.
+//! How many jobs wait in the ready queue, by shape.
 //!
-//! A shape is in the backlog from the commit of its first waiting job until a claim has found its set empty
-//! while nothing was on its way into it. So the scheduler asks Redis only about shapes that may have jobs,
-//! and a job may go straight to a worker when no shape of the backlog wants that worker.
+//! A shape is in the backlog from the commit of its first waiting job until its last one was claimed. So the
+//! scheduler asks Redis only about shapes that may have jobs, and a submission knows whether there is a slot
+//! for its job beside those that wait. The numbers are upper bounds: Redis is the one that has the jobs, and a
+//! claim that comes back with less than it asked for corrects them.
 
 use std::collections::HashMap;
 
@@ -12,58 +13,74 @@ use crate::domain::matching::Shape;
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     shapes: HashMap<Shape, Waiting>,
-    arrivals: u64,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     /// Jobs that are committed as queued and on their way into the ready queue.
-    coming: usize,
-    /// Counts up with everything that comes into any set: tells whether a claim may have missed something.
+    coming: u64,
+    /// All jobs that have arrived there since the shape was noted first.
     arrived: u64,
+    /// Jobs that wait, those on their way included; unknown where the ready queue holds jobs that were not
+    /// expected.
+    waiting: Option<u64>,
 }
 
-/// What the backlog knew of a shape before a claim.
+/// How many jobs of a shape had arrived before a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Glimpse(u64);
 
 impl Backlog {
     /// A job was committed as queued and will be told to the ready queue.
     pub(super) fn expect(&mut self, shape: &Shape) {
-        if let Some(waiting) = self.shapes.get_mut(shape) {
-            waiting.coming += 1;
+        if let Some(now) = self.shapes.get_mut(shape) {
+            now.coming += 1;
+            now.waiting = now.waiting.map(|waiting| waiting + 1);
         } else {
-            self.shapes.insert(shape.clone(), Waiting { coming: 1, arrived: 0 });
+            self.shapes.insert(shape.clone(), Waiting { coming: 1, arrived: 0, waiting: Some(1) });
         }
     }
 
     /// Jobs that were expected are in the ready queue, or will not come.
-    pub(super) fn arrive(&mut self, shape: &Shape, jobs: usize) {
-        self.note([shape.clone()]);
-        if let Some(waiting) = self.shapes.get_mut(shape) {
-            waiting.coming = waiting.coming.saturating_sub(jobs);
+    pub(super) fn arrive(&mut self, shape: &Shape, jobs: u64) {
+        if let Some(now) = self.shapes.get_mut(shape) {
+            now.coming = now.coming.saturating_sub(jobs);
+            now.arrived += jobs;
+        } else {
+            self.note([shape.clone()]);
         }
     }
 
-    /// These shapes have jobs in the ready queue, wherever they come from.
+    /// These shapes have jobs in the ready queue, nobody knows how many.
     pub(super) fn note(&mut self, shapes: impl IntoIterator<Item = Shape>) {
         for shape in shapes {
-            self.arrivals += 1;
-            self.shapes.entry(shape).or_default().arrived = self.arrivals;
+            let now = self.shapes.entry(shape).or_default();
+            now.arrived += 1;
+            now.waiting = None;
         }
     }
 
     /// All shapes, with what is known of each before a claim.
-    pub(super) fn shapes(&self) -> impl Iterator<Item = (&Shape, Option<Glimpse>)> {
-        self.shapes.iter().map(|(shape, waiting)| {
-            let settled = waiting.coming == 0;
-            (shape, settled.then_some(Glimpse(waiting.arrived)))
-        })
+    pub(super) fn shapes(&self) -> impl Iterator<Item = (&Shape, Glimpse)> {
+        self.shapes.iter().map(|(shape, now)| (shape, Glimpse(now.arrived)))
     }
 
-    /// A claim that began with this glimpse has found no more jobs of the shape.
-    pub(super) fn exhausted(&mut self, shape: &Shape, glimpse: Glimpse) {
-        if self.shapes.get(shape).is_some_and(|now| now.coming == 0 && now.arrived == glimpse.0) {
+    /// Jobs that wait of those shapes, at most.
+    pub(super) fn waiting(&self, of: impl Fn(&Shape) -> bool) -> u64 {
+        let wanted = self.shapes.iter().filter(|(shape, _)| of(shape));
+        wanted.fold(0, |sum, (_, now)| sum.saturating_add(now.waiting.unwrap_or(u64::MAX)))
+    }
+
+    /// A claim has taken so many jobs of the shape; `emptied` holds what was known before it, if it found no
+    /// more.
+    pub(super) fn claimed(&mut self, shape: &Shape, jobs: u64, emptied: Option<Glimpse>) {
+        let Some(now) = self.shapes.get_mut(shape) else { return };
+        now.waiting = now.waiting.map(|waiting| waiting.saturating_sub(jobs));
+        if let Some(Glimpse(arrived)) = emptied {
+            let since = now.arrived - arrived.min(now.arrived);
+            now.waiting = Some(now.coming + since);
+        }
+        if now.waiting == Some(0) && now.coming == 0 {
             self.shapes.remove(shape);
         }
     }
@@ -83,41 +100,52 @@ mod tests {
     }
 
     fn glimpse(backlog: &Backlog, of: &Shape) -> Option<Glimpse> {
-        backlog.shapes().find(|(shape, _)| *shape == of).and_then(|(_, glimpse)| glimpse)
+        backlog.shapes().find(|(shape, _)| *shape == of).map(|(_, glimpse)| glimpse)
     }
 
     #[test]
-    fn a_shape_is_forgotten_once_a_claim_found_it_empty() {
+    fn a_shape_is_forgotten_once_its_last_job_was_claimed() {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
-        backlog.expect(&a);
-        backlog.arrive(&a, 1);
-        let seen = glimpse(&backlog, &a).unwrap();
-        backlog.exhausted(&a, seen);
+        for _ in 0..2 {
+            backlog.expect(&a);
+        }
+        backlog.arrive(&a, 2);
+        backlog.claimed(&a, 1, None);
+        assert_eq!(backlog.waiting(|_| true), 1);
+        backlog.claimed(&a, 1, None);
         assert!(backlog.is_empty());
     }
 
     #[test]
-    fn a_job_that_is_on_its_way_keeps_its_shape() {
+    fn a_claim_that_found_no_more_corrects_the_number() {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
-        backlog.expect(&a);
-        assert_eq!(glimpse(&backlog, &a), None, "a claim now could miss it");
+        for _ in 0..5 {
+            backlog.expect(&a);
+        }
+        backlog.arrive(&a, 3);
+        let seen = glimpse(&backlog, &a);
+        // Three were there; one of them was gone in the meantime, one more arrives during the claim.
         backlog.arrive(&a, 1);
-        let seen = glimpse(&backlog, &a).unwrap();
-        backlog.expect(&a);
-        backlog.exhausted(&a, seen);
-        assert!(!backlog.is_empty(), "it was committed during the claim");
+        backlog.claimed(&a, 2, seen);
+        assert_eq!(backlog.waiting(|_| true), 2, "one is on its way, one may have come too late");
+        let seen = glimpse(&backlog, &a);
+        backlog.claimed(&a, 1, seen);
+        assert_eq!(backlog.waiting(|_| true), 1);
         backlog.arrive(&a, 1);
-        backlog.exhausted(&a, seen);
-        assert!(!backlog.is_empty(), "it arrived after the claim");
+        let seen = glimpse(&backlog, &a);
+        backlog.claimed(&a, 1, seen);
+        assert!(backlog.is_empty());
     }
 
     #[test]
-    fn jobs_that_come_unexpectedly_count_as_well() {
+    fn jobs_that_nobody_expected_are_endlessly_many_until_a_claim_has_seen_their_end() {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
         backlog.note([a.clone()]);
-        let seen = glimpse(&backlog, &a).unwrap();
-        backlog.note([shape("b"), a.clone()]);
-        backlog.exhausted(&a, seen);
-        assert_eq!(backlog.shapes().count(), 2);
+        backlog.claimed(&a, 1, None);
+        assert_eq!(backlog.waiting(|shape| *shape == a), u64::MAX);
+        assert_eq!(backlog.waiting(|shape| *shape != a), 0);
+        let seen = glimpse(&backlog, &a);
+        backlog.claimed(&a, 1, seen);
+        assert!(backlog.is_empty());
     }
 }

@@ -6,14 +6,15 @@ use super::Core;
 use super::apply::EventItem;
 use crate::domain::ids::{JobId, LeaseId};
 use crate::domain::transition::JobEvent;
-use crate::storage::{Completed, Completion, FencedTransaction, StorageError};
+use crate::services::command::Applied;
+use crate::services::crash;
+use crate::storage::{Completed, Completion, StorageError};
 
 impl Core {
     /// Completes what can be completed at once. Answers which events of the batch that were, by their place;
     /// all others go the long way.
     pub(super) async fn complete(
         &self,
-        transaction: &mut FencedTransaction,
         slot: i16,
         batch: &[EventItem],
     ) -> Result<HashMap<usize, Completed>, StorageError> {
@@ -22,7 +23,9 @@ impl Core {
             return Ok(HashMap::new());
         }
         let rows: Vec<Completion<'_>> = completions.iter().map(|(_, completion)| *completion).collect();
-        let done = transaction.complete_jobs(slot, &rows).await?;
+        let done = self
+            .transaction("complete_jobs", || self.parts.database.complete_jobs(self.parts.fence, slot, &rows))
+            .await?;
         let mut done: HashMap<LeaseId, Completed> = done.into_iter().map(|done| (done.lease, done)).collect();
         let places = completions.into_iter();
         Ok(places.filter_map(|(place, row)| Some((place, done.remove(&row.lease)?))).collect())
@@ -51,12 +54,35 @@ impl Core {
         batch.iter().enumerate().filter_map(completion).collect()
     }
 
-    /// What a completion means outside PostgreSQL.
-    pub(super) fn follow_completion(&self, done: &Completed) {
-        self.fleet().release(done.lease, true);
+    /// After the commit: slots are free, callers are answered. Hands back what is still to be done.
+    pub(super) fn settle_completed(
+        &self,
+        batch: Vec<EventItem>,
+        mut completed: HashMap<usize, Completed>,
+    ) -> Vec<EventItem> {
+        if completed.is_empty() {
+            return batch;
+        }
+        crash::point("applied");
+        {
+            let mut fleet = self.fleet();
+            completed.values().for_each(|done| fleet.release(done.lease, true));
+        }
+        self.nudges.schedule.notify_one();
         let metrics = &self.parts.metrics;
-        metrics.jobs_finished.with_label_values(&["completed"]).inc();
-        #[expect(clippy::cast_precision_loss, reason = "a duration for a histogram")]
-        metrics.job_run.observe(done.duration_ms as f64 / 1000.0);
+        metrics.jobs_finished.with_label_values(&["completed"]).inc_by(completed.len() as u64);
+        let mut rest = Vec::new();
+        for (place, item) in batch.into_iter().enumerate() {
+            let Some(done) = completed.remove(&place) else {
+                rest.push(item);
+                continue;
+            };
+            #[expect(clippy::cast_precision_loss, reason = "a duration for a histogram")]
+            metrics.job_run.observe(done.duration_ms as f64 / 1000.0);
+            if let Some(reply) = item.reply {
+                drop(reply.send(Ok(Applied { repeated: false, job: None })));
+            }
+        }
+        rest
     }
 }

@@ -31,7 +31,7 @@ pub(super) const FETCH_SECONDS: i32 = {
 
 /// Slots that a round must find to begin beside others. Fewer wait for the next commit, which frees more:
 /// many small transactions cost more than few large ones.
-const WORTH_A_ROUND: u32 = 64;
+const WORTH_A_ROUND: u32 = 32;
 
 /// Why a round came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ struct Question {
     groups: Vec<GroupId>,
     slots: Vec<ready_queue::Group>,
     offers: Vec<Offer>,
-    glimpses: Vec<Option<Glimpse>>,
+    glimpses: Vec<Glimpse>,
     most: usize,
 }
 
@@ -97,10 +97,9 @@ impl Leader {
         let core = &self.core;
         let wanted: Vec<Claim> = placed.iter().map(|placed| placed.claim).collect();
         let assigned = core
-            .transaction("assign_jobs", || async {
-                let mut transaction = core.begin().await?;
-                let taken = transaction.assign_jobs(lane.slot(), &wanted, FETCH_SECONDS).await?;
-                transaction.commit().await.map(|()| taken)
+            .transaction("assign_jobs", || {
+                let parts = &core.parts;
+                parts.database.assign_jobs(parts.fence, lane.slot(), &wanted, FETCH_SECONDS)
             })
             .await;
         match assigned {
@@ -184,29 +183,27 @@ impl Core {
         (!offers.is_empty()).then_some(Question { groups, slots, offers, glimpses, most })
     }
 
-    /// A claim that took less than it could has seen those shapes to their end for which slots were left.
+    /// Tells the backlog what was claimed. A claim that took less than it could has seen those shapes to their
+    /// end for which slots were left.
     fn learn(&self, question: &Question, claims: &[ready_queue::Claim]) {
+        let mut left: Vec<u32> = question.slots.iter().map(|group| group.free_slots).collect();
+        let mut taken = vec![0; question.offers.len()];
         for claim in claims {
             let priority = claim.priority.to_string();
             self.parts.metrics.jobs_dequeued.with_label_values(&[&priority]).inc();
-        }
-        if claims.len() >= question.most {
-            return;
-        }
-        let mut left: Vec<u32> = question.slots.iter().map(|group| group.free_slots).collect();
-        for claim in claims {
             if let Some(left) = left.get_mut(usize::from(claim.group)) {
                 *left = left.saturating_sub(1);
             }
+            if let Some(taken) = taken.get_mut(claim.offer) {
+                *taken += 1;
+            }
         }
+        let took_less = claims.len() < question.most;
         let has_slots = |group: &u16| left.get(usize::from(*group)).is_some_and(|left| *left > 0);
         let mut backlog = self.backlog();
-        for (offer, glimpse) in question.offers.iter().zip(&question.glimpses) {
-            if let Some(glimpse) = glimpse
-                && offer.groups.iter().any(has_slots)
-            {
-                backlog.exhausted(&offer.shape, *glimpse);
-            }
+        for ((offer, glimpse), taken) in question.offers.iter().zip(&question.glimpses).zip(taken) {
+            let emptied = (took_less && offer.groups.iter().any(has_slots)).then_some(*glimpse);
+            backlog.claimed(&offer.shape, taken, emptied);
         }
     }
 

@@ -18,7 +18,7 @@ use crate::services::crash;
 
 /// Bounds: large, because an item is small and a refused one means work for `reconcile_queue`.
 const LIMITS: Limits =
-    Limits { queued: 200_000, queued_bytes: 256 << 20, batch: 2_000, batch_bytes: 4 << 20 };
+    Limits { queued: 200_000, queued_bytes: 256 << 20, batch: 2_000, batch_bytes: 4 << 20, beside: 1 };
 
 /// A committed fact.
 pub(super) enum FeedItem {
@@ -115,7 +115,7 @@ impl Core {
         }
         let entries = std::mem::take(adds);
         let told = self.parts.queue.enqueue(self.parts.fence.epoch, &entries).await;
-        let mut arrived: HashMap<&Shape, usize> = HashMap::new();
+        let mut arrived: HashMap<&Shape, u64> = HashMap::new();
         for entry in &entries {
             *arrived.entry(&entry.shape).or_default() += 1;
             if told.is_ok() {

@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
+use futures::{FutureExt, TryFutureExt};
 use tokio::sync::{Notify, oneshot, watch};
 
 use self::apply::EventItem;
@@ -189,31 +190,32 @@ impl Leader {
 }
 
 impl Commands for Leader {
+    /// Each command has a future of its own, no larger than it needs.
     fn execute(&self, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
-        Box::pin(async move {
-            if self.core.end.borrow().is_some() {
-                return Err(ServiceError::NoLeader);
+        if self.core.end.borrow().is_some() {
+            return ready(Err(ServiceError::NoLeader)).boxed();
+        }
+        match command {
+            Command::SubmitJobs(jobs) => self.submit(jobs).map_ok(Answer::SubmitJobs).boxed(),
+            Command::ApplyEvent(job, event) => async move {
+                self.note_reporter(&event).await?;
+                self.apply(job, event).await.map(Answer::ApplyEvent)
             }
-            match command {
-                Command::SubmitJobs(jobs) => self.submit(jobs).await.map(Answer::SubmitJobs),
-                Command::ApplyEvent(job, event) => {
-                    self.note_reporter(&event).await?;
-                    self.apply(job, event).await.map(Answer::ApplyEvent)
-                }
-                Command::RegisterWorker(new) => {
-                    let (worker, created) = self.register(new).await?;
-                    Ok(Answer::RegisterWorker(Box::new(worker), created))
-                }
-                Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat).await.map(Answer::Heartbeat),
-                Command::PollJob(poll) => self.poll(poll).await.map(Answer::PollJob),
-                Command::Attach(attach) => self.attach(attach).await.map(Answer::Attach),
-                Command::Hear(hear) => self.hear(hear).await.map(Answer::Hear),
-                Command::Detach(worker, session) => {
-                    self.detach(worker, session);
-                    Ok(Answer::Detach)
-                }
+            .boxed(),
+            Command::RegisterWorker(new) => async move {
+                let (worker, created) = self.register(new).await?;
+                Ok(Answer::RegisterWorker(Box::new(worker), created))
             }
-        })
+            .boxed(),
+            Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat).map_ok(Answer::Heartbeat).boxed(),
+            Command::PollJob(poll) => self.poll(poll).map_ok(Answer::PollJob).boxed(),
+            Command::Attach(attach) => self.attach(attach).map_ok(Answer::Attach).boxed(),
+            Command::Hear(hear) => self.hear(hear).map_ok(Answer::Hear).boxed(),
+            Command::Detach(worker, session) => {
+                self.detach(worker, session);
+                ready(Ok(Answer::Detach)).boxed()
+            }
+        }
     }
 }
 

@@ -103,10 +103,9 @@ impl Leader {
             .map(|(job, placed)| Insertion { job, claim: placed.as_ref().map(|placed| placed.claim) })
             .collect();
         let inserted = core
-            .transaction("submit_jobs", || async {
-                let mut transaction = core.begin().await?;
-                let inserted = transaction.insert_jobs(slot, &insertions, FETCH_SECONDS).await?;
-                transaction.commit().await.map(|()| inserted)
+            .transaction("submit_jobs", || {
+                let parts = &core.parts;
+                parts.database.insert_jobs(parts.fence, slot, &insertions, FETCH_SECONDS)
             })
             .await;
         match inserted {
@@ -179,8 +178,11 @@ impl Core {
             let job = jobs[index];
             let pool = fleet.pool();
             let able = pool.able(&job.shape);
-            let wanted = |group: &GroupId| backlog.shapes().any(|(shape, _)| pool.runs(*group, shape));
-            let Some(group) = able.into_iter().find(|group| !wanted(group)) else { continue };
+            // A slot more than those need that wait for this group.
+            let to_spare = |group: &GroupId| {
+                u64::from(pool.free_in(*group)) > backlog.waiting(|shape| pool.runs(*group, shape))
+            };
+            let Some(group) = able.into_iter().find(to_spare) else { continue };
             let model = &job.shape.model_name;
             let Some(worker) = pool.with_model(group, model).or_else(|| pool.best(group)) else { continue };
             if let Some(poller) = fleet.reserve(worker) {
