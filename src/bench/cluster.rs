@@ -9,7 +9,7 @@ use super::load::Target;
 use super::{BenchError, Options};
 
 /// How long the cluster may take for what it must do.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Pause between two questions.
 const PAUSE: Duration = Duration::from_millis(10);
 

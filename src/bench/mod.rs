@@ -59,6 +59,8 @@ pub struct Options {
     pub database_url: Option<String>,
     /// How many jobs.
     pub jobs: Option<u64>,
+    /// How many of them are measured, where jobs are drained; the others wait meanwhile. All if left out.
+    pub first: Option<u64>,
     /// How long, where that is not said in jobs.
     pub seconds: Option<u64>,
     /// Submissions in flight.

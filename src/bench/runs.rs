@@ -21,7 +21,7 @@ const BATCH: &str = "/api/v1/jobs/batch";
 /// How long who was told to come again stays away.
 const STAY_AWAY: Duration = Duration::from_millis(5);
 /// How long jobs may take to be run once all are stored.
-const RUN_WITHIN: Duration = Duration::from_secs(120);
+const RUN_WITHIN: Duration = Duration::from_secs(600);
 /// How often a soak says how it goes.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Microseconds of a second.
@@ -118,11 +118,20 @@ impl Run {
         let done = self.drive(self.budget(Some(jobs), None), 1, self.options.batch).await?;
         let cpu = Cpu::now();
         let crew = self.crew()?;
+        let first = self.options.first.filter(|first| *first < done.stored);
+        if let Some(first) = first {
+            self.handled(&crew.tally, first).await?;
+        } else {
+            self.handled(&crew.tally, done.stored).await?;
+            self.cluster.completed(&self.model, done.stored).await?;
+        }
+        let counted = first.unwrap_or(done.stored);
+        let line = self.line("drain", &done, counted, crew.tally.first(), cpu, &crew.tally.times());
         self.handled(&crew.tally, done.stored).await?;
-        self.cluster.completed(&self.model, done.stored).await?;
-        let line = self.line("drain", &done, done.stored, crew.tally.first(), cpu, &crew.tally.times());
+        let stored = self.cluster.completed(&self.model, done.stored).await?;
         crew.dismiss().await?;
-        self.verified(line, Some("completed")).await
+        self.check(done.stored, stored)?;
+        Ok(Line { verified: stored, ..line })
     }
 
     async fn pipeline(&self) -> Result<Line, BenchError> {

@@ -147,6 +147,9 @@ pub struct BenchArgs {
     /// Jobs; how many is enough depends on the workload
     #[arg(long, conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub jobs: Option<u64>,
+    /// How many of the jobs to measure, while the others wait (drain)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub first: Option<u64>,
     /// How long, instead
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: Option<u64>,

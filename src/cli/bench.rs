@@ -22,6 +22,7 @@ async fn measure(args: BenchArgs) -> Result<(), CommandError> {
         token: args.token,
         database_url: args.database_url,
         jobs: args.jobs,
+        first: args.first,
         seconds: args.seconds,
         in_flight: args.in_flight.into(),
         batch: args.batch.into(),

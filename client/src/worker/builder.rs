@@ -161,8 +161,9 @@ impl WorkerBuilder {
         self
     }
 
-    /// How often a heartbeat is sent, by default every second. The server is
-    /// told to expect one every 5 s, so that some may be lost.
+    /// How often a heartbeat is sent, by default every second, at most every
+    /// 300 s. The server is told to expect one every 5 s, or as rarely as this,
+    /// and gives a worker up after three times as long.
     pub fn heartbeat_period(mut self, period: Duration) -> Self {
         self.settings.heartbeat_period = period;
         self
@@ -195,8 +196,8 @@ impl WorkerBuilder {
         )?;
         check(
             "heartbeat_period",
-            (Duration::from_millis(1)..=Duration::from_secs(5)).contains(&self.settings.heartbeat_period),
-            "must be at most 5 s and not zero",
+            (Duration::from_millis(1)..=Duration::from_secs(300)).contains(&self.settings.heartbeat_period),
+            "must be at most 300 s and not zero",
         )?;
         check(
             "memory_gb",

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
 
 use tokio::net::UdpSocket;
@@ -10,8 +11,8 @@ use tokio::net::UdpSocket;
 use super::{Identity, WorkerError, builder::Settings};
 use crate::proto::WorkerRegistration;
 
-/// What the server is told to expect; see `WorkerBuilder::heartbeat_period`.
-const DECLARED_HEARTBEAT_SECONDS: i32 = 5;
+/// The shortest interval that the server is told to expect, in seconds; see `WorkerBuilder::heartbeat_period`.
+const SHORTEST_INTERVAL: i32 = 5;
 
 /// What to register, and the identity that must be held as long as the worker
 /// runs.
@@ -41,9 +42,15 @@ pub(super) async fn describe(
         // At most 100, as the builder has checked.
         max_concurrent_jobs: i32::try_from(settings.slots).unwrap_or(1),
         version: settings.version.clone(),
-        heartbeat_interval_seconds: DECLARED_HEARTBEAT_SECONDS,
+        heartbeat_interval_seconds: declared(settings.heartbeat_period),
     };
     Ok((registration, identity))
+}
+
+/// What the server is told to expect. After three such intervals of silence the worker counts as lost.
+fn declared(period: Duration) -> i32 {
+    let seconds = period.as_secs() + u64::from(period.subsec_nanos() > 0);
+    i32::try_from(seconds).unwrap_or(i32::MAX).max(SHORTEST_INTERVAL)
 }
 
 fn capabilities(settings: &Settings) -> HashMap<String, String> {
