@@ -14,6 +14,7 @@ mod group;
 mod history;
 mod leaders;
 mod ledger;
+mod limits;
 mod load;
 mod scene;
 mod stores;

@@ -1,0 +1,49 @@
+//! A cluster at its limits.
+
+use cortex_client::proto::client_service_client::ClientServiceClient;
+use cortex_client::proto::{JobSubmission, SubmitJobsRequest};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::scene::Scene;
+
+/// Jobs that may wait.
+const ROOM: usize = 5;
+
+#[tokio::test]
+async fn a_batch_that_the_queue_has_no_room_for_is_refused_as_a_whole() {
+    let scene = Scene::with(|builder, _| builder.set(format!("queue.max_queue_size={ROOM}"))).await;
+    let job = json!({"name": "job", "model_name": "model", "model_version": "1", "input_data": {"a": 1}});
+    let stored = async || scene.count("SELECT count(*) FROM jobs").await;
+    // Whoever answers, and whoever leads.
+    for replica in 0..scene.cluster.size() {
+        let submit = async |count: usize| {
+            let url = format!("http://{}/api/v1/jobs/batch", scene.cluster.http(replica));
+            let body = json!({"jobs": vec![&job; count]});
+            scene.http.post(url).json(&body).send().await.unwrap()
+        };
+        let refused = submit(ROOM + 1).await;
+        assert_eq!(refused.status(), 429);
+        assert!(refused.headers()["retry-after"].to_str().unwrap().parse::<u32>().unwrap() > 0);
+        let problem: Value = refused.json().await.unwrap();
+        assert_eq!(problem["type"], "urn:cortex:problem:queue-full");
+
+        let grpc = format!("http://{}", scene.cluster.grpc(replica));
+        let mut client = ClientServiceClient::connect(grpc).await.unwrap();
+        let one = JobSubmission {
+            name: "job".to_owned(),
+            model_name: "model".to_owned(),
+            model_version: "1".to_owned(),
+            input_data: br#"{"a": 1}"#[..].into(),
+            ..JobSubmission::default()
+        };
+        let refused = client.submit_jobs(SubmitJobsRequest { jobs: vec![one; ROOM + 1] }).await;
+        assert_eq!(refused.unwrap_err().code(), Code::ResourceExhausted);
+        assert_eq!(stored().await, 0);
+    }
+    let url = format!("http://{}/api/v1/jobs/batch", scene.cluster.http(0));
+    let full = scene.http.post(&url).json(&json!({"jobs": vec![&job; ROOM]})).send().await.unwrap();
+    assert_eq!(full.status(), 201);
+    let beyond = scene.http.post(&url).json(&json!({"jobs": [job]})).send().await.unwrap();
+    assert_eq!((beyond.status().as_u16(), stored().await), (429, ROOM as i64));
+}
