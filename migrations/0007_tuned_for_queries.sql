@@ -59,13 +59,15 @@ ALTER TABLE executions
     ALTER COLUMN error_message SET STATISTICS 0, ALTER COLUMN error_stack SET STATISTICS 0;
 
 -- The fence in one statement: a statement that calls it before it writes needs no transaction around it, and
--- no round trip beside its own. The lock is held until the statement has committed.
-CREATE FUNCTION cortex_pass(of_cluster UUID, of_epoch BIGINT) RETURNS VOID LANGUAGE plpgsql AS $$
+-- no round trip beside its own. The lock is held until the statement has committed. Answers true, so that a
+-- statement can make everything else in it depend on the answer; it raises if there is none.
+CREATE FUNCTION cortex_pass(of_cluster UUID, of_epoch BIGINT) RETURNS BOOLEAN LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(cortex_fence_key());
     IF NOT EXISTS (SELECT FROM leadership WHERE cluster_id = of_cluster AND epoch = of_epoch) THEN
         RAISE EXCEPTION 'epoch % is fenced off: another leader has taken over', of_epoch USING ERRCODE = 'CX001';
     END IF;
+    RETURN TRUE;
 END
 $$;
 

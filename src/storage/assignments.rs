@@ -75,9 +75,10 @@ impl Database {
         let deliveries: Vec<_> = claims.iter().map(|claim| claim.delivery.map(|id| id.0)).collect();
         let mut connection = self.for_fenced_statement().await?;
         let rows = sqlx::query!(
-            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($7, $8)
+            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($7, $8) AS passed
                ), claim AS (
-                   SELECT c.* FROM fence, unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[])
+                   SELECT c.* FROM fence,
+                       unnest(CASE WHEN passed THEN $2::uuid[] END, $3::uuid[], $4::uuid[], $5::uuid[])
                        AS c (job_id, worker_id, lease_id, delivery_id)
                ), taken AS (
                    UPDATE jobs j SET status = 'assigned', assigned_worker_id = c.worker_id,
@@ -101,7 +102,7 @@ impl Database {
                        wait_ms = job_counters.wait_ms + t.wait_ms, waits = waits + t.jobs
                    FROM (SELECT count(*) AS jobs, coalesce(sum(queue_wait_time_ms), 0)::bigint AS wait_ms
                          FROM taken) t
-                   WHERE slot = $1
+                   WHERE slot = $1 AND t.jobs > 0
                )
                SELECT id AS "id!", lease_id AS "lease_id!", assigned_worker_id AS "worker_id!",
                    attempt_number AS "attempt_number!", name AS "name!", model_name AS "model_name!",

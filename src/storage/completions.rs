@@ -55,9 +55,9 @@ impl Database {
         rows.sort_unstable_by_key(|row| row.job_id);
         let mut connection = self.for_fenced_statement().await?;
         let rows = sqlx::query!(
-            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($11, $12)
+            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($11, $12) AS passed
                ), completion AS (
-                   SELECT c.* FROM fence, unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::bool[], $6::text[],
+                   SELECT c.* FROM fence, unnest(CASE WHEN passed THEN $2::uuid[] END, $3::uuid[], $4::uuid[], $5::bool[], $6::text[],
                                         $7::bigint[], $8::float8[], $9::float8[], $10::float8[])
                        AS c (job_id, lease_id, worker_id, running, output_data, duration_ms, cpu, memory, gpu)
                ), done AS (
@@ -89,7 +89,7 @@ impl Database {
                              count(*) FILTER (WHERE NOT running) AS not_running,
                              coalesce(sum(ran_ms), 0)::bigint AS ran_ms
                          FROM done) t
-                   WHERE c.slot = $1
+                   WHERE c.slot = $1 AND t.jobs > 0
                ), tallied AS (
                    UPDATE workers w SET total_jobs_completed = w.total_jobs_completed + t.jobs,
                        average_execution_time_ms =

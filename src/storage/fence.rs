@@ -65,7 +65,8 @@ impl Database {
 }
 
 impl Database {
-    /// A connection for one statement that passes the fence by itself, with `cortex_pass`, before it writes.
+    /// A connection for one statement that passes the fence by itself, with `cortex_pass`, before it writes. Its
+    /// parameters must depend on the answer: a plan that finds nothing to write would not ask otherwise.
     pub(super) async fn for_fenced_statement(&self) -> Result<PoolConnection<Postgres>, StorageError> {
         Ok(self.writes.acquire().await?)
     }

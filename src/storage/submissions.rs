@@ -50,11 +50,11 @@ impl Database {
         // Each job gets a moment of its own, a microsecond after the one before it, so that the order in
         // which they came is kept.
         let row = sqlx::query!(
-            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($18, $19), clock_timestamp() AS moment
+            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($18, $19) AS passed, clock_timestamp() AS moment
                ), submission AS (
                    SELECT s.*, fence.moment + s.ordinal * interval '1 microsecond' AS at
                    FROM fence,
-                       unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
+                       unnest(CASE WHEN passed THEN $2::uuid[] END, $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
                                $8::int[], $9::text[], $10::text[], $11::text[], $12::text[], $13::uuid[],
                                $14::uuid[]) WITH ORDINALITY
                        AS s (id, name, model_name, model_version, priority, max_retries, timeout_seconds,
@@ -89,7 +89,7 @@ impl Database {
                ), counted AS (
                    UPDATE job_counters SET queued = queued + c.all_jobs - c.assigned,
                        assigned = job_counters.assigned + c.assigned, waits = waits + c.assigned
-                   FROM counts c WHERE slot = $1
+                   FROM counts c WHERE slot = $1 AND c.all_jobs > 0
                )
                SELECT all_jobs AS "stored!", first,
                    CASE WHEN all_jobs < cardinality($2) THEN ARRAY(SELECT id FROM stored) END AS new_ids
