@@ -162,6 +162,8 @@ pub struct Replica {
     pub address: SocketAddr,
     mode: watch::Sender<Mode>,
     runtime: Option<Runtime>,
+    /// Holds the thread of a frozen replica until it is dropped.
+    thaw: Option<std::sync::mpsc::Sender<()>>,
 }
 
 impl Replica {
@@ -181,7 +183,7 @@ impl Replica {
                 .await
                 .unwrap();
         });
-        Self { address, mode, runtime: Some(runtime) }
+        Self { address, mode, runtime: Some(runtime), thaw: None }
     }
 
     pub fn set(&self, mode: Mode) {
@@ -190,12 +192,15 @@ impl Replica {
 
     /// Answers nothing any more, not even the connection's probes: its one thread is held up.
     pub fn freeze(&mut self) {
+        let (thaw, frozen) = std::sync::mpsc::channel::<()>();
+        self.thaw = Some(thaw);
         if let Some(runtime) = &self.runtime {
-            runtime.spawn(async { std::thread::sleep(PATIENCE) });
+            runtime.spawn(async move { frozen.recv() });
         }
     }
 
     pub fn kill(&mut self) {
+        self.thaw = None;
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
