@@ -32,7 +32,8 @@ pub struct Line {
     pub cpu_client_s: f64,
     /// Submissions that were told to come again later.
     pub refused: u64,
-    /// Jobs of this run that PostgreSQL holds as the run wants them: stored, or completed.
+    /// Jobs of this run, without those that warmed up, that PostgreSQL holds as the run wants them: stored, or
+    /// completed.
     pub verified: u64,
     /// Submissions in flight.
     pub in_flight: usize,

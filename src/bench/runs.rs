@@ -153,7 +153,7 @@ impl Run {
         let stored = self.cluster.completed(&self.model, before + done.stored).await?;
         crew.dismiss().await?;
         self.check(before + done.stored, stored)?;
-        Ok(Line { verified: stored, ..line })
+        Ok(Line { verified: stored - before, ..line })
     }
 
     /// Submissions at a steady rate against running workers.
@@ -211,7 +211,7 @@ impl Run {
         let stored = self.cluster.completed(&self.model, before + done.stored).await?;
         crew.dismiss().await?;
         self.check(before + done.stored, stored)?;
-        Ok(Line { verified: stored, ..line })
+        Ok(Line { verified: stored - before, ..line })
     }
 
     fn crew(&self) -> Result<Crew, BenchError> {
