@@ -53,7 +53,8 @@ impl Scene {
     }
 
     async fn submit(&self, model: &str) {
-        let body = json!({"name": "found", "model_name": model, "model_version": "1", "input_data": {}});
+        let body =
+            json!({"name": "found", "model_name": model, "model_version": "1", "input_data": {"a": 1}});
         let url = format!("http://{}/api/v1/jobs", self.cluster.http(0));
         let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
         assert_eq!(answer.status(), 201);

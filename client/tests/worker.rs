@@ -160,6 +160,31 @@ async fn an_output_that_the_server_cannot_take_fails_the_job() {
 }
 
 #[tokio::test]
+async fn a_result_that_is_too_large_for_the_server_fails_its_job_and_no_other() {
+    struct Large;
+    impl Handler for Large {
+        async fn run(&self, job: AssignedJob, _: CancellationToken) -> Result<Value, JobFailure> {
+            let size = if job.id == "huge" { 5 << 20 } else { 600 << 10 };
+            Ok(json!({"text": "x".repeat(size)}))
+        }
+    }
+    let store = Store::new();
+    // The server of the tests takes 4 MiB.
+    let replica = Replica::start(0, &store);
+    let ids = ["a", "b", "huge", "c", "d", "e", "f", "g"];
+    ids.iter().for_each(|id| store.add_job(id));
+    let worker = run(worker(&[&replica]).slots(8), Large);
+    let ended = |m: &support::Memory| ids.iter().all(|id| m.completions.iter().any(|(_, c)| c.job_id == *id));
+    store.wait_for("the end of all", ended).await;
+    worker.stop().await;
+    store.change(|m| {
+        for (_, completion) in &m.completions {
+            assert_eq!(completion.success, completion.job_id != "huge", "{}", completion.job_id);
+        }
+    });
+}
+
+#[tokio::test]
 async fn a_job_that_was_taken_away_is_stopped_and_not_reported() {
     let store = Store::new();
     let replica = Replica::start(0, &store);

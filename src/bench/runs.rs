@@ -62,6 +62,7 @@ pub async fn run(options: Options, id: Uuid, mut say: impl FnMut(&Line)) -> Resu
         return limit::run(&options, say).await;
     }
     let cluster = Cluster::new(&options)?;
+    let target = cluster.target()?;
     let worker_endpoints = if options.worker_endpoints.is_empty() {
         cluster.worker_endpoints().await?
     } else {
@@ -69,7 +70,7 @@ pub async fn run(options: Options, id: Uuid, mut say: impl FnMut(&Line)) -> Resu
     };
     let model = format!("bench-{id}");
     let run = Run {
-        target: cluster.target()?,
+        target,
         template: Arc::new(Template::new(&model, options.payload_bytes)),
         clock: Clock::start(),
         bar: bar(options.progress),

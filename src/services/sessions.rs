@@ -91,6 +91,8 @@ pub enum Closing {
     Gone,
     /// A newer stream of the same worker has taken its place.
     Replaced,
+    /// A message was larger than is taken.
+    TooLarge,
     /// Nobody knows the worker any more.
     Unknown,
     /// The replica is about to stop.

@@ -22,8 +22,8 @@ use crate::proto::{
 
 /// Most reports of one message.
 const BATCH: usize = 512;
-/// A message takes no more reports once their outputs have so many bytes.
-const BATCH_BYTES: usize = 1 << 20;
+/// Reports share a message up to so many bytes; a larger one goes alone. Half of what a replica takes by default.
+const BATCH_BYTES: usize = 512 << 10;
 /// How long a job must run before it is reported as running: a job that ends sooner says so itself.
 const RUNNING_DELAY: Duration = Duration::from_millis(100);
 
@@ -238,6 +238,26 @@ impl Outbox {
         self.changed.notify_one();
     }
 
+    /// The server takes no message of the size that was sent last. A report that went alone for its size is
+    /// the one that is meant.
+    pub(super) fn too_large(&self) {
+        let largest = {
+            let state = self.lock();
+            let large = state.reports.iter().filter(|(_, report)| size(report) > BATCH_BYTES);
+            large.max_by_key(|(_, report)| size(report)).map(|(id, _)| *id)
+        };
+        if let Some(id) = largest {
+            self.unacceptable(id);
+        }
+    }
+
+    /// Ends the present stream: nothing more is said on it.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        state.stream += 1;
+        wake(state);
+    }
+
     /// A report could not be taken just now.
     pub(super) fn postpone(&self, id: u64) {
         self.lock().postponed.push(id);
@@ -288,13 +308,18 @@ impl Outbox {
         }
         let mut reports = Vec::new();
         let mut bytes = 0;
-        while reports.len() < BATCH && bytes < BATCH_BYTES {
-            let Some(id) = state.unsent.pop_front() else { break };
-            let Some(report) = state.reports.get(&id) else { continue };
-            if let Report::Completion(completion) = report {
-                bytes += completion.output_data.len() + completion.error_stack.len();
+        while reports.len() < BATCH {
+            let Some(&id) = state.unsent.front() else { break };
+            let Some(report) = state.reports.get(&id) else {
+                state.unsent.pop_front();
+                continue;
+            };
+            bytes += size(report);
+            if bytes > BATCH_BYTES && !reports.is_empty() {
+                break;
             }
             reports.push(SessionReport { id, report: Some(report.clone()) });
+            state.unsent.pop_front();
         }
         let message = SessionRequest {
             opening: state.opening.take(),
@@ -343,6 +368,16 @@ fn wake(mut state: MutexGuard<'_, State>) {
     drop(state);
     if let Some(sender) = sender {
         sender.wake();
+    }
+}
+
+/// About how many bytes a report takes.
+fn size(report: &Report) -> usize {
+    256 + match report {
+        Report::Update(update) => update.message.len(),
+        Report::Completion(completion) => {
+            completion.output_data.len() + completion.error_stack.len() + completion.error_message.len()
+        }
     }
 }
 

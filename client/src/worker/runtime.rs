@@ -113,8 +113,19 @@ enum Break {
     Unknown,
     /// The server does not want this worker.
     Refused(Status),
+    /// A message was larger than the server takes.
+    TooLarge(Status),
     /// The replica, or the way to it.
     Broken(Status),
+}
+
+/// Ends the stream when the session is over.
+struct End(Arc<Outbox>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 impl<H: Handler> Life<H> {
@@ -135,6 +146,10 @@ impl<H: Handler> Life<H> {
                         refused = Some(WorkerError::Refused(status.message().to_owned()));
                         draining.cancel();
                     }
+                }
+                Break::TooLarge(status) => {
+                    error!(reason = status.message(), "the server does not take a report of this size");
+                    self.outbox().too_large();
                 }
                 Break::Broken(status) => {
                     warn!(from = %self.link.endpoint(), cause = %cause(&status), "a session ended, moving on to the next replica");
@@ -169,6 +184,8 @@ impl<H: Handler> Life<H> {
         self.note_drain(draining);
         let heartbeat = self.heartbeat();
         let outgoing = self.outbox().begin(&self.registration, self.slots, heartbeat);
+        // However this ends: a stream that is only dropped may stay open for as long as nothing is sent on it.
+        let _end = End(Arc::clone(self.outbox()));
         let opened = tokio::select! {
             opened = timeout(OPENING, self.link.open(outgoing)) => opened,
             // Nothing is held yet that would have to be reported.
@@ -310,11 +327,10 @@ impl<H: Handler> Life<H> {
 fn judge(status: Status) -> Break {
     match status.code() {
         Code::NotFound => Break::Unknown,
-        Code::InvalidArgument
-        | Code::PermissionDenied
-        | Code::Unauthenticated
-        | Code::Unimplemented
-        | Code::OutOfRange => Break::Refused(status),
+        Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => {
+            Break::Refused(status)
+        }
+        Code::OutOfRange => Break::TooLarge(status),
         _ => Break::Broken(status),
     }
 }

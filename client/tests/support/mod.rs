@@ -375,7 +375,11 @@ impl JobService for Service {
                                 return;
                             }
                         }
-                        Ok(None) | Err(_) => return,
+                        Ok(None) => return,
+                        Err(status) => {
+                            let _ = talk.out.send(Err(status));
+                            return;
+                        }
                     },
                     changed = changes.changed() => changed.unwrap(),
                     changed = mode.changed() => if changed.is_err() || *mode.borrow() == Mode::Unavailable {

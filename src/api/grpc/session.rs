@@ -115,6 +115,9 @@ impl Reader {
                     Ok(None) => break,
                     Err(error) => {
                         tracing::debug!(worker_id = %self.session.worker_id, %error, "A session broke.");
+                        if error.code() == Code::OutOfRange {
+                            self.session.close(Closing::TooLarge);
+                        }
                         break;
                     }
                 },
@@ -210,6 +213,9 @@ impl Stream for SessionStream {
         self.session.poll_batch(cx).map(|next| match next {
             Ok(batch) => Some(Ok(response(batch))),
             Err(Closing::Gone) => None,
+            Err(Closing::TooLarge) => {
+                Some(Err(Status::out_of_range("a message was larger than limits.max_body_bytes")))
+            }
             Err(Closing::Replaced) => {
                 Some(Err(Status::aborted("a newer session of this worker has taken over")))
             }
