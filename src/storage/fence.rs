@@ -1,9 +1,11 @@
 //! The fence: no write of a leader whom another one has replaced.
 //!
-//! A leader takes over by storing its epoch under an exclusive advisory lock. Each of its transactions
-//! takes the same lock shared and checks the epoch, so taking over waits for the transactions of older
-//! leaders that are under way and shuts out all later ones. Timeouts that `cortex_fence` sets bound that
-//! wait when an old leader freezes in the middle of a transaction: 2 s for a statement, 500 ms for a lock, 400 ms idle.
+//! A leader takes over by storing its epoch under an exclusive advisory lock. Each of its transactions takes
+//! the same lock shared and checks the epoch: `cortex_fence` at the beginning of a [`FencedTransaction`],
+//! `cortex_pass` within a statement that commits by itself. So taking over waits for what older leaders have
+//! under way and shuts out all that comes later. Limits bound that wait when an old leader freezes in the
+//! middle of a transaction: 2 s for a statement, 500 ms for a lock, 400 ms idle. The connection has them, and
+//! `cortex_fence` sets them again, because a pooler may drop what a connection asked for.
 
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Postgres};
@@ -62,9 +64,7 @@ impl Database {
             }
         }
     }
-}
 
-impl Database {
     /// A connection for one statement that passes the fence by itself, with `cortex_pass`, before it writes. Its
     /// parameters must depend on the answer: a plan that finds nothing to write would not ask otherwise.
     pub(super) async fn for_fenced_statement(&self) -> Result<PoolConnection<Postgres>, StorageError> {

@@ -59,6 +59,14 @@ struct Question {
     most: usize,
 }
 
+impl Question {
+    /// The group and the shape that a claim names; `None` if the ready queue names what was not asked for.
+    fn asked_for(&self, claim: &ready_queue::Claim) -> Option<(GroupId, &Shape)> {
+        let group = self.groups.get(usize::from(claim.group))?;
+        Some((*group, &self.offers.get(claim.offer)?.shape))
+    }
+}
+
 impl Leader {
     /// Gives waiting jobs to free workers. Answers how many were tried, which includes those that turn
     /// out to wait no more; zero when there was nothing to do. The leases are written afterwards, beside the
@@ -169,7 +177,7 @@ impl Core {
         if free == 0 || !(alone || free >= WORTH_A_ROUND) {
             return None;
         }
-        let places: HashMap<GroupId, u16> = groups.iter().copied().zip(0..).collect();
+        let places: HashMap<GroupId, u16> = groups.iter().copied().zip(0..=u16::MAX).collect();
         let (mut offers, mut glimpses) = (Vec::new(), Vec::new());
         for (shape, glimpse) in backlog.shapes() {
             let able = pool.able(shape);
@@ -216,9 +224,11 @@ impl Core {
             let mut fleet = self.fleet();
             let mut plain = Vec::with_capacity(claims.len());
             for claim in claims {
-                let group = question.groups[usize::from(claim.group)];
-                let model = &question.offers[claim.offer].shape.model_name;
-                let loaded = fleet.pool().with_model(group, model);
+                let Some((group, shape)) = question.asked_for(claim) else {
+                    unplaced.push(claim);
+                    continue;
+                };
+                let loaded = fleet.pool().with_model(group, &shape.model_name);
                 match loaded.and_then(|worker| Some((worker, fleet.reserve(worker)?))) {
                     Some((worker, poller)) => placed.push(self.placed(claim.job_id, worker, poller)),
                     None => plain.push((claim, group)),
@@ -234,7 +244,8 @@ impl Core {
         }
         if !unplaced.is_empty() {
             let jobs: Vec<JobId> = unplaced.iter().map(|claim| claim.job_id).collect();
-            let shapes = unplaced.iter().map(|claim| question.offers[claim.offer].shape.clone());
+            let asked_for = unplaced.iter().filter_map(|claim| question.asked_for(claim));
+            let shapes = asked_for.map(|(_, shape)| shape.clone());
             self.put_back(&jobs, shapes).await;
         }
         placed

@@ -1,6 +1,7 @@
 //! Storing submissions, hundreds in one transaction.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
@@ -174,13 +175,16 @@ impl Core {
         let mut order: Vec<usize> = (0..jobs.len()).collect();
         order.sort_by_key(|index| Reverse(jobs[*index].priority));
         let mut placed: Vec<Option<Placed>> = jobs.iter().map(|_| None).collect();
+        let mut rivals: HashMap<GroupId, u64> = HashMap::new();
         for index in order {
             let job = jobs[index];
             let pool = fleet.pool();
             let able = pool.able(&job.shape);
             // A slot more than those need that wait for this group.
             let to_spare = |group: &GroupId| {
-                u64::from(pool.free_in(*group)) > backlog.waiting(|shape| pool.runs(*group, shape))
+                let rivals = rivals.entry(*group);
+                let rivals = rivals.or_insert_with(|| backlog.waiting(|shape| pool.runs(*group, shape)));
+                u64::from(pool.free_in(*group)) > *rivals
             };
             let Some(group) = able.into_iter().find(to_spare) else { continue };
             let model = &job.shape.model_name;
