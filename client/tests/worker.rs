@@ -252,6 +252,23 @@ async fn no_more_jobs_run_than_there_are_slots() {
 }
 
 #[tokio::test]
+async fn a_worker_that_got_more_than_it_asked_for_asks_for_less_until_it_has_slots() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let gate = Gate::new();
+    let worker = run(worker(&[&replica]).slots(2), gate.clone());
+    store.wait_for("credits", |m| m.credits == 2).await;
+    store.change(|m| {
+        m.unasked = 5;
+        m.jobs.extend(["a", "b", "c", "d", "e"].map(job));
+    });
+    gate.open(5);
+    store.wait_for("all ends", |m| m.completions.len() == 5).await;
+    store.change(|m| assert_eq!(m.credits, 2));
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn a_job_that_passes_its_timeout_is_cancelled_and_fails() {
     let store = Store::new();
     let replica = Replica::start(0, &store);

@@ -81,6 +81,28 @@ async fn an_unknown_worker_registers_again() {
 }
 
 #[tokio::test]
+async fn a_worker_that_registers_again_stops_what_it_ran_before_and_reports_nothing_of_it() {
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    store.change(|m| m.completion_answers.push_back(CompletionAnswer::Silence));
+    let gate = Gate::new();
+    let worker = run(worker(&[&replica]).slots(3), gate.clone());
+    store.add_job("unanswered");
+    gate.open(1);
+    store.wait_for("the completion", |m| m.completions.len() == 1).await;
+    store.add_job("running");
+    gate.running(1).await;
+    store.change(|m| m.known_ids.clear());
+    reaches(&gate.cancelled, 1).await;
+    store.wait_for("credits for all slots", |m| m.registrations.len() == 2 && m.credits == 3).await;
+    gate.open(1);
+    store.add_job("new");
+    store.wait_for("the completion", |m| m.completions.iter().any(|(_, job)| job.job_id == "new")).await;
+    worker.stop().await;
+    store.change(|m| assert_eq!(m.completions.len(), 2, "{:?}", m.completions));
+}
+
+#[tokio::test]
 async fn a_worker_waits_for_a_replica_that_serves() {
     let store = Store::new();
     let replica = Replica::start(0, &store);
@@ -101,6 +123,7 @@ async fn an_idle_worker_leaves_at_once() {
     store.wait_for("the session", |m| m.open == 1).await;
     worker.stop().await;
     store.wait_for("the end of the session", |m| m.open == 0).await;
+    store.change(|m| assert_eq!(m.heartbeats.last().unwrap().1.status, "offline"));
 }
 
 #[tokio::test]

@@ -22,16 +22,6 @@ pub(super) struct Doing<H> {
     pub(super) stopping: CancellationToken,
 }
 
-/// How a handler's run ended.
-enum Ending {
-    Finished(Result<Value, JobFailure>),
-    /// The server took the job away.
-    Lost,
-    TimedOut(Duration),
-    /// The worker could not wait any longer.
-    Stopped,
-}
-
 /// Runs a job and reports its end. Credits see to it that there is a slot; if there is none all the same, the
 /// job waits for one.
 pub(super) async fn run_job<H: Handler>(
@@ -47,21 +37,23 @@ pub(super) async fn run_job<H: Handler>(
         () = lost.cancelled() => None,
     };
     let (job_id, attempt, started) = (job.id.clone(), job.attempt, Instant::now());
-    let ending = if slot.is_some() {
+    let result = if slot.is_some() {
         doing.outbox.started(&lease);
         execute(&doing, job, &lost).await
     } else {
-        Ending::Lost
+        None
     };
     drop(slot);
-    let completion = match ending {
-        Ending::Lost => None,
-        ending => Some(completion_of(ending, job_id, &lease, attempt, started.elapsed())),
-    };
+    let completion = result.map(|result| completion_of(result, job_id, &lease, attempt, started.elapsed()));
     doing.outbox.finished(&lease, completion);
 }
 
-async fn execute<H: Handler>(doing: &Arc<Doing<H>>, job: AssignedJob, lost: &CancellationToken) -> Ending {
+/// Runs the handler; `None` if the server took the job away.
+async fn execute<H: Handler>(
+    doing: &Arc<Doing<H>>,
+    job: AssignedJob,
+    lost: &CancellationToken,
+) -> Option<Result<Value, JobFailure>> {
     let cancel = CancellationToken::new();
     let limit = job.timeout;
     let wind_up_time = doing.handler.wind_up_time();
@@ -73,27 +65,27 @@ async fn execute<H: Handler>(doing: &Arc<Doing<H>>, job: AssignedJob, lost: &Can
     }));
     let ending = tokio::select! {
         biased;
-        result = &mut task => return Ending::Finished(result.unwrap_or_else(panicked)),
-        () = lost.cancelled() => Ending::Lost,
-        () = doing.stopping.cancelled() => Ending::Stopped,
-        limit = expire(limit) => Ending::TimedOut(limit),
+        result = &mut task => return Some(result.unwrap_or_else(panicked)),
+        () = lost.cancelled() => None,
+        () = doing.stopping.cancelled() => Some(failure("worker_stopped", "the worker had to stop")),
+        limit = expire(limit) => {
+            Some(failure("timeout", format!("the job ran longer than {} s", limit.as_secs())))
+        }
     };
     cancel.cancel();
     // Whatever the handler still answers, it was too late.
     let _ = tokio::time::timeout(wind_up_time, task).await;
-    ending
+    ending.map(Err)
 }
 
-fn completion_of(ending: Ending, job_id: String, lease: &str, attempt: i32, ran: Duration) -> JobCompletion {
-    let result = match ending {
-        Ending::Finished(result) => result.and_then(encode),
-        Ending::Lost => Err(failure("cancelled", "the server took the job away")),
-        Ending::TimedOut(limit) => {
-            let message = format!("the job ran longer than {} s", limit.as_secs());
-            Err(failure("timeout", message))
-        }
-        Ending::Stopped => Err(failure("worker_stopped", "the worker had to stop")),
-    };
+fn completion_of(
+    result: Result<Value, JobFailure>,
+    job_id: String,
+    lease: &str,
+    attempt: i32,
+    ran: Duration,
+) -> JobCompletion {
+    let result = result.and_then(encode);
     let mut completion = JobCompletion {
         job_id,
         success: result.is_ok(),

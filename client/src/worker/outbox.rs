@@ -24,6 +24,8 @@ use crate::proto::{
 const BATCH: usize = 512;
 /// Reports share a message up to so many bytes; a larger one goes alone. Half of what a replica takes by default.
 const BATCH_BYTES: usize = 512 << 10;
+/// Most leases that a replica lets an opening name.
+const MOST_HELD: usize = 1000;
 /// How long a job must run before it is reported as running: a job that ends sooner says so itself.
 const RUNNING_DELAY: Duration = Duration::from_millis(100);
 
@@ -49,7 +51,9 @@ struct State {
     /// Those that the server could not take just now.
     postponed: Vec<u64>,
     last_report: u64,
-    credits: u32,
+    slots: u32,
+    /// Credits that the present stream has given and that no assignment has used.
+    outstanding: u32,
     opening: Option<SessionOpening>,
     heartbeat: Option<SessionHeartbeat>,
     /// When to report which lease as running; the delay is the same for all.
@@ -64,6 +68,7 @@ struct Held {
     job_id: String,
     attempt: i32,
     finished: bool,
+    /// The server took it away; nothing more is reported.
     lost: CancellationToken,
 }
 
@@ -87,17 +92,17 @@ impl Outbox {
     ) -> Outgoing {
         let mut state = self.lock();
         let resumes = !state.worker_id.is_empty();
-        let held = state
-            .held
-            .iter()
-            .map(|(lease, held)| HeldLease { job_id: held.job_id.clone(), execution_id: lease.to_string() });
+        let held = state.held.iter().filter(|(_, held)| !held.lost.is_cancelled());
+        let held =
+            held.map(|(lease, held)| HeldLease { job_id: held.job_id.clone(), execution_id: lease.to_string() });
         let opening = SessionOpening {
             registration: (!resumes).then(|| registration.clone()),
             worker_id: state.worker_id.clone(),
             held: if resumes { held.collect() } else { Vec::new() },
         };
         state.opening = Some(opening);
-        state.credits = if state.draining { 0 } else { slots.saturating_sub(state.unfinished) };
+        state.slots = slots;
+        state.outstanding = 0;
         state.heartbeat = Some(heartbeat);
         state.unsent = state.reports.keys().copied().collect();
         state.postponed.clear();
@@ -105,9 +110,19 @@ impl Outbox {
         Outgoing { outbox: Arc::clone(self), stream: state.stream }
     }
 
-    /// The server's name for this worker; empty makes the next stream register.
+    /// The server's name for this worker.
     pub(super) fn set_worker_id(&self, id: String) {
         self.lock().worker_id = id;
+    }
+
+    /// The server does not know this worker: the next stream registers it anew, and what was held under its
+    /// old name is over.
+    pub(super) fn forget(&self) {
+        let mut state = self.lock();
+        state.worker_id.clear();
+        state.reports.clear();
+        state.held.retain(|_, held| !held.finished);
+        state.held.values().for_each(|held| held.lost.cancel());
     }
 
     /// Whether the worker has registered.
@@ -118,9 +133,9 @@ impl Outbox {
     /// Takes an assignment in.
     pub(super) fn take(&self, lease: &Arc<str>, job_id: &str, attempt: i32) -> Taken {
         let mut state = self.lock();
+        state.outstanding = state.outstanding.saturating_sub(1);
         if state.held.contains_key(lease) {
             // It cost a credit and takes no slot.
-            state.credits += 1;
             wake(state);
             return Taken::Again;
         }
@@ -159,7 +174,8 @@ impl Outbox {
     pub(super) fn report_starts(&self, now: Instant) {
         let mut state = self.lock();
         while let Some((_, lease)) = state.starting.pop_front_if(|(due, _)| *due <= now) {
-            if let Some(held) = state.held.get(&lease).filter(|held| !held.finished) {
+            let held = state.held.get(&lease);
+            if let Some(held) = held.filter(|held| !held.finished && !held.lost.is_cancelled()) {
                 let running = update(&lease, &held.job_id, held.attempt, "running", "");
                 state.report(Report::Update(running));
             }
@@ -172,17 +188,12 @@ impl Outbox {
     pub(super) fn finished(&self, lease: &Arc<str>, completion: Option<JobCompletion>) {
         let mut state = self.lock();
         state.unfinished = state.unfinished.saturating_sub(1);
-        if !state.draining {
-            state.credits += 1;
-        }
-        match completion {
-            Some(completion) => {
-                if let Some(held) = state.held.get_mut(lease) {
-                    held.finished = true;
-                }
-                state.report(Report::Completion(completion));
-            }
-            None => drop(state.held.remove(lease)),
+        let held = state.held.get_mut(lease).filter(|held| !held.lost.is_cancelled());
+        if let (Some(held), Some(completion)) = (held, completion) {
+            held.finished = true;
+            state.report(Report::Completion(completion));
+        } else {
+            state.held.remove(lease);
         }
         let draining = state.draining;
         wake(state);
@@ -291,6 +302,12 @@ impl Outbox {
         self.changed.notify_one();
     }
 
+    /// Whether the worker has drained and nothing is left to say.
+    pub(super) fn is_done(&self) -> bool {
+        let state = self.lock();
+        state.draining && state.held.is_empty() && state.heartbeat.is_none()
+    }
+
     /// How many jobs are held.
     pub(super) fn held(&self) -> usize {
         self.lock().held.len()
@@ -321,15 +338,18 @@ impl Outbox {
             reports.push(SessionReport { id, report: Some(report.clone()) });
             state.unsent.pop_front();
         }
-        let message = SessionRequest {
-            opening: state.opening.take(),
-            credits: std::mem::take(&mut state.credits),
-            reports,
-            heartbeat: state.heartbeat.take(),
-        };
+        let credits = state.vacancies();
+        state.outstanding += credits;
+        let heartbeat = state.heartbeat.take();
+        let message = SessionRequest { opening: state.opening.take(), credits, reports, heartbeat };
         if message == SessionRequest::default() {
             state.sender = Some(cx.waker().clone());
             return Poll::Pending;
+        }
+        let draining = state.draining;
+        drop(state);
+        if draining {
+            self.changed.notify_one();
         }
         Poll::Ready(Some(message))
     }
@@ -340,6 +360,16 @@ impl Outbox {
 }
 
 impl State {
+    /// How many more jobs to ask for.
+    fn vacancies(&self) -> u32 {
+        if self.draining {
+            return 0;
+        }
+        let slots = self.slots.saturating_sub(self.unfinished);
+        let room = u32::try_from(MOST_HELD.saturating_sub(self.held.len())).unwrap_or(0);
+        slots.min(room).saturating_sub(self.outstanding)
+    }
+
     fn report(&mut self, report: Report) {
         self.last_report += 1;
         self.reports.insert(self.last_report, report);

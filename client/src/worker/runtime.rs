@@ -23,6 +23,8 @@ use crate::proto::{PollJobResponse, SessionHeartbeat, SessionResponse, WorkerReg
 const OPENING: Duration = Duration::from_secs(5);
 /// How long completions are still sent after the last handler had to end.
 const FINAL_REPORTS: Duration = Duration::from_secs(5);
+/// How long a replica may take to let a drained worker go.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Most models that a heartbeat names.
 const MOST_MODELS: usize = 100;
 
@@ -138,7 +140,7 @@ impl<H: Handler> Life<H> {
                 Break::Done => return refused.map_or(Ok(()), Err),
                 Break::Unknown => {
                     warn!("the server does not know this worker, registering anew");
-                    self.outbox().set_worker_id(String::new());
+                    self.outbox().forget();
                 }
                 Break::Refused(status) => {
                     error!(code = ?status.code(), message = status.message(), "the server refuses this worker");
@@ -220,8 +222,8 @@ impl<H: Handler> Life<H> {
         beats.tick().await;
         let mut again: Option<Instant> = None;
         loop {
-            if self.draining && self.outbox().held() == 0 {
-                return Break::Done;
+            if self.outbox().is_done() {
+                return self.take_leave(inbound).await;
             }
             let start = self.outbox().next_start();
             tokio::select! {
@@ -250,6 +252,24 @@ impl<H: Handler> Life<H> {
                 () = self.doing.outbox.changed.notified() => {}
                 Some(_) = self.jobs.join_next() => {}
             }
+        }
+    }
+
+    /// Ends the stream and waits until the replica has heard it to its end. A job that was on its way
+    /// meanwhile is given back on another session.
+    async fn take_leave(&mut self, inbound: &mut Streaming<SessionResponse>) -> Break {
+        self.outbox().end();
+        let rest = timeout(FAREWELL, async {
+            while let Ok(Some(message)) = inbound.message().await {
+                self.take_in(message);
+            }
+        });
+        if rest.await.is_err() {
+            debug!("the replica did not end the session in time");
+        }
+        match self.outbox().held() {
+            0 => Break::Done,
+            _ => Break::Broken(Status::aborted("a job came while the worker left")),
         }
     }
 

@@ -60,6 +60,8 @@ pub struct Memory {
     /// Credits of the newest session.
     pub credits: u32,
     pub jobs: VecDeque<PollJobResponse>,
+    /// How many jobs are still pushed whether there are credits or not.
+    pub unasked: u32,
     /// Assignments pushed, with the replica that pushed them.
     pub pushed: Vec<(usize, String)>,
     pub heartbeats: Vec<(usize, SessionHeartbeat)>,
@@ -314,10 +316,11 @@ impl Talk {
             }
             let mut answer =
                 SessionResponse { ended: std::mem::take(&mut memory.ended), ..Default::default() };
-            while *credits > 0
+            while (*credits > 0 || memory.unasked > 0)
                 && let Some(job) = memory.jobs.pop_front()
             {
-                *credits -= 1;
+                *credits = credits.saturating_sub(1);
+                memory.unasked = memory.unasked.saturating_sub(1);
                 memory.credits = *credits;
                 memory.pushed.push((index, job.job_id.clone()));
                 answer.assignments.push(job);
