@@ -163,7 +163,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: u32,
     /// Workers in this process
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub workers: u16,
     /// Jobs at a time, each worker
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=100))]
@@ -171,28 +171,19 @@ pub struct BenchArgs {
     /// Size of a job's input, about
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(40..=500_000))]
     pub payload_bytes: u32,
-    /// HTTP addresses of the replicas, comma-separated; the first one takes the submissions
-    #[arg(
-        long,
-        value_name = "URL[,URL...]",
-        env = "CORTEX_ENDPOINT",
-        default_value = "http://127.0.0.1:8080"
-    )]
-    pub endpoint: String,
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// gRPC addresses for the workers, comma-separated; those of all members if left out
     #[arg(long, value_name = "URL[,URL...]")]
     pub worker_endpoint: Option<String>,
-    /// Bearer token
-    #[arg(long, env = "CORTEX_TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
     /// A PostgreSQL in which limit makes a scratch database and drops it again
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
 }
 
-/// What every command has that calls a replica.
+/// The replicas that a command calls.
 #[derive(Debug, Args)]
-pub struct ClientArgs {
+pub struct ServerArgs {
     /// HTTP addresses of the replicas, comma-separated
     #[arg(
         long,
@@ -204,6 +195,13 @@ pub struct ClientArgs {
     /// Bearer token
     #[arg(long, env = "CORTEX_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+}
+
+/// What every command has that calls a replica and prints its answer.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// How to print the answer
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub output: Output,

@@ -17,9 +17,9 @@ async fn measure(args: BenchArgs) -> Result<(), CommandError> {
     let list = |text: &str| text.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
     let options = Options {
         workload: args.workload,
-        endpoints: list(&args.endpoint),
+        endpoints: list(&args.server.endpoint),
         worker_endpoints: list(args.worker_endpoint.as_deref().unwrap_or_default()),
-        token: args.token,
+        token: args.server.token,
         database_url: args.database_url,
         jobs: args.jobs,
         first: args.first,

@@ -53,7 +53,7 @@ pub(super) fn finish(result: Result<(), CommandError>) -> ExitCode {
 
 /// A client of the replicas that the arguments name.
 pub(super) fn client(args: &ClientArgs) -> Result<JobsClient, CommandError> {
-    Ok(JobsClient::builder(&args.endpoint).token(args.token.clone()).build()?)
+    Ok(JobsClient::builder(&args.server.endpoint).token(args.server.token.clone()).build()?)
 }
 
 /// Prints one line, or several. Unlike `println!` it fails, rather than panics, when nobody reads.

@@ -244,14 +244,20 @@ async fn taken(script: &mut Script) -> (Attach, oneshot::Sender<Outcome>) {
     (attach, answer)
 }
 
-#[tokio::test]
-async fn attaching_is_tried_until_it_works() {
+/// A session that was open with one leader when a scripted one took over. The replicas are there to be kept.
+async fn taken_over() -> (Follower, Arc<Session>, Script, [Replica; 2]) {
     let (commands, mut attached) = host();
     let old = Replica::leading(commands).await;
-    let (new, mut script) = Replica::scripted().await;
+    let (new, script) = Replica::scripted().await;
     let follower = Follower::new(old.route(), patient());
     let (session, _) = open_at(&follower, &mut attached).await;
     follower.route.send_replace(new.route());
+    (follower, session, script, [old, new])
+}
+
+#[tokio::test]
+async fn attaching_is_tried_until_it_works() {
+    let (_follower, session, mut script, _replicas) = taken_over().await;
     for error in [
         ServiceError::Overloaded,
         ServiceError::Unavailable { store: "PostgreSQL".to_owned() },
@@ -283,12 +289,7 @@ async fn a_copy_that_is_sent_again_shows_what_the_first_one_has_brought() {
 
 #[tokio::test]
 async fn a_session_that_is_closed_while_it_is_attached_is_detached_after_that() {
-    let (commands, mut attached) = host();
-    let old = Replica::leading(commands).await;
-    let (new, mut script) = Replica::scripted().await;
-    let follower = Follower::new(old.route(), patient());
-    let (session, _) = open_at(&follower, &mut attached).await;
-    follower.route.send_replace(new.route());
+    let (follower, session, mut script, _replicas) = taken_over().await;
     let (_, answer) = taken(&mut script).await;
     session.close(Closing::Gone);
     follower.sessions.forget(&session);
@@ -300,12 +301,7 @@ async fn a_session_that_is_closed_while_it_is_attached_is_detached_after_that() 
 
 #[tokio::test]
 async fn a_worker_that_the_new_leader_does_not_know_has_its_session_ended() {
-    let (commands, mut attached) = host();
-    let old = Replica::leading(commands).await;
-    let (new, mut script) = Replica::scripted().await;
-    let follower = Follower::new(old.route(), patient());
-    let (session, _) = open_at(&follower, &mut attached).await;
-    follower.route.send_replace(new.route());
+    let (_follower, session, mut script, _replicas) = taken_over().await;
     taken(&mut script).await.1.send(Err(ServiceError::no_worker(WORKER))).unwrap();
     assert_eq!(next(&session).await, Err(Closing::Unknown));
 }

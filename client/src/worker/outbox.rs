@@ -93,8 +93,8 @@ impl Outbox {
         let mut state = self.lock();
         let resumes = !state.worker_id.is_empty();
         let held = state.held.iter().filter(|(_, held)| !held.lost.is_cancelled());
-        let held =
-            held.map(|(lease, held)| HeldLease { job_id: held.job_id.clone(), execution_id: lease.to_string() });
+        let held = held
+            .map(|(lease, held)| HeldLease { job_id: held.job_id.clone(), execution_id: lease.to_string() });
         let opening = SessionOpening {
             registration: (!resumes).then(|| registration.clone()),
             worker_id: state.worker_id.clone(),
