@@ -171,6 +171,7 @@ pub struct BenchArgs {
     /// Size of a job's input, about
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(40..=500_000))]
     pub payload_bytes: u32,
+    /// The replicas
     #[command(flatten)]
     pub server: ServerArgs,
     /// gRPC addresses for the workers, comma-separated; those of all members if left out
@@ -200,6 +201,7 @@ pub struct ServerArgs {
 /// What every command has that calls a replica and prints its answer.
 #[derive(Debug, Args)]
 pub struct ClientArgs {
+    /// The replicas
     #[command(flatten)]
     pub server: ServerArgs,
     /// How to print the answer
