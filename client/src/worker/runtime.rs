@@ -190,8 +190,8 @@ impl<H: Handler> Life<H> {
         let _end = End(Arc::clone(self.outbox()));
         let opened = tokio::select! {
             opened = timeout(OPENING, self.link.open(outgoing)) => opened,
-            // Nothing is held yet that would have to be reported.
-            () = draining.cancelled(), if self.outbox().held() == 0 => return Break::Done,
+            // Nothing is held that would have to be reported. If the replica answers soon it is told, too.
+            () = cancelled_for(draining, FAREWELL), if self.outbox().held() == 0 => return Break::Done,
         };
         let mut inbound = match opened {
             Ok(Ok(inbound)) => inbound,
@@ -362,6 +362,11 @@ fn cause(status: &Status) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+async fn cancelled_for(token: &CancellationToken, time: Duration) {
+    token.cancelled().await;
+    sleep(time).await;
 }
 
 async fn due(at: Option<Instant>) {
