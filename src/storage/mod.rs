@@ -1,7 +1,8 @@
 //! PostgreSQL, which holds the truth: every SQL statement, the mapping of rows, and the fence.
 //!
 //! Functions that change scheduling state take a [`FencedTransaction`], which cannot be had without passing
-//! the fence, or a [`Fence`], which their single statement passes before it writes. Nothing here knows of Redis, Raft or the API.
+//! the fence, or a [`Fence`], which their single statement passes before it writes. Nothing here knows of
+//! Redis, Raft or the API.
 
 mod assignments;
 mod completions;

@@ -10,8 +10,10 @@ use std::{
     net::{Ipv4Addr, TcpListener},
 };
 
-const FIRST_PORT: u16 = 20_000;
-const LAST_PORT: u16 = 60_000;
+/// The ports of identities. They lie below those that Linux gives to outgoing connections, any of which would
+/// take a worker's port from it while the worker is restarted.
+const FIRST_PORT: u16 = 10_000;
+const LAST_PORT: u16 = 32_767;
 
 /// A hostname and a port that belong to this process as long as it holds them.
 ///
