@@ -124,8 +124,10 @@ async fn a_worker_that_starts_again_under_its_name_loses_its_leases_at_once() {
     let mut first = scene.worker_process(&name, HANG_ONCE);
     scene.is(job, "running").await;
     first.kill().await.unwrap();
+    let silent_for = "SELECT extract(epoch FROM now() - min(last_heartbeat))::bigint FROM workers";
     let _second = scene.worker_process(&name, HANG_ONCE);
     scene.is(job, "completed").await;
+    assert!(scene.count(silent_for).await < 15, "its silence was waited for");
     let attempts = scene.attempts_of(job).await;
     assert_eq!(attempts.len(), 2, "{attempts:?}");
     assert_eq!(attempts[0].2.as_deref(), Some("worker_lost"));
