@@ -137,3 +137,7 @@ impl Fleet {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "sessions_tests.rs"]
+mod tests;

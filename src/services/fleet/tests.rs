@@ -7,18 +7,18 @@ use crate::domain::ids::DeliveryId;
 use crate::services::command::Heartbeat;
 use tokio::sync::oneshot;
 
-const TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(300);
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary beginning")]
-fn start() -> Instant {
+pub(super) fn start() -> Instant {
     Instant::now()
 }
 
-fn id(n: u128) -> Uuid {
+pub(super) const fn id(n: u128) -> Uuid {
     Uuid::from_u128(n)
 }
 
-fn worker(slots: u32) -> Worker {
+pub(super) fn worker(slots: u32) -> Worker {
     let worker = serde_json::json!({
         "id": id(1), "name": "w", "hostname": "h", "ip_address": "127.0.0.1", "port": 1, "status": "idle",
         "capabilities": {}, "max_concurrent_jobs": slots, "current_job_count": 0,
@@ -29,13 +29,13 @@ fn worker(slots: u32) -> Worker {
     serde_json::from_value(worker).unwrap()
 }
 
-fn fleet(slots: u32, now: Instant) -> Fleet {
+pub(super) fn fleet(slots: u32, now: Instant) -> Fleet {
     let mut fleet = Fleet::default();
     fleet.admit(&worker(slots), TIMEOUT, now, now);
     fleet
 }
 
-fn assignment(n: u128) -> Assignment {
+pub(super) fn assignment(n: u128) -> Assignment {
     Assignment {
         lease: LeaseId(id(100 + n)),
         attempt_number: 1,
