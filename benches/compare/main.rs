@@ -1,8 +1,8 @@
 //! CORTEX beside other queues, and under what a long life brings:
 //! `cargo bench --bench compare -- [WHAT] [--runs 5] [--quick] [--peers DIR] [--only a,b] [--write FILE]`.
 //!
-//! Every measurement is a run of the program `cortex bench` (docs/BENCHMARKS.md) against three replicas with
-//! stores of their own. Prints Markdown on standard output, how it goes on standard error, and keeps every
+//! Every measurement but `affinity` is a run of the program `cortex bench` (docs/BENCHMARKS.md) against three
+//! replicas with stores of their own. Prints Markdown on standard output, how it goes on standard error, and keeps every
 //! run as a line of JSON in a file under `target/`.
 //!
 //! | file | what it does |
@@ -13,11 +13,14 @@
 //! | `shapes.rs` | a thousand workers of five hundred kinds |
 //! | `history.rs` | the pipeline after two million finished jobs |
 //! | `overload.rs` | twice as much as can be done |
+//! | `affinity.rs`, `fleet.rs` | loads of models that placement saves, in a simulated fleet |
 //! | `stage.rs`, `load.rs`, `process.rs` | a cluster, load from this process, what a process costs |
 //! | `report.rs` | lines of JSON, medians, Markdown |
 
+mod affinity;
 mod backlog;
 mod cases;
+mod fleet;
 mod history;
 mod load;
 mod overload;
@@ -49,6 +52,8 @@ enum What {
     History,
     /// Throughput, refusals and memory at twice the sustainable load
     Overload,
+    /// Loads of models with and without workers' reports of loaded ones, simulated
+    Affinity,
 }
 
 /// Measures CORTEX on this machine.
@@ -123,6 +128,7 @@ async fn measure(options: &Options) -> Result<bool, Failure> {
         What::Shapes => shapes::run(options, &mut report).await?,
         What::History => history::run(options, &mut report).await?,
         What::Overload => overload::run(options, &mut report).await?,
+        What::Affinity => affinity::run(options, &mut report)?,
     }
     Ok(report.finish())
 }
