@@ -1,7 +1,7 @@
 //! `backlog`: what a long queue costs. So many jobs are drained while so many more of them wait.
 
 use crate::report::{BARS, Bar, Report, bar_row, figures, median, ratio, spread, table};
-use crate::stage::{At, Stage};
+use crate::stage::{At, ROOMY, Stage};
 use crate::{Failure, Options};
 
 /// Jobs that are measured.
@@ -16,7 +16,7 @@ pub async fn run(options: &Options, report: &mut Report) -> Result<(), Failure> 
     let mut runs = backlogs.map(|_| Vec::new());
     for round in 1..=options.runs() {
         // On empty stores, because the backlog of one round is the history of the next.
-        let stage = Stage::start(true).await?;
+        let stage = Stage::start(ROOMY).await?;
         for (waiting, runs) in backlogs.iter().zip(&mut runs) {
             let (jobs, first) = ((measured + waiting).to_string(), measured.to_string());
             let line = stage.bench_once(At::Leader, &["drain", "--jobs", &jobs, "--first", &first]).await?;

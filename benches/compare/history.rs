@@ -4,7 +4,7 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 
 use crate::report::{BARS, Bar, Report, bar_row, figures, median, ratio, say, spread, table};
-use crate::stage::{At, Stage};
+use crate::stage::{At, ROOMY, Stage};
 use crate::{Failure, Options};
 
 /// Finished jobs.
@@ -52,7 +52,7 @@ const COUNTED: &str = "WITH counted AS (
 
 pub async fn run(options: &Options, report: &mut Report) -> Result<(), Failure> {
     let finished = options.size(FINISHED, 20_000);
-    let stage = Stage::start(true).await?;
+    let stage = Stage::start(ROOMY).await?;
     let fresh = pipelines(options, report, &stage, "pipeline-fresh").await?;
     say(&format!("{finished} jobs are being finished"));
     if options.through_cortex {

@@ -1,5 +1,5 @@
 //! `overload`: more than can be done. What is too much must be refused (429 or 503) while as many jobs as before
-//! are run and memory does not grow. The queue has its default bound here.
+//! are run and memory does not grow. The queue has the bound that it has by default in production.
 
 use std::time::Duration;
 
@@ -13,6 +13,10 @@ use crate::report::{NONE, Report, figure, figures, median, ratio, say, table};
 use crate::stage::{At, Stage};
 use crate::{Failure, Options};
 
+/// Jobs that may wait: the default of `queue.max_queue_size`, which `cortex dev` widens.
+const ROOM: u32 = 10_000;
+/// Workers, as many as `cortex bench` runs, with as many slots.
+const WORKERS: usize = 8;
 /// Jobs that a drain measures: fewer than the queue takes.
 const DRAINED: &str = "9000";
 /// Jobs of one offer.
@@ -35,7 +39,7 @@ pub async fn run(options: &Options, report: &mut Report) -> Result<(), Failure> 
     let text = seconds.to_string();
     let mut runs: [Vec<Value>; 4] = Default::default();
     for round in 1..=options.runs() {
-        let stage = Stage::start(false).await?;
+        let stage = Stage::start(ROOM).await?;
         let drained = stage.bench_once(At::Leader, &["drain", "--jobs", DRAINED]).await?;
         let usual = stage.bench_once(At::Leader, &["pipeline", "--seconds", &text]).await?;
         let rate = usual["jobs_per_s"].as_f64().unwrap_or(0.0);
@@ -106,10 +110,10 @@ fn rows(runs: &[Vec<Value>; 4]) -> String {
     table(&head, &rows)
 }
 
-/// Offers jobs at a rate, whatever the answers are, to a cluster with two workers of a hundred slots.
+/// Offers jobs at a rate, whatever the answers are.
 async fn offer(stage: &Stage, rate: f64, time: Duration) -> Result<Value, Failure> {
     let kind = || Kind { model: "overload".to_owned(), slots: 100, heartbeat: Duration::from_secs(1) };
-    let crew = Crew::start(&stage.cluster.grpc_endpoints(), [kind(), kind()].into_iter())?;
+    let crew = Crew::start(&stage.cluster.grpc_endpoints(), std::iter::repeat_with(kind).take(WORKERS))?;
     let submitter = Submitter::new(&stage.leader_url().await?)?;
     let leader = stage.leader_pid().await?;
     submitter.batch(&[job("overload", crew.tally.micros())]).await?;

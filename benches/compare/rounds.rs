@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::cases::{CASES, Case, Measure};
 use crate::peers::Peers;
 use crate::report::{BARS, Bar, NONE, Report, bar_row, figure, figures, median, ratio, say, spread, table};
-use crate::stage::Stage;
+use crate::stage::{ROOMY, Stage};
 use crate::{Failure, Options};
 
 /// This system.
@@ -72,7 +72,7 @@ async fn measure_cortex(
     choice: &Choice,
     runs: &mut Runs,
 ) -> Result<(), Failure> {
-    let stage = Stage::start(true).await?;
+    let stage = Stage::start(ROOMY).await?;
     for case in &choice.cases {
         match stage.bench(case.at, case.arguments(options)).await {
             // The limit says two lines: the direct way, which counts, and the one through the queue.

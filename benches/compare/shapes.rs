@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::load::{Crew, Kind, Offered, Submitter, job};
 use crate::process::{cpu_seconds, resident_mib};
 use crate::report::{BARS, Bar, Report, bar_row, figures, median, say, table};
-use crate::stage::Stage;
+use crate::stage::{ROOMY, Stage};
 use crate::{Failure, Options};
 
 const SHAPES: usize = 500;
@@ -69,7 +69,7 @@ pub async fn run(options: &Options, report: &mut Report) -> Result<(), Failure> 
 impl Scene {
     /// Starts the cluster and the fleet, and runs a job of each shape.
     async fn set(options: &Options) -> Result<Self, Failure> {
-        let stage = Stage::start(true).await?;
+        let stage = Stage::start(ROOMY).await?;
         let shapes = options.size(SHAPES, 50);
         let kinds = (0..options.size(WORKERS, 100)).map(|number| Kind {
             model: model(number % shapes),

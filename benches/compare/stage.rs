@@ -13,7 +13,7 @@ use crate::Failure;
 /// The program that is measured, and the one that measures.
 const CORTEX: &str = env!("CARGO_BIN_EXE_cortex");
 /// More jobs than any measurement lets wait.
-const ROOM: &str = "queue.max_queue_size=10000000";
+pub const ROOMY: u32 = 10_000_000;
 /// Longest wait for a leader.
 const LEADER_WITHIN: Duration = Duration::from_secs(10);
 /// Jobs of the first run, which opens connections, prepares statements and grows files, and counts nowhere.
@@ -38,14 +38,11 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts a cluster on empty stores. With `any_number` the queue takes more jobs than by default.
-    pub async fn start(any_number: bool) -> Result<Self, Failure> {
+    /// Starts a cluster on empty stores, in which so many jobs may wait.
+    pub async fn start(room: u32) -> Result<Self, Failure> {
         let folder = std::env::temp_dir().join(format!("cortex-compare-{}", std::process::id()));
-        let mut builder = DevCluster::builder(&folder).replicas(3).workers(0).ports(0, 0, 0).binary(CORTEX);
-        if any_number {
-            builder = builder.set(ROOM);
-        }
-        let mut cluster = builder.start().await?;
+        let builder = DevCluster::builder(&folder).replicas(3).workers(0).ports(0, 0, 0).binary(CORTEX);
+        let mut cluster = builder.set(format!("queue.max_queue_size={room}")).start().await?;
         let stores =
             [cluster.postgres().map(|postgres| postgres.pid()), cluster.redis().map(|redis| redis.pid())];
         let pids: Vec<u32> = stores.into_iter().flatten().collect();

@@ -1,14 +1,16 @@
-//! Group commit without a timer.
+//! Group commit.
 //!
 //! While one batch commits, the next one gathers; whoever is alone pays one commit, whoever comes with
-//! hundreds shares one. Queue and batch are bounded in number and in bytes.
+//! hundreds shares one. Under load a batch may linger for more. Queue and batch are bounded in number and in bytes.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use prometheus::Histogram;
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -31,11 +33,24 @@ pub struct Limits {
     /// A batch begins beside another one only with so many items. Fewer wait for the end of that one: two
     /// halves cost more than one whole.
     pub beside: usize,
+    /// How long a batch gathers after one of `busy` items or more, unless it is full before: where nobody waits
+    /// for the single answer, rarer and larger batches cost less.
+    pub linger: Duration,
+    /// Fewer items show that there is no load.
+    pub busy: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queued: 8_192, queued_bytes: 64 << 20, batch: 500, batch_bytes: 4 << 20, beside: 32 }
+        Self {
+            queued: 8_192,
+            queued_bytes: 64 << 20,
+            batch: 500,
+            batch_bytes: 4 << 20,
+            beside: 48,
+            linger: Duration::ZERO,
+            busy: 8,
+        }
     }
 }
 
@@ -65,6 +80,8 @@ struct Shared<T> {
     receiver: Mutex<mpsc::Receiver<Item<T>>>,
     /// Batches that are being committed.
     under_way: AtomicUsize,
+    /// Items of the latest batch.
+    latest: AtomicUsize,
     /// One of them has ended.
     ended: Notify,
 }
@@ -81,6 +98,7 @@ impl<T: Send + 'static> Batcher<T> {
         let shared = Arc::new(Shared {
             receiver: Mutex::new(receiver),
             under_way: AtomicUsize::new(0),
+            latest: AtomicUsize::new(0),
             ended: Notify::new(),
         });
         let largest = u32::try_from(limits.queued_bytes / UNIT).unwrap_or(u32::MAX);
@@ -128,6 +146,8 @@ impl<T> Shared<T> {
         }?;
         // Whoever is ready to run may still join; alone, this costs nothing.
         tokio::task::yield_now().await;
+        let busy = self.latest.load(Ordering::Relaxed) >= limits.busy;
+        let until = Instant::now() + if busy { limits.linger } else { Duration::ZERO };
         let mut bytes = 0;
         let mut batch = Vec::new();
         let mut next = Some(first);
@@ -139,11 +159,14 @@ impl<T> Shared<T> {
                     next = receiver.try_recv().ok();
                 }
             }
-            let large = batch.len() >= limits.beside.min(limits.batch) || bytes >= limits.batch_bytes;
-            if large || self.under_way.load(Ordering::Acquire) == 0 {
+            let full = batch.len() >= limits.batch || bytes >= limits.batch_bytes;
+            let lingers = Instant::now() < until;
+            let beside = batch.len() >= limits.beside || self.under_way.load(Ordering::Acquire) == 0;
+            if full || (beside && !lingers) {
                 break;
             }
             tokio::select! {
+                () = sleep_until(until), if lingers => {}
                 item = receiver.recv() => match item {
                     Some(item) => next = Some(item),
                     None => break,
@@ -152,6 +175,7 @@ impl<T> Shared<T> {
             }
         }
         self.under_way.fetch_add(1, Ordering::AcqRel);
+        self.latest.store(batch.len(), Ordering::Relaxed);
         Some(batch)
     }
 }
@@ -195,9 +219,51 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn under_load_a_batch_lingers_until_it_is_full() {
+        let limits = Limits { batch: 20, linger: Duration::from_secs(3600), ..Limits::default() };
+        let (stage, (seen, mut batches)) = (stage(), mpsc::unbounded_channel());
+        let batcher = Batcher::start(&stage, limits, &[0], &sizes(), move |_, batch: Vec<u32>| {
+            let sent = seen.send(batch.len());
+            async move { sent.unwrap() }
+        });
+        let push = |items: u32| (0..items).for_each(|n| batcher.push(n, 0).unwrap());
+        push(7);
+        assert_eq!(batches.recv().await, Some(7), "before it there was no load");
+        push(8);
+        assert_eq!(batches.recv().await, Some(8), "7 are none");
+        push(1);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        push(19);
+        assert_eq!(batches.recv().await, Some(20), "8 are a load");
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_nothing_joins_lingers_no_longer_than_it_may() {
+        let limits = Limits { linger: Duration::from_millis(1), ..Limits::default() };
+        let (stage, (seen, mut batches)) = (stage(), mpsc::unbounded_channel());
+        let batcher = Batcher::start(&stage, limits, &[0], &sizes(), move |_, batch: Vec<u32>| {
+            let sent = seen.send(batch.len());
+            async move { sent.unwrap() }
+        });
+        (0..8).for_each(|n| batcher.push(n, 0).unwrap());
+        assert_eq!(batches.recv().await, Some(8));
+        batcher.push(8, 0).unwrap();
+        assert_eq!(batches.recv().await, Some(1));
+    }
+
+    #[tokio::test]
     async fn a_full_queue_refuses_and_a_stopped_one_drains_what_it_has() {
         let (stage, gate) = (stage(), Arc::new(Semaphore::new(0)));
-        let limits = Limits { queued: 2, queued_bytes: 8 * UNIT, batch: 1, batch_bytes: UNIT, beside: 1 };
+        let limits = Limits {
+            queued: 2,
+            queued_bytes: 8 * UNIT,
+            batch: 1,
+            batch_bytes: UNIT,
+            beside: 1,
+            ..Limits::default()
+        };
         let (seen, mut done) = mpsc::unbounded_channel();
         let (started, mut starts) = mpsc::unbounded_channel();
         let wait = Arc::clone(&gate);

@@ -97,6 +97,8 @@ impl Database {
                    SELECT lease_id, id, assigned_worker_id, attempt_number, 'started', now(),
                        lease_expires_at, delivery_id, CASE WHEN delivery_id IS NOT NULL THEN now() END
                    FROM taken
+                   RETURNING job_id, id
+               ), live AS (INSERT INTO leases (job_id, id) SELECT job_id, id FROM leased
                ), counted AS (
                    UPDATE job_counters SET queued = queued - t.jobs, assigned = assigned + t.jobs,
                        wait_ms = job_counters.wait_ms + t.wait_ms, waits = waits + t.jobs
@@ -169,8 +171,8 @@ impl Database {
         let rows = sqlx::query!(
             r#"SELECT e.id, e.job_id, e.worker_id, j.status = 'running' AS "running!", e.delivery_id,
                    j.timeout_seconds, extract(epoch FROM j.lease_expires_at - now())::float8 AS "expires_in!"
-               FROM executions e JOIN jobs j ON j.id = e.job_id AND j.lease_id = e.id
-               WHERE e.status IN ('started', 'running')"#
+               FROM leases l JOIN jobs j ON j.id = l.job_id AND j.lease_id = l.id
+                   JOIN executions e ON e.id = l.id"#
         )
         .fetch_all(&self.reads)
         .await?;

@@ -67,8 +67,8 @@ impl Database {
                    SELECT id, name, model_name, model_version,
                        CASE WHEN lease_id IS NULL THEN 'queued' ELSE 'assigned' END, priority, max_retries,
                        timeout_seconds, input_data::jsonb, coalesce(tags::jsonb, '{}'),
-                       coalesce(metadata::jsonb, '{}'), created_by, at,
-                       at, at, at, worker_id, CASE WHEN lease_id IS NOT NULL THEN at END, lease_id,
+                       coalesce(metadata::jsonb, '{}'), created_by, at, at, at, at, worker_id,
+                       CASE WHEN lease_id IS NOT NULL THEN at END, lease_id,
                        CASE WHEN lease_id IS NOT NULL
                            THEN at + make_interval(secs => timeout_seconds + $16::int) END,
                        CASE WHEN lease_id IS NOT NULL THEN 0 END
@@ -83,6 +83,8 @@ impl Database {
                    FROM (SELECT *, CASE WHEN $17::bool
                              THEN ($15::uuid[])[array_position($13::uuid[], lease_id)] END AS delivery_id
                          FROM stored WHERE lease_id IS NOT NULL) s
+                   RETURNING job_id, id
+               ), live AS (INSERT INTO leases (job_id, id) SELECT job_id, id FROM leased
                ), counts AS (
                    SELECT count(*) AS all_jobs, count(lease_id) AS assigned, min(submitted_at) AS first
                    FROM stored
@@ -120,11 +122,7 @@ impl Database {
         drop(connection);
         match (row.new_ids, row.first) {
             (None, Some(first)) => Ok(in_order(jobs, first)),
-            // What is committed cannot be taken back: without the answer it is unknown what was stored.
-            (new, _) => self
-                .find_inserted(jobs, &new.unwrap_or_default())
-                .await
-                .map_err(|error| StorageError::OutcomeUnknown(sqlx::Error::Io(std::io::Error::other(error)))),
+            (new, _) => self.find_inserted(jobs, &new.unwrap_or_default()).await.map_err(unknown),
         }
     }
 
@@ -153,6 +151,11 @@ impl Database {
             .collect();
         Ok(jobs.iter().map(|row| found.get(&row.job.id).copied()).collect())
     }
+}
+
+/// What is committed cannot be taken back: without the answer it is unknown what was stored.
+fn unknown(error: StorageError) -> StorageError {
+    StorageError::OutcomeUnknown(sqlx::Error::Io(std::io::Error::other(error)))
 }
 
 /// All jobs were new: each was stored a microsecond after the one before it.

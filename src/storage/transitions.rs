@@ -137,20 +137,26 @@ impl FencedTransaction {
         }
         let error = |change: &ExecutionChange| change.error.clone().unwrap_or_default();
         sqlx::query!(
-            "UPDATE executions e SET status = c.status, started_at = coalesce(c.started_at, e.started_at),
-                 lease_expires_at = c.lease_expires_at, completed_at = c.completed_at,
-                 duration_ms = c.duration_ms, output_data = c.output_data::jsonb,
-                 error_message = nullif(c.error_message, ''), error_stack = c.error_stack,
-                 error_code = c.error_code,
-                 cpu_usage_percent = coalesce(c.cpu::numeric(5, 2), e.cpu_usage_percent),
-                 memory_usage_mb = coalesce(c.memory::int, e.memory_usage_mb),
-                 gpu_usage_percent = coalesce(c.gpu::numeric(5, 2), e.gpu_usage_percent)
-             FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[],
+            "WITH change AS (
+                 SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[],
                          $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[], $11::float8[],
                          $12::float8[], $13::float8[])
-                 AS c (id, status, started_at, lease_expires_at, completed_at, duration_ms, output_data,
-                       error_message, error_stack, error_code, cpu, memory, gpu)
-             WHERE e.id = c.id",
+                     AS c (id, status, started_at, lease_expires_at, completed_at, duration_ms, output_data,
+                           error_message, error_stack, error_code, cpu, memory, gpu)
+             ), written AS (
+                 UPDATE executions e SET status = c.status, started_at = coalesce(c.started_at, e.started_at),
+                     lease_expires_at = c.lease_expires_at, completed_at = c.completed_at,
+                     duration_ms = c.duration_ms, output_data = c.output_data::jsonb,
+                     error_message = nullif(c.error_message, ''), error_stack = c.error_stack,
+                     error_code = c.error_code,
+                     cpu_usage_percent = coalesce(c.cpu::numeric(5, 2), e.cpu_usage_percent),
+                     memory_usage_mb = coalesce(c.memory::int, e.memory_usage_mb),
+                     gpu_usage_percent = coalesce(c.gpu::numeric(5, 2), e.gpu_usage_percent)
+                 FROM change c WHERE e.id = c.id
+                 RETURNING e.id, e.job_id, e.completed_at
+             )
+             DELETE FROM leases l USING written w
+             WHERE l.job_id = w.job_id AND l.id = w.id AND w.completed_at IS NOT NULL",
             &column(changes, |change| change.lease.0),
             &column(changes, |change| change.status.as_str()) as _,
             &column(changes, |change| change.started_at) as _,

@@ -86,8 +86,9 @@ impl Fleet {
         self.refresh(worker_id);
     }
 
-    /// Takes what a worker granted, and said of itself, on its session. Answers leases that it will not run,
-    /// because it is leaving.
+    /// Takes what a worker granted, and said of itself, on its session. What a session says that another one
+    /// has replaced shows only that the worker is there. Answers leases that it will not run, because it is
+    /// leaving.
     pub fn hear(
         &mut self,
         worker_id: WorkerId,
@@ -98,13 +99,14 @@ impl Fleet {
     ) -> Vec<(JobId, LeaseId)> {
         let Some(worker) = self.workers.get_mut(&worker_id) else { return Vec::new() };
         worker.last_heard = now;
-        worker.changed |= pulse.is_some();
-        let mut given_back = Vec::new();
-        if let Way::Session(attached) = &mut worker.way
-            && attached.session == session
-        {
+        if let Way::Session(attached) = &mut worker.way {
+            if attached.session != session {
+                return Vec::new();
+            }
             attached.credits.granted = attached.credits.granted.max(granted);
         }
+        worker.changed |= pulse.is_some();
+        let mut given_back = Vec::new();
         if let Some(Pulse { status, usage, loaded_models }) = pulse {
             worker.health = status.into();
             worker.usage = usage;

@@ -225,7 +225,9 @@ fn a_newer_session_takes_over_and_the_older_one_is_told() {
     fleet.attach(new.attach(SECOND, 2, &[]), now).unwrap();
     assert_eq!(old.take(), ["first: replaced"]);
     // What comes late of the old one changes nothing.
+    assert!(fleet.hear(WORKER, FIRST, 9, Some(pulse(WorkerStatus::Offline, &[])), now).is_empty());
     fleet.detach(WORKER, FIRST);
+    assert_eq!(slots(&mut fleet), 2);
     assign(&mut fleet, 1, now);
     assert_eq!((old.take().len(), new.take()), (0, vec!["second: run 1".to_owned()]));
 }

@@ -5,7 +5,6 @@
 //! means for the ready queue, the fleet and the counters follows from the state before and after.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,8 +13,8 @@ use chrono::{DateTime, Utc};
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
-use super::Core;
 use super::feed::FeedItem;
+use super::{Core, EVENT_SLOT};
 use crate::domain::execution::ExecutionStatus;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::job::JobStatus;
@@ -27,6 +26,9 @@ use crate::services::command::Applied;
 use crate::services::crash;
 use crate::services::error::ServiceError;
 use crate::storage::{Deltas, FencedTransaction, StorageError, WorkerTally};
+
+/// How long reports gather under load. A worker that reports goes on with its other jobs meanwhile.
+const LINGER: Duration = Duration::from_millis(10);
 
 type Outcome = Result<Applied, ServiceError>;
 
@@ -55,16 +57,6 @@ struct Done {
 }
 
 impl EventItem {
-    /// Equal for all events that must not be committed side by side.
-    pub(super) fn way(&self) -> usize {
-        let mut hasher = DefaultHasher::new();
-        match reporter(&self.event) {
-            Some(by) => by.worker_id.hash(&mut hasher),
-            None => self.job.hash(&mut hasher),
-        }
-        usize::try_from(hasher.finish() % 1024).unwrap_or(0)
-    }
-
     pub(super) fn bytes(&self) -> usize {
         256 + match &self.event {
             JobEvent::Completed { output, .. } => output.as_ref().map_or(0, |output| output.as_str().len()),
@@ -82,9 +74,11 @@ impl EventItem {
     }
 }
 
-pub(super) fn start(core: &Arc<Core>, stage: &Stage, slot: i16, sizes: &Histogram) -> Batcher<EventItem> {
+/// One committer, so that no two transactions tally the same worker.
+pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<EventItem> {
     let core = Arc::clone(core);
-    Batcher::start(stage, Limits::default(), &[slot], sizes, move |slot, batch| {
+    let limits = Limits { linger: LINGER, ..Limits::default() };
+    Batcher::start(stage, limits, &[EVENT_SLOT], sizes, move |slot, batch| {
         let core = Arc::clone(&core);
         async move { core.apply_events(slot, batch).await }
     })

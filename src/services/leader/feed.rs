@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use prometheus::Histogram;
 
@@ -17,8 +18,15 @@ use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::crash;
 
 /// Bounds: large, because an item is small and a refused one means work for `reconcile_queue`.
-const LIMITS: Limits =
-    Limits { queued: 200_000, queued_bytes: 256 << 20, batch: 2_000, batch_bytes: 4 << 20, beside: 1 };
+const LIMITS: Limits = Limits {
+    queued: 200_000,
+    queued_bytes: 256 << 20,
+    batch: 2_000,
+    batch_bytes: 4 << 20,
+    beside: 1,
+    linger: Duration::ZERO,
+    busy: 1,
+};
 
 /// A committed fact.
 pub(super) enum FeedItem {

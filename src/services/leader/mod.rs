@@ -18,7 +18,7 @@ mod upkeep;
 mod workers;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,8 +48,8 @@ use crate::telemetry::Metrics;
 
 /// Counter slots of writers that run side by side (see `storage::counters`).
 const SUBMISSION_SLOTS: [i16; 2] = [0, 1];
-const EVENT_SLOTS: [i16; 2] = [2, 3];
-const ROUND_SLOTS: [i16; 3] = [4, 5, 6];
+const EVENT_SLOT: i16 = 2;
+const ROUND_SLOTS: [i16; 3] = [3, 4, 5];
 
 /// Longest transaction as seen from here; PostgreSQL's own limits are shorter, but do not help when its
 /// host is gone.
@@ -112,7 +112,7 @@ pub struct Nudges {
 pub struct Leader {
     core: Arc<Core>,
     submissions: Batcher<Submission>,
-    events: Vec<Batcher<EventItem>>,
+    events: Batcher<EventItem>,
     fetches: Batcher<Fetch>,
     stage: Stage,
 }
@@ -131,6 +131,8 @@ struct Core {
     queue_lacks: AtomicBool,
     /// Jobs that wait, by the counters and what was added since.
     waiting: AtomicI64,
+    /// Jobs that are being stored.
+    arriving: AtomicU64,
     /// When the next retry is due.
     next_due: std::sync::Mutex<Option<Instant>>,
     /// When PostgreSQL began not to answer.
@@ -143,8 +145,7 @@ impl Leader {
     fn start(core: Arc<Core>, stage: &Stage, feed: feed::Tail) -> Arc<Self> {
         let sizes = |name: &str| core.parts.metrics.batch_size.with_label_values(&[name]);
         feed.start(&core, stage, &sizes("ready_queue"));
-        let events =
-            EVENT_SLOTS.iter().map(|slot| apply::start(&core, stage, *slot, &sizes("event"))).collect();
+        let events = apply::start(&core, stage, &sizes("event"));
         let fetches = workers::start(&core, stage, &sizes("fetch"));
         Arc::new_cyclic(|leader| {
             let submissions = submit::start(leader, stage, &sizes("submission"));
@@ -182,10 +183,8 @@ impl Leader {
         reply: Option<oneshot::Sender<Result<Applied, ServiceError>>>,
     ) -> Result<(), ServiceError> {
         let item = EventItem { job, event, reply };
-        // Reports of one worker go one way, so that no two transactions tally the same worker.
-        let way = item.way() % self.events.len();
         let bytes = item.bytes();
-        self.events[way].push(item, bytes)
+        self.events.push(item, bytes)
     }
 }
 

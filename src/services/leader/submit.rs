@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Weak;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::Histogram;
 use tokio::sync::oneshot;
@@ -30,11 +30,23 @@ pub(super) struct Submission {
     reply: Reply,
 }
 
+/// Jobs that are being stored.
+struct Room<'a> {
+    arriving: &'a AtomicU64,
+    jobs: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.arriving.fetch_sub(self.jobs, Ordering::Relaxed);
+    }
+}
+
 impl Leader {
     /// Stores jobs, all or none. They are answered as accepted; by then they are on their way into the
     /// ready queue.
     pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Accepted>, ServiceError> {
-        self.core.check_room(jobs.len())?;
+        let _room = self.core.take_room(jobs.len())?;
         let bytes = jobs.iter().map(size).sum();
         let (reply, answer) = oneshot::channel();
         self.submissions.push(Submission { jobs, reply }, bytes)?;
@@ -153,14 +165,18 @@ impl Leader {
 }
 
 impl Core {
-    /// Whether `more` jobs may wait.
-    fn check_room(&self, more: usize) -> Result<(), ServiceError> {
+    /// Room for jobs that are to be stored: with those that wait and those that are being stored, no more than
+    /// may wait.
+    fn take_room(&self, jobs: usize) -> Result<Room<'_>, ServiceError> {
+        let jobs = jobs as u64;
         let waiting = u64::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(0);
+        let arriving = self.arriving.fetch_add(jobs, Ordering::Relaxed);
+        let room = Room { arriving: &self.arriving, jobs };
         let limit = self.parts.max_queue_size;
-        if limit > 0 && waiting.saturating_add(more as u64) > limit {
+        if limit > 0 && waiting.saturating_add(arriving).saturating_add(jobs) > limit {
             return Err(ServiceError::QueueFull { limit });
         }
-        Ok(())
+        Ok(room)
     }
 
     /// Reserves a slot for each job that a worker can take at once without overtaking a job that waits for

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -39,6 +39,7 @@ impl Leader {
             rounds: Lanes::new(&ROUND_SLOTS),
             queue_lacks: AtomicBool::new(false),
             waiting: AtomicI64::new(waiting),
+            arriving: AtomicU64::new(0),
             next_due: std::sync::Mutex::new(None),
             away_since: std::sync::Mutex::new(None),
             end: watch::Sender::new(None),
