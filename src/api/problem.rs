@@ -17,9 +17,7 @@ pub const PROBLEM_METADATA: &str = "cortex-problem";
 /// Longest gRPC status message in bytes; it travels percent-encoded in a header.
 const MAX_STATUS_MESSAGE: usize = 2_048;
 /// Seconds after which a request that nothing was done about may come again.
-const RETRY_SOON: u32 = 1;
-/// Seconds after which a full queue may have room.
-const RETRY_LATER: u32 = 5;
+const RETRY_AFTER: u32 = 1;
 
 /// Every kind of failure. The URN is stable; the title belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,8 +154,7 @@ impl ProblemType {
     /// send the request again may carry it out twice.
     const fn retry_after(self) -> Option<u32> {
         match self {
-            Self::QueueFull => Some(RETRY_LATER),
-            Self::Overloaded | Self::NoLeader | Self::StoreUnavailable => Some(RETRY_SOON),
+            Self::QueueFull | Self::Overloaded | Self::NoLeader | Self::StoreUnavailable => Some(RETRY_AFTER),
             Self::MalformedRequest
             | Self::InvalidFields
             | Self::NotFound

@@ -44,7 +44,7 @@ async fn every_service_error_looks_like_this_over_rest() {
         ),
         (
             ServiceError::QueueFull { limit: 10 },
-            Some("5"),
+            Some("1"),
             json!({"type": "urn:cortex:problem:queue-full", "title": "The queue is full", "status": 429,
                 "detail": "the queue holds its maximum of 10 jobs"}),
         ),

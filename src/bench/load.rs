@@ -1,5 +1,7 @@
 //! Submissions over HTTP/1.1: one connection for each that is in flight, kept open.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -9,6 +11,8 @@ use tokio::net::TcpStream;
 
 use super::{BenchError, Clock};
 
+/// How long a refused submission stays away where the server does not say.
+const STAY_AWAY: Duration = Duration::from_secs(1);
 /// Digits of a time in a body, so that every body has the same length.
 const DIGITS: usize = 16;
 /// What a job's time of submission is found by in its input.
@@ -41,8 +45,8 @@ pub(super) struct Submitter {
 pub(super) enum Sent {
     /// It is stored.
     Stored,
-    /// The server has too much to do, or no leader at the moment.
-    ComeAgain,
+    /// The server has too much to do, or no leader at the moment; it asks to come again after so long.
+    ComeAgain(Duration),
 }
 
 impl Template {
@@ -64,8 +68,9 @@ impl Template {
     }
 
     /// The body of a batch.
-    pub(super) fn batch(&self, jobs: usize, micros: u64) -> Bytes {
-        let mut body = Vec::with_capacity(jobs * (self.job.len() + 1) + 16);
+    pub(super) fn batch(&self, jobs: u64, micros: u64) -> Bytes {
+        let bytes = usize::try_from(jobs).unwrap_or(0) * (self.job.len() + 1);
+        let mut body = Vec::with_capacity(bytes + 16);
         body.extend_from_slice(br#"{"jobs":["#);
         for index in 0..jobs {
             if index > 0 {
@@ -115,6 +120,8 @@ impl Submitter {
         let answer = sender.send_request(request).await;
         let answer = answer.map_err(|error| BenchError::call("submitting")(&error))?;
         let status = answer.status();
+        let stay_away =
+            answer.headers().get(header::RETRY_AFTER).and_then(|text| text.to_str().ok()?.parse().ok());
         let mut body = answer.into_body();
         let mut text = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -125,7 +132,9 @@ impl Submitter {
         }
         match status {
             StatusCode::CREATED => Ok(Sent::Stored),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Ok(Sent::ComeAgain),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                Ok(Sent::ComeAgain(stay_away.map_or(STAY_AWAY, Duration::from_secs)))
+            }
             status => {
                 let answer = String::from_utf8_lossy(&text);
                 Err(BenchError::Call { what: "submitting", cause: format!("{status}: {answer}") })

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::task::JoinSet;
@@ -18,8 +19,6 @@ use super::{BenchError, Clock, Options, Workload, limit};
 
 const SINGLE: &str = "/api/v1/jobs";
 const BATCH: &str = "/api/v1/jobs/batch";
-/// How long who was told to come again stays away.
-const STAY_AWAY: Duration = Duration::from_millis(5);
 /// How long jobs may take to be run once all are stored.
 const RUN_WITHIN: Duration = Duration::from_secs(600);
 /// How often a soak says how it goes.
@@ -177,7 +176,7 @@ impl Run {
             submitters.spawn(async move {
                 let mut done = Submitted::new();
                 while turns.lock().await.recv().await.is_some() {
-                    submit_one(&mut submitter, &template, clock, &mut done).await?;
+                    submit(&mut submitter, SINGLE, 1, |at| template.single(at), clock, &mut done).await?;
                 }
                 Ok::<_, BenchError>(done)
             });
@@ -242,9 +241,10 @@ impl Run {
                 let mut done = Submitted::new();
                 while let Some(jobs) = budget.take(batch as u64, clock) {
                     if batch == 1 {
-                        submit_one(&mut submitter, &template, clock, &mut done).await?;
+                        submit(&mut submitter, SINGLE, 1, |at| template.single(at), clock, &mut done).await?;
                     } else {
-                        submit_many(&mut submitter, &template, clock, jobs, &mut done).await?;
+                        submit(&mut submitter, BATCH, jobs, |at| template.batch(jobs, at), clock, &mut done)
+                            .await?;
                         bar.inc(jobs);
                     }
                 }
@@ -360,42 +360,29 @@ impl Submitted {
     }
 }
 
-/// Submits one job, again and again if it is told to come again.
-async fn submit_one(
+/// Sends one submission of `jobs` jobs, again and again if it is told to come again. `body` is handed the time at
+/// which it is sent.
+async fn submit(
     submitter: &mut Submitter,
-    template: &Template,
-    clock: Clock,
-    done: &mut Submitted,
-) -> Result<(), BenchError> {
-    loop {
-        let began = clock.micros();
-        if submitter.post(SINGLE, template.single(began)).await? == Sent::Stored {
-            done.times.saturating_record(took(clock, began));
-            done.stored += 1;
-            return Ok(());
-        }
-        done.refused += 1;
-        sleep(STAY_AWAY).await;
-    }
-}
-
-async fn submit_many(
-    submitter: &mut Submitter,
-    template: &Template,
-    clock: Clock,
+    path: &str,
     jobs: u64,
+    body: impl Fn(u64) -> Bytes,
+    clock: Clock,
     done: &mut Submitted,
 ) -> Result<(), BenchError> {
     loop {
         let began = clock.micros();
-        let body = template.batch(usize::try_from(jobs).unwrap_or(usize::MAX), began);
-        if submitter.post(BATCH, body).await? == Sent::Stored {
-            done.times.saturating_record(took(clock, began));
-            done.stored += jobs;
-            return Ok(());
+        match submitter.post(path, body(began)).await? {
+            Sent::Stored => {
+                done.times.saturating_record(took(clock, began));
+                done.stored += jobs;
+                return Ok(());
+            }
+            Sent::ComeAgain(after) => {
+                done.refused += 1;
+                sleep(after).await;
+            }
         }
-        done.refused += 1;
-        sleep(STAY_AWAY).await;
     }
 }
 

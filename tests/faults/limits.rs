@@ -3,6 +3,7 @@
 use cortex_client::proto::client_service_client::ClientServiceClient;
 use cortex_client::proto::{JobSubmission, SubmitJobsRequest};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::scene::Scene;
@@ -46,4 +47,22 @@ async fn a_batch_that_the_queue_has_no_room_for_is_refused_as_a_whole() {
     assert_eq!(full.status(), 201);
     let beyond = scene.http.post(&url).json(&json!({"jobs": [job]})).send().await.unwrap();
     assert_eq!((beyond.status().as_u16(), stored().await), (429, ROOM as i64));
+}
+
+#[tokio::test]
+async fn many_callers_at_once_do_not_overfill_the_queue() {
+    let scene = Scene::with(|builder, _| builder.set(format!("queue.max_queue_size={ROOM}"))).await;
+    let job = json!({"name": "job", "model_name": "model", "model_version": "1", "input_data": {"a": 1}});
+    let mut calls = JoinSet::new();
+    for call in 0..100 {
+        let replica = call % scene.cluster.size();
+        let url = format!("http://{}/api/v1/jobs", scene.cluster.http(replica));
+        let request = scene.http.post(url).json(&job);
+        calls.spawn(async move { request.send().await.unwrap().status().as_u16() });
+    }
+    let answers = calls.join_all().await;
+    let accepted = answers.iter().filter(|status| **status == 201).count();
+    assert!(answers.iter().all(|status| [201, 429].contains(status)), "{answers:?}");
+    assert!((1..=ROOM).contains(&accepted), "{accepted} jobs for {ROOM} places");
+    assert_eq!(scene.count("SELECT count(*) FROM jobs").await, accepted as i64);
 }
