@@ -222,7 +222,72 @@ async fn a_job_is_assigned_once_and_only_while_it_is_queued() {
     assert_eq!(taken, [1, 0]);
     let stats = setting.database.stats().await.unwrap();
     assert_eq!((stats.queued, stats.assigned), (0, 1));
-    assert_eq!(setting.database.live_leases().await.unwrap().len(), 1);
+    assert_eq!(setting.database.take_over_leases(fence).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_new_leader_sets_right_what_a_replica_without_the_table_of_leases_has_left() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let mut transaction = setting.database.begin(fence).await.unwrap();
+    let (worker, _) = transaction.register_worker(&worker()).await.unwrap();
+    transaction.commit().await.unwrap();
+    let (granted, ended) = (job(json!({})), job(json!({})));
+    let claim = |job: &NewJob| Claim {
+        job_id: job.id,
+        worker_id: worker.id,
+        lease: LeaseId(System.uuid()),
+        delivery: None,
+    };
+    let claims = [claim(&granted), claim(&ended)];
+    let rows = [&granted, &ended].into_iter().zip(claims);
+    let rows: Vec<_> = rows.map(|(job, claim)| Insertion { job, claim: Some(claim) }).collect();
+    setting.database.insert_jobs(fence, 0, &rows, 30).await.unwrap();
+    let done = setting.database.complete_jobs(fence, 0, &[completion(claims[1], false)]).await.unwrap();
+    assert_eq!(done.len(), 1);
+    let kept = async || -> Vec<(uuid::Uuid, uuid::Uuid)> {
+        sqlx::query_as("SELECT job_id, id FROM leases ORDER BY id").fetch_all(&setting.pool).await.unwrap()
+    };
+    let right = [(granted.id.0, claims[0].lease.0)];
+    assert_eq!(kept().await, right);
+
+    // One lease was granted and one ended without a word to the table; as many rows as before.
+    sqlx::query("UPDATE leases SET job_id = $1, id = $2")
+        .bind(ended.id.0)
+        .bind(claims[1].lease.0)
+        .execute(&setting.pool)
+        .await
+        .unwrap();
+    let fence = setting.lead(2).await;
+    let live = setting.database.take_over_leases(fence).await.unwrap();
+    assert_eq!(live.iter().map(|live| live.lease).collect::<Vec<_>>(), [claims[0].lease]);
+    assert_eq!(kept().await, right);
+}
+
+#[tokio::test]
+async fn leases_that_are_in_force_outlast_the_migration_that_gives_them_a_table() {
+    let stores = Stores::fresh().await;
+    let pool = stores.pool(1).await;
+    let all = sqlx::migrate!("./migrations");
+    let mut before = sqlx::migrate::Migrator { ignore_missing: true, ..sqlx::migrate!("./migrations") };
+    before.migrations = all.iter().filter(|migration| migration.version < 8).cloned().collect();
+    before.run(&pool).await.unwrap();
+    sqlx::query(
+        "INSERT INTO jobs (name, model_name, model_version, input_data, status, assigned_worker_id, lease_id,
+             lease_expires_at)
+         VALUES ('n', 'm', '1', '{}', 'assigned', gen_random_uuid(), gen_random_uuid(), now())",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    all.run(&pool).await.unwrap();
+    let kept: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM leases l JOIN jobs j ON j.id = l.job_id AND j.lease_id = l.id",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(kept, 1);
 }
 
 #[tokio::test]
@@ -242,7 +307,7 @@ async fn a_job_whose_call_went_away_before_the_commit_can_be_fetched_by_another_
     let live = transaction.mark_delivered(&[(lease, next)]).await.unwrap();
     transaction.commit().await.unwrap();
     assert_eq!(live, [lease], "what is left out counts as ended, and the leader forgets it");
-    assert_eq!(setting.database.live_leases().await.unwrap()[0].delivery, Some(next));
+    assert_eq!(setting.database.take_over_leases(fence).await.unwrap()[0].delivery, Some(next));
 }
 
 #[tokio::test]

@@ -19,6 +19,9 @@ use super::error::ServiceError;
 /// Bytes that one permit stands for.
 const UNIT: usize = 1024;
 
+/// Fewer items in a batch show that there is no load.
+const BUSY: usize = 8;
+
 /// Bounds of a batcher.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -33,11 +36,10 @@ pub struct Limits {
     /// A batch begins beside another one only with so many items. Fewer wait for the end of that one: two
     /// halves cost more than one whole.
     pub beside: usize,
-    /// How long a batch gathers after one of `busy` items or more, unless it is full before: where nobody waits
-    /// for the single answer, rarer and larger batches cost less.
+    /// How long a batch gathers at the most after one of [`BUSY`] items or more: where nobody waits for the single
+    /// answer, rarer and larger batches cost less. Once nothing has come for a fifth of this time, it gathers
+    /// no longer.
     pub linger: Duration,
-    /// Fewer items show that there is no load.
-    pub busy: usize,
 }
 
 impl Default for Limits {
@@ -49,7 +51,6 @@ impl Default for Limits {
             batch_bytes: 4 << 20,
             beside: 48,
             linger: Duration::ZERO,
-            busy: 8,
         }
     }
 }
@@ -146,7 +147,7 @@ impl<T> Shared<T> {
         }?;
         // Whoever is ready to run may still join; alone, this costs nothing.
         tokio::task::yield_now().await;
-        let busy = self.latest.load(Ordering::Relaxed) >= limits.busy;
+        let mut busy = self.latest.load(Ordering::Relaxed) >= BUSY && !stop.is_cancelled();
         let until = Instant::now() + if busy { limits.linger } else { Duration::ZERO };
         let mut bytes = 0;
         let mut batch = Vec::new();
@@ -160,18 +161,19 @@ impl<T> Shared<T> {
                 }
             }
             let full = batch.len() >= limits.batch || bytes >= limits.batch_bytes;
-            let lingers = Instant::now() < until;
             let beside = batch.len() >= limits.beside || self.under_way.load(Ordering::Acquire) == 0;
+            let pause = Instant::now() + limits.linger / 5;
+            let lingers = busy && Instant::now() < until;
             if full || (beside && !lingers) {
                 break;
             }
             tokio::select! {
-                () = sleep_until(until), if lingers => {}
                 item = receiver.recv() => match item {
                     Some(item) => next = Some(item),
                     None => break,
                 },
                 () = self.ended.notified() => {}
+                () = sleep_until(until.min(pause)), if lingers => busy = false,
             }
         }
         self.under_way.fetch_add(1, Ordering::AcqRel);

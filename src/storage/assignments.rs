@@ -1,4 +1,4 @@
-//! Giving queued jobs to workers, and what is known of leases.
+//! Giving queued jobs to workers.
 
 use super::database::Database;
 use super::error::StorageError;
@@ -33,25 +33,6 @@ pub struct Taken {
     pub input_data: Payload,
     pub timeout_seconds: u32,
     pub wait_ms: i64,
-}
-
-/// A lease as a new leader finds it.
-#[derive(Debug, Clone, Copy)]
-pub struct LiveLease {
-    /// The token.
-    pub lease: LeaseId,
-    /// The job.
-    pub job_id: JobId,
-    /// Who holds it.
-    pub worker_id: WorkerId,
-    /// Whether the worker said that it runs.
-    pub running: bool,
-    /// The call that fetched the job.
-    pub delivery: Option<DeliveryId>,
-    /// How long an attempt may run.
-    pub timeout_seconds: u32,
-    /// How long the lease is still good, in seconds; negative once it has run out.
-    pub expires_in: f64,
 }
 
 impl Database {
@@ -166,30 +147,6 @@ impl FencedTransaction {
 }
 
 impl Database {
-    /// All live leases.
-    pub async fn live_leases(&self) -> Result<Vec<LiveLease>, StorageError> {
-        let rows = sqlx::query!(
-            r#"SELECT e.id, e.job_id, e.worker_id, j.status = 'running' AS "running!", e.delivery_id,
-                   j.timeout_seconds, extract(epoch FROM j.lease_expires_at - now())::float8 AS "expires_in!"
-               FROM leases l JOIN jobs j ON j.id = l.job_id AND j.lease_id = l.id
-                   JOIN executions e ON e.id = l.id"#
-        )
-        .fetch_all(&self.reads)
-        .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| LiveLease {
-                lease: LeaseId(row.id),
-                job_id: JobId(row.job_id),
-                worker_id: WorkerId(row.worker_id),
-                running: row.running,
-                delivery: row.delivery_id.map(DeliveryId),
-                timeout_seconds: row.timeout_seconds.cast_unsigned(),
-                expires_in: row.expires_in,
-            })
-            .collect())
-    }
-
     /// What the worker needs to run the job of a live lease.
     pub async fn assignment(&self, lease: LeaseId) -> Result<Option<Taken>, StorageError> {
         let row = sqlx::query!(

@@ -24,7 +24,7 @@ const CANNOT_FAIL: [&str; 8] = [
 ];
 
 /// Statements that find what must never be, over all jobs, executions and workers.
-const NEVER: [(&str, &str); 9] = [
+const NEVER: [(&str, &str); 10] = [
     (
         "two live executions, or one on a job that is not held",
         "SELECT j.id::text FROM jobs j JOIN executions e ON e.job_id = j.id
@@ -35,6 +35,12 @@ const NEVER: [(&str, &str); 9] = [
         "a lease without its live execution",
         "SELECT j.id::text FROM jobs j LEFT JOIN executions e ON e.id = j.lease_id
          WHERE j.lease_id IS NOT NULL AND coalesce(e.status, '') NOT IN ('started', 'running')",
+    ),
+    (
+        "a live execution that is missing among the leases, or a lease that is left over",
+        "SELECT coalesce(l.id, e.id)::text FROM leases l
+             FULL JOIN (SELECT id FROM executions WHERE status IN ('started', 'running')) e ON e.id = l.id
+         WHERE l.id IS NULL OR e.id IS NULL",
     ),
     (
         "an attempt number that is not one more than the retries granted before it",

@@ -25,7 +25,6 @@ const LIMITS: Limits = Limits {
     batch_bytes: 4 << 20,
     beside: 1,
     linger: Duration::ZERO,
-    busy: 1,
 };
 
 /// A committed fact.

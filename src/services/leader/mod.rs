@@ -79,7 +79,7 @@ pub struct LeaderParts {
     pub worker_timeout: Duration,
     /// `scheduler.batch_size`: most jobs of one scheduling round.
     pub batch_size: usize,
-    /// `queue.max_queue_size`: most jobs that wait; 0 means any number.
+    /// `queue.max_queue_size`: most jobs that wait or are being stored; 0 means any number.
     pub max_queue_size: u64,
     /// `scheduler.enabled`: whether jobs are given to workers.
     pub scheduling: bool,
@@ -132,7 +132,7 @@ struct Core {
     /// Jobs that wait, by the counters and what was added since.
     waiting: AtomicI64,
     /// Jobs that are being stored.
-    arriving: AtomicU64,
+    arriving: Arc<AtomicU64>,
     /// When the next retry is due.
     next_due: std::sync::Mutex<Option<Instant>>,
     /// When PostgreSQL began not to answer.

@@ -2,8 +2,8 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use prometheus::Histogram;
 use tokio::sync::oneshot;
@@ -27,18 +27,19 @@ type Stored = (Option<Inserted>, Option<Placed>);
 /// One caller's jobs.
 pub(super) struct Submission {
     jobs: Vec<NewJob>,
+    room: Room,
     reply: Reply,
 }
 
-/// Jobs that are being stored.
-struct Room<'a> {
-    arriving: &'a AtomicU64,
+/// Jobs that are being stored; they count until the room is dropped.
+struct Room {
+    arriving: Arc<AtomicU64>,
     jobs: u64,
 }
 
-impl Drop for Room<'_> {
+impl Drop for Room {
     fn drop(&mut self) {
-        self.arriving.fetch_sub(self.jobs, Ordering::Relaxed);
+        self.arriving.fetch_sub(self.jobs, Ordering::AcqRel);
     }
 }
 
@@ -46,10 +47,10 @@ impl Leader {
     /// Stores jobs, all or none. They are answered as accepted; by then they are on their way into the
     /// ready queue.
     pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Accepted>, ServiceError> {
-        let _room = self.core.take_room(jobs.len())?;
+        let room = self.core.take_room(jobs.len())?;
         let bytes = jobs.iter().map(size).sum();
         let (reply, answer) = oneshot::channel();
-        self.submissions.push(Submission { jobs, reply }, bytes)?;
+        self.submissions.push(Submission { jobs, room, reply }, bytes)?;
         answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
     }
 }
@@ -153,13 +154,14 @@ impl Leader {
                 Some(placed) => core.unreserve([placed]),
                 None if new => {
                     core.parts.metrics.jobs_queued.inc();
-                    core.waiting.fetch_add(1, Ordering::Relaxed);
+                    core.waiting.fetch_add(1, Ordering::Release);
                     let (job_id, shape, priority) = (job.id, job.shape, job.priority);
                     core.feed(FeedItem::Add(Entry { job_id, shape, priority, submitted_at }));
                 }
                 None => {}
             }
         }
+        drop(submission.room);
         drop(submission.reply.send(accepted.ok_or(ServiceError::OutcomeUnknown)));
     }
 }
@@ -167,16 +169,18 @@ impl Leader {
 impl Core {
     /// Room for jobs that are to be stored: with those that wait and those that are being stored, no more than
     /// may wait.
-    fn take_room(&self, jobs: usize) -> Result<Room<'_>, ServiceError> {
-        let jobs = jobs as u64;
-        let waiting = u64::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(0);
-        let arriving = self.arriving.fetch_add(jobs, Ordering::Relaxed);
-        let room = Room { arriving: &self.arriving, jobs };
-        let limit = self.parts.max_queue_size;
-        if limit > 0 && waiting.saturating_add(arriving).saturating_add(jobs) > limit {
-            return Err(ServiceError::QueueFull { limit });
+    fn take_room(&self, jobs: usize) -> Result<Room, ServiceError> {
+        let (jobs, limit) = (jobs as u64, self.parts.max_queue_size);
+        // A job counts as waiting before its room is dropped, so it is seen here or there.
+        let taken = self.arriving.fetch_update(Ordering::AcqRel, Ordering::Acquire, |arriving| {
+            let waiting = u64::try_from(self.waiting.load(Ordering::Acquire)).unwrap_or(0);
+            let all = waiting.saturating_add(arriving).saturating_add(jobs);
+            (limit == 0 || all <= limit).then_some(arriving + jobs)
+        });
+        match taken {
+            Ok(_) => Ok(Room { arriving: Arc::clone(&self.arriving), jobs }),
+            Err(_) => Err(ServiceError::QueueFull { limit }),
         }
-        Ok(room)
     }
 
     /// Reserves a slot for each job that a worker can take at once without overtaking a job that waits for

@@ -39,7 +39,7 @@ impl Leader {
             rounds: Lanes::new(&ROUND_SLOTS),
             queue_lacks: AtomicBool::new(false),
             waiting: AtomicI64::new(waiting),
-            arriving: AtomicU64::new(0),
+            arriving: Arc::new(AtomicU64::new(0)),
             next_due: std::sync::Mutex::new(None),
             away_since: std::sync::Mutex::new(None),
             end: watch::Sender::new(None),
@@ -91,7 +91,7 @@ impl Leader {
 
 /// Workers that are online or hold leases, the live leases, and how many jobs wait.
 async fn load(parts: &LeaderParts) -> Result<(Fleet, i64), StorageError> {
-    let leases = parts.database.live_leases().await?;
+    let leases = parts.database.take_over_leases(parts.fence).await?;
     let holders: HashSet<_> = leases.iter().map(|lease| lease.worker_id).collect();
     let (workers, now) = (parts.database.workers(None).await?, parts.database.now().await?);
     let here = parts.ambient.instant();

@@ -149,7 +149,7 @@ impl Leader {
     }
 
     /// Applies events and waits for all of them. A refusal means that somebody else was faster.
-    async fn apply_all(
+    pub(super) async fn apply_all(
         &self,
         events: impl IntoIterator<Item = (JobId, JobEvent)>,
     ) -> Result<(), ServiceError> {

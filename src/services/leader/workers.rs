@@ -66,9 +66,8 @@ impl Leader {
             fleet.admit(&worker, core.parts.worker_timeout, now, now);
             lost
         };
-        for (job, lease) in lost {
-            self.apply(job, JobEvent::WorkerLost { lease }).await?;
-        }
+        let lost = lost.into_iter().map(|(job, lease)| (job, JobEvent::WorkerLost { lease }));
+        self.apply_all(lost).await?;
         self.core.nudges.schedule.notify_one();
         tracing::info!(worker_id = %worker.id, name = worker.name, created, "A worker registered.");
         Ok((worker, created))
