@@ -20,7 +20,7 @@ use super::error::ServiceError;
 const UNIT: usize = 1024;
 
 /// Fewer items in a batch show that there is no load.
-const BUSY: usize = 8;
+const BUSY: usize = 16;
 
 /// Bounds of a batcher.
 #[derive(Debug, Clone, Copy)]
@@ -229,16 +229,16 @@ mod tests {
             async move { sent.unwrap() }
         });
         let push = |items: u32| (0..items).for_each(|n| batcher.push(n, 0).unwrap());
-        push(7);
-        assert_eq!(batches.recv().await, Some(7), "before it there was no load");
-        push(8);
-        assert_eq!(batches.recv().await, Some(8), "7 are none");
+        push(15);
+        assert_eq!(batches.recv().await, Some(15), "before it there was no load");
+        push(16);
+        assert_eq!(batches.recv().await, Some(16), "15 are none");
         push(1);
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
         push(19);
-        assert_eq!(batches.recv().await, Some(20), "8 are a load");
+        assert_eq!(batches.recv().await, Some(20), "16 are a load");
     }
 
     #[tokio::test]
@@ -249,9 +249,9 @@ mod tests {
             let sent = seen.send(batch.len());
             async move { sent.unwrap() }
         });
-        (0..8).for_each(|n| batcher.push(n, 0).unwrap());
-        assert_eq!(batches.recv().await, Some(8));
-        batcher.push(8, 0).unwrap();
+        (0..16).for_each(|n| batcher.push(n, 0).unwrap());
+        assert_eq!(batches.recv().await, Some(16));
+        batcher.push(16, 0).unwrap();
         assert_eq!(batches.recv().await, Some(1));
     }
 
