@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cortex::dev::{DevCluster, Janitor};
@@ -40,7 +41,10 @@ pub struct Stage {
 impl Stage {
     /// Starts a cluster on empty stores, in which so many jobs may wait.
     pub async fn start(room: u32) -> Result<Self, Failure> {
-        let folder = std::env::temp_dir().join(format!("cortex-compare-{}", std::process::id()));
+        static STAGES: AtomicU32 = AtomicU32::new(0);
+        // One of its own: the janitor of the stage before may still be at work.
+        let number = STAGES.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("cortex-compare-{}-{number}", std::process::id()));
         let builder = DevCluster::builder(&folder).replicas(3).workers(0).ports(0, 0, 0).binary(CORTEX);
         let mut cluster = builder.set(format!("queue.max_queue_size={room}")).start().await?;
         let stores =

@@ -81,7 +81,7 @@ impl Database {
                        memory_usage_mb = coalesce(d.memory::int, e.memory_usage_mb),
                        gpu_usage_percent = coalesce(d.gpu::numeric(5, 2), e.gpu_usage_percent)
                    FROM done d WHERE e.id = d.lease_id
-               ), released AS (DELETE FROM leases l USING done d WHERE l.job_id = d.job_id
+               ), released AS (DELETE FROM leases WHERE job_id = ANY(ARRAY(SELECT job_id FROM done))
                ), counted AS (
                    UPDATE job_counters c SET assigned = c.assigned - t.not_running,
                        running = c.running - t.were_running, completed = c.completed + t.jobs,

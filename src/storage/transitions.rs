@@ -153,10 +153,10 @@ impl FencedTransaction {
                      memory_usage_mb = coalesce(c.memory::int, e.memory_usage_mb),
                      gpu_usage_percent = coalesce(c.gpu::numeric(5, 2), e.gpu_usage_percent)
                  FROM change c WHERE e.id = c.id
-                 RETURNING e.id, e.job_id, e.completed_at
+                 RETURNING e.job_id, e.completed_at
              )
-             DELETE FROM leases l USING written w
-             WHERE l.job_id = w.job_id AND l.id = w.id AND w.completed_at IS NOT NULL",
+             DELETE FROM leases
+             WHERE job_id = ANY(ARRAY(SELECT job_id FROM written WHERE completed_at IS NOT NULL)) AND id = ANY($1)",
             &column(changes, |change| change.lease.0),
             &column(changes, |change| change.status.as_str()) as _,
             &column(changes, |change| change.started_at) as _,
