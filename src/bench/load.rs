@@ -41,7 +41,7 @@ pub(super) struct Submitter {
 }
 
 /// What came of a submission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Sent {
     /// It is stored.
     Stored,

@@ -148,7 +148,7 @@ impl<T> Shared<T> {
         // Whoever is ready to run may still join; alone, this costs nothing.
         tokio::task::yield_now().await;
         let mut busy = self.latest.load(Ordering::Relaxed) >= BUSY && !stop.is_cancelled();
-        let until = Instant::now() + if busy { limits.linger } else { Duration::ZERO };
+        let until = Instant::now() + limits.linger;
         let mut bytes = 0;
         let mut batch = Vec::new();
         let mut next = Some(first);
@@ -162,8 +162,8 @@ impl<T> Shared<T> {
             }
             let full = batch.len() >= limits.batch || bytes >= limits.batch_bytes;
             let beside = batch.len() >= limits.beside || self.under_way.load(Ordering::Acquire) == 0;
-            let pause = Instant::now() + limits.linger / 5;
-            let lingers = busy && Instant::now() < until;
+            let now = Instant::now();
+            let lingers = busy && now < until;
             if full || (beside && !lingers) {
                 break;
             }
@@ -173,7 +173,7 @@ impl<T> Shared<T> {
                     None => break,
                 },
                 () = self.ended.notified() => {}
-                () = sleep_until(until.min(pause)), if lingers => busy = false,
+                () = sleep_until(until.min(now + limits.linger / 5)), if lingers => busy = false,
             }
         }
         self.under_way.fetch_add(1, Ordering::AcqRel);

@@ -137,13 +137,7 @@ impl FencedTransaction {
         }
         let error = |change: &ExecutionChange| change.error.clone().unwrap_or_default();
         sqlx::query!(
-            "WITH change AS (
-                 SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[],
-                         $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[], $11::float8[],
-                         $12::float8[], $13::float8[])
-                     AS c (id, status, started_at, lease_expires_at, completed_at, duration_ms, output_data,
-                           error_message, error_stack, error_code, cpu, memory, gpu)
-             ), written AS (
+            "WITH written AS (
                  UPDATE executions e SET status = c.status, started_at = coalesce(c.started_at, e.started_at),
                      lease_expires_at = c.lease_expires_at, completed_at = c.completed_at,
                      duration_ms = c.duration_ms, output_data = c.output_data::jsonb,
@@ -152,7 +146,12 @@ impl FencedTransaction {
                      cpu_usage_percent = coalesce(c.cpu::numeric(5, 2), e.cpu_usage_percent),
                      memory_usage_mb = coalesce(c.memory::int, e.memory_usage_mb),
                      gpu_usage_percent = coalesce(c.gpu::numeric(5, 2), e.gpu_usage_percent)
-                 FROM change c WHERE e.id = c.id
+                 FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[],
+                             $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[], $11::float8[],
+                             $12::float8[], $13::float8[])
+                     AS c (id, status, started_at, lease_expires_at, completed_at, duration_ms, output_data,
+                           error_message, error_stack, error_code, cpu, memory, gpu)
+                 WHERE e.id = c.id
                  RETURNING e.job_id, e.completed_at
              )
              DELETE FROM leases
