@@ -169,6 +169,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             scheduling: config.scheduler.enabled,
         },
         poll_interval: config.scheduler.poll_interval,
+        retention: config.retention.finished_jobs,
         retire: retire.clone(),
         stop: stop.clone(),
     };

@@ -59,6 +59,8 @@ pub struct Parts {
     pub leader: LeaderParts,
     /// `scheduler.poll_interval`.
     pub poll_interval: Duration,
+    /// `retention.finished_jobs`: how long finished jobs are kept, if not for ever.
+    pub retention: Option<Duration>,
     /// Hand over and lead no more.
     pub retire: CancellationToken,
     /// Stop following, too.
@@ -230,6 +232,7 @@ impl Parts {
             metrics: Arc::clone(self.metrics()),
             poll_interval: self.poll_interval,
             scheduling: self.leader.scheduling,
+            retention: self.retention,
         };
         let tasks = reign.stage.tasks.clone();
         tokio::spawn(async move {

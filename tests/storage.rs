@@ -291,6 +291,66 @@ async fn leases_that_are_in_force_outlast_the_migration_that_gives_them_a_table(
 }
 
 #[tokio::test]
+async fn jobs_that_ended_long_ago_go_with_their_executions_and_leave_the_counters() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let (day, jobs) = (Duration::from_secs(24 * 3600), (0..5).map(|_| job(json!({}))).collect::<Vec<_>>());
+    store(&setting, fence, &jobs.iter().collect::<Vec<_>>()).await;
+    let ends =
+        [("completed", "3 days"), ("failed", "2 hours"), ("timeout", "3 days"), ("cancelled", "3 days")];
+    for (job, (status, ago)) in jobs.iter().zip(ends) {
+        sqlx::query(
+            "WITH ended AS (UPDATE jobs SET status = $2, completed_at = now() - $3::text::interval WHERE id = $1
+                 RETURNING id, completed_at)
+             INSERT INTO executions (job_id, worker_id, attempt_number, status, started_at, completed_at)
+             SELECT id, id, 1, 'failed', completed_at, completed_at FROM ended",
+        )
+        .bind(job.id.0)
+        .bind(status)
+        .bind(ago)
+        .execute(&setting.pool)
+        .await
+        .unwrap();
+    }
+    sqlx::query("UPDATE jobs SET submitted_at = submitted_at - interval '4 days'")
+        .execute(&setting.pool)
+        .await
+        .unwrap();
+
+    let first = setting.database.old_jobs(day, None, 3).await.unwrap();
+    let rest = setting.database.old_jobs(day, first.last(), 3).await.unwrap();
+    let seen: Vec<_> = first.iter().chain(&rest).map(|job| (job.id, job.ended)).collect();
+    let ended = [true, false, true, true, false];
+    assert_eq!(seen, jobs.iter().map(|job| job.id).zip(ended).collect::<Vec<_>>());
+    assert!(setting.database.old_jobs(5 * day, None, 3).await.unwrap().is_empty(), "nothing is so old");
+
+    // Between the look and the deletion it is tried again.
+    sqlx::query("UPDATE jobs SET status = 'queued', completed_at = NULL WHERE id = $1")
+        .bind(jobs[2].id.0)
+        .execute(&setting.pool)
+        .await
+        .unwrap();
+    let before = setting.database.stats().await.unwrap();
+    let mut transaction = setting.database.begin(fence).await.unwrap();
+    let all: Vec<_> = jobs.iter().map(|job| job.id).collect();
+    assert_eq!(transaction.delete_ended(6, &all, day).await.unwrap(), 2);
+    transaction.commit().await.unwrap();
+    let left: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT id FROM jobs ORDER BY submitted_at")
+        .fetch_all(&setting.pool)
+        .await
+        .unwrap();
+    assert_eq!(left, [jobs[1].id.0, jobs[2].id.0, jobs[4].id.0]);
+    let executions: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT job_id FROM executions ORDER BY job_id")
+        .fetch_all(&setting.pool)
+        .await
+        .unwrap();
+    assert_eq!(executions, [jobs[1].id.0, jobs[2].id.0]);
+    let after = setting.database.stats().await.unwrap();
+    assert_eq!((after.completed, after.cancelled), (before.completed - 1, before.cancelled - 1));
+    assert_eq!(after.total_jobs, before.total_jobs - 2);
+}
+
+#[tokio::test]
 async fn a_job_whose_call_went_away_before_the_commit_can_be_fetched_by_another_call() {
     let setting = Setting::fresh().await;
     let fence = setting.lead(1).await;

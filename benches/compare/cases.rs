@@ -69,7 +69,7 @@ pub const CASES: [Case; 8] = [
         title: "limit: the statements alone, in batches of 500",
         at: At::Database,
         measure: Measure::Rate,
-        arguments: &["limit", "--jobs", "50000"],
+        arguments: &["limit", "--jobs", "200000"],
         quick: &["limit", "--jobs", "2000"],
         peer: None,
         rate: None,

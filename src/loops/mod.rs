@@ -4,6 +4,7 @@
 //! fails is logged and tried again soon. Without a fresh quorum nothing new is begun.
 
 mod promote_retries;
+mod prune_jobs;
 mod reap_leases;
 mod reconcile_queue;
 mod record_vitals;
@@ -65,6 +66,8 @@ pub struct Surroundings {
     pub poll_interval: Duration,
     /// `scheduler.enabled`.
     pub scheduling: bool,
+    /// `retention.finished_jobs`.
+    pub retention: Option<Duration>,
 }
 
 /// Starts every loop.
@@ -77,6 +80,9 @@ pub fn start(surroundings: &Surroundings, tasks: &TaskTracker) {
     tasks.spawn(drive(reap_leases::ReapLeases, surroundings.clone()));
     tasks.spawn(drive(reconcile_queue::ReconcileQueue::default(), surroundings.clone()));
     tasks.spawn(drive(record_vitals::RecordVitals, surroundings.clone()));
+    if let Some(age) = surroundings.retention {
+        tasks.spawn(drive(prune_jobs::PruneJobs::of(age), surroundings.clone()));
+    }
 }
 
 async fn drive<L: Loop>(mut this: L, mut around: Surroundings) {

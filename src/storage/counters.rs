@@ -22,6 +22,11 @@ impl Deltas {
         self.by_status[to as usize] += 1;
     }
 
+    /// Jobs in a state are no more.
+    pub fn removed(&mut self, from: JobStatus, jobs: i64) {
+        self.by_status[from as usize] -= jobs;
+    }
+
     /// A job was completed after running for `ms` milliseconds.
     pub fn ran(&mut self, ms: i64) {
         self.execution_ms += ms;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::scene::Scene;
+use crate::scene::{Scene, until};
 
 /// Jobs that may wait.
 const ROOM: usize = 5;
@@ -65,4 +65,22 @@ async fn many_callers_at_once_do_not_overfill_the_queue() {
     assert!(answers.iter().all(|status| [201, 429].contains(status)), "{answers:?}");
     assert!((1..=ROOM).contains(&accepted), "{accepted} jobs for {ROOM} places");
     assert_eq!(scene.count("SELECT count(*) FROM jobs").await, accepted as i64);
+}
+
+#[tokio::test]
+async fn a_finished_job_is_deleted_after_its_retention_and_a_waiting_one_is_not() {
+    let scene = Scene::with(|builder, _| builder.set("retention.finished_jobs=1")).await;
+    let url = format!("http://{}/api/v1/jobs", scene.cluster.http(0));
+    let submit = async || {
+        let job = json!({"name": "job", "model_name": "model", "model_version": "1", "input_data": {"a": 1}});
+        let stored: Value = scene.http.post(&url).json(&job).send().await.unwrap().json().await.unwrap();
+        format!("/api/v1/jobs/{}", stored["id"].as_str().unwrap())
+    };
+    let (waiting, finished) = (submit().await, submit().await);
+    let cancel = scene.http.delete(format!("http://{}{finished}", scene.cluster.http(0)));
+    assert!(cancel.send().await.unwrap().status().is_success());
+    until("the finished job is gone", async || scene.get(1, &finished).await.0 == 404).await;
+    assert_eq!(scene.get(1, &waiting).await.0, 200);
+    let (_, stats) = scene.get(2, "/api/v1/jobs/stats/summary").await;
+    assert_eq!((&stats["total_jobs"], &stats["cancelled"]), (&json!(1), &json!(0)));
 }

@@ -30,6 +30,8 @@ pub struct Config {
     pub cluster: Cluster,
     /// Bounds on what a client may send.
     pub limits: Limits,
+    /// How long data is kept.
+    pub retention: Retention,
 }
 
 /// Section `server`.
@@ -225,6 +227,14 @@ pub struct Seed {
 pub struct Limits {
     /// Largest request body. Default 1048576 bytes (1 MiB); 1024 to 8388608 (8 MiB).
     pub max_body_bytes: usize,
+}
+
+/// Section `retention`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Time after its end at which a job is deleted, with its executions. Default 2592000 seconds (30 days), whole; 0 keeps
+    /// jobs for ever, else 1 to 315360000 (10 years).
+    pub finished_jobs: Option<Duration>,
 }
 
 /// Log levels, from all to severe.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::error::ConfigError;
 use crate::config::reader::{Reading, Section};
@@ -25,6 +26,7 @@ const STRATEGIES: &[(&str, RetryStrategy)] = &[
 const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 const ALGORITHMS: &[(&str, JwtAlgorithm)] = &[("RS256", JwtAlgorithm::Rs256)];
 const THIRTY_DAYS: u64 = 30 * 24 * 3600;
+const TEN_YEARS: u64 = 3650 * 24 * 3600;
 const HTTP_URL: &str = "must start with http:// or https://";
 const ADDRESS: &str = "must be host:port";
 
@@ -74,6 +76,7 @@ fn sections(root: &mut Section<'_>) -> Config {
         limits: root.section("limits", |limits| Limits {
             max_body_bytes: limits.whole("max_body_bytes", 1024..=8 << 20, 1 << 20),
         }),
+        retention: root.section("retention", retention),
     }
 }
 
@@ -109,6 +112,11 @@ fn queue(section: &mut Section<'_>) -> Queue {
         queue_prefix: prefix(section, "queue_prefix", "cortex:queue"),
         job_prefix: prefix(section, "job_prefix", "cortex:job"),
     }
+}
+
+fn retention(section: &mut Section<'_>) -> Retention {
+    let seconds: u32 = section.whole("finished_jobs", 0..=TEN_YEARS, 30 * 24 * 3600);
+    Retention { finished_jobs: (seconds > 0).then(|| Duration::from_secs(seconds.into())) }
 }
 
 /// Braces would be taken for the hash tag of a Redis cluster.

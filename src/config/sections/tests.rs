@@ -34,6 +34,8 @@ fn the_defaults_are_those_of_the_specification() {
     assert_eq!(config.cluster.election_timeout, (Duration::from_millis(150), Duration::from_millis(300)));
     assert_eq!(config.cluster.seeds, [Seed { id: 1, address: "127.0.0.1:7070".into() }]);
     assert_eq!(config.limits.max_body_bytes, 1 << 20);
+    assert_eq!(config.retention.finished_jobs, Some(Duration::from_secs(2_592_000)));
+    assert_eq!(with_stores("retention: {finished_jobs: 0}").unwrap().retention.finished_jobs, None);
     assert!(config.security.require_auth);
 }
 
@@ -83,6 +85,7 @@ security: {jwt_algorithm: HS256, payload_keys: [short], jwks_url: ftp://x}
 cluster: {seeds: ['1=a:1', '1=b:2', '3=b:2'], election_timeout_ms: [50, 60], peer_listen: here}
 cors: {origins: ['*']}
 limits: {max_body_bytes: 999999999999}
+retention: {finished_jobs: 1.5}
 extra: 1
 ",
         &[],
@@ -97,6 +100,7 @@ extra: 1
         "extra",
         "limits.max_body_bytes",
         "queue.redis_url",
+        "retention.finished_jobs",
         "retry.backoff_multiplier",
         "retry.max_retries",
         "scheduler.batch_size",

@@ -32,7 +32,7 @@ pub use self::dispatch::RoundError;
 use self::feed::Feed;
 use self::lanes::Lanes;
 use self::submit::Submission;
-pub use self::upkeep::{Reconciliation, UpkeepError};
+pub use self::upkeep::{Pruning, Reconciliation, UpkeepError};
 use self::workers::Fetch;
 use super::batcher::{Batcher, Stage};
 use super::command::{Answer, Applied, Command, Commands};
@@ -50,6 +50,7 @@ use crate::telemetry::Metrics;
 const SUBMISSION_SLOTS: [i16; 2] = [0, 1];
 const EVENT_SLOT: i16 = 2;
 const ROUND_SLOTS: [i16; 3] = [3, 4, 5];
+const PRUNE_SLOT: i16 = 6;
 
 /// Longest transaction as seen from here; PostgreSQL's own limits are shorter, but do not help when its
 /// host is gone.

@@ -5,17 +5,19 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Core, Leader};
+use super::{Core, Leader, PRUNE_SLOT};
 use crate::domain::ids::JobId;
 use crate::domain::transition::JobEvent;
 use crate::ready_queue::{Entry, QueueError};
 use crate::services::error::ServiceError;
-use crate::storage::{QueuedJob, StorageError};
+use crate::storage::{OldJob, QueuedJob, StorageError};
 
 /// Jobs that one sweep looks at.
 const SWEEP: i64 = 500;
 /// Jobs per page of a rebuild.
 const PAGE: i64 = 5_000;
+/// Old jobs that are looked at and deleted at a time.
+const PRUNE: i64 = 1_000;
 /// Age from which a claim counts as left behind. Longer than any assignment takes.
 const STALE_CLAIM: Duration = Duration::from_secs(8);
 /// How long a committed change may take to reach the ready queue before it counts as lost.
@@ -44,6 +46,14 @@ pub struct Reconciliation {
     bloated: bool,
     /// Where the search for missing jobs goes on.
     looked_at: Option<QueuedJob>,
+}
+
+/// What `prune_jobs` remembers from one run to the next.
+#[derive(Default)]
+pub struct Pruning {
+    /// Where the sweep over the old jobs goes on.
+    looked_at: Option<OldJob>,
+    gone: u64,
 }
 
 impl Leader {
@@ -146,6 +156,41 @@ impl Leader {
             core.fleet().keep_vitals(&vitals);
         }
         Ok(written?)
+    }
+
+    /// Deletes jobs that ended more than `age` ago, page by page from the oldest on. Answers when to go on, or `None`
+    /// at the end of a sweep.
+    pub async fn prune_jobs(
+        &self,
+        age: Duration,
+        memory: &mut Pruning,
+    ) -> Result<Option<Duration>, UpkeepError> {
+        let core = &self.core;
+        let began = core.now();
+        let page = core.parts.database.old_jobs(age, memory.looked_at.as_ref(), PRUNE).await?;
+        let ended: Vec<JobId> = page.iter().filter(|job| job.ended).map(|job| job.id).collect();
+        if !ended.is_empty() {
+            memory.gone += core
+                .transaction("prune_jobs", || async {
+                    let mut transaction = core.begin().await?;
+                    let gone = transaction.delete_ended(PRUNE_SLOT, &ended, age).await?;
+                    transaction.commit().await.map(|()| gone)
+                })
+                .await?;
+        }
+        if i64::try_from(page.len()).unwrap_or(PRUNE) < PRUNE {
+            let Pruning { gone, .. } = std::mem::take(memory);
+            if gone > 0 {
+                tracing::info!(
+                    jobs = gone,
+                    "Jobs that ended longer ago than retention.finished_jobs are gone."
+                );
+            }
+            return Ok(None);
+        }
+        memory.looked_at = page.into_iter().last();
+        // As long a pause as the work took: others have something to do, too.
+        Ok(Some(core.now().saturating_duration_since(began)))
     }
 
     /// Applies events and waits for all of them. A refusal means that somebody else was faster.

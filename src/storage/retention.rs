@@ -1,0 +1,86 @@
+//! Jobs that ended long ago go, with their executions.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::counters::Deltas;
+use super::database::Database;
+use super::error::StorageError;
+use super::fence::FencedTransaction;
+use super::transitions::parse;
+use crate::domain::ids::JobId;
+
+/// A job of before, as a sweep over the oldest ones sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct OldJob {
+    /// Which.
+    pub id: JobId,
+    /// When it was submitted, by which they are ordered.
+    pub submitted_at: DateTime<Utc>,
+    /// Whether it ended long enough ago.
+    pub ended: bool,
+}
+
+impl Database {
+    /// A page of the jobs that were submitted more than `age` ago, the oldest first, after `after`.
+    pub async fn old_jobs(
+        &self,
+        age: Duration,
+        after: Option<&OldJob>,
+        limit: i64,
+    ) -> Result<Vec<OldJob>, StorageError> {
+        let rows = sqlx::query!(
+            r#"SELECT id, submitted_at, coalesce(completed_at < now() - make_interval(secs => $1), FALSE) AS "ended!"
+               FROM jobs
+               WHERE submitted_at < now() - make_interval(secs => $1)
+                   AND (submitted_at, id) > ($2::timestamptz, $3::uuid)
+               ORDER BY submitted_at, id LIMIT $4"#,
+            age.as_secs_f64(),
+            after.map_or(DateTime::UNIX_EPOCH, |job| job.submitted_at),
+            after.map_or(uuid::Uuid::nil(), |job| job.id.0),
+            limit,
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| OldJob { id: JobId(row.id), submitted_at: row.submitted_at, ended: row.ended })
+            .collect())
+    }
+}
+
+impl FencedTransaction {
+    /// Deletes those of the jobs that ended more than `age` ago, with their executions, and takes them out of the
+    /// counters of `slot`. One that was tried again meanwhile stays. Answers how many went.
+    pub async fn delete_ended(
+        &mut self,
+        slot: i16,
+        jobs: &[JobId],
+        age: Duration,
+    ) -> Result<u64, StorageError> {
+        let mut ids: Vec<_> = jobs.iter().map(|id| id.0).collect();
+        // In the order of their ids, as everywhere, against circles of locks.
+        ids.sort_unstable();
+        let rows = sqlx::query!(
+            r#"WITH gone AS (
+                   DELETE FROM jobs
+                   WHERE id = ANY($1) AND completed_at < now() - make_interval(secs => $2)
+                   RETURNING id, status
+               ), executions AS (DELETE FROM executions WHERE job_id = ANY(ARRAY(SELECT id FROM gone)))
+               SELECT status, count(*) AS "jobs!" FROM gone GROUP BY status"#,
+            &ids,
+            age.as_secs_f64(),
+        )
+        .fetch_all(self.connection()?)
+        .await?;
+        let mut deltas = Deltas::default();
+        let mut gone = 0;
+        for row in rows {
+            deltas.removed(parse(&row.status)?, row.jobs);
+            gone += row.jobs.unsigned_abs();
+        }
+        self.count(slot, &deltas).await?;
+        Ok(gone)
+    }
+}
