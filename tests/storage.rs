@@ -35,12 +35,13 @@ impl Setting {
         Fence { cluster_id: self.cluster, epoch: Epoch(epoch) }
     }
 
-    async fn somebody_waits_at_the_fence(&self) {
-        support::eventually("somebody waits at the fence", async || {
+    async fn somebody_waits(&self, kind: &str) {
+        support::eventually("somebody waits for a lock", async || {
             let waiting: i64 = sqlx::query_scalar(
-                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+                "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+                 WHERE locktype = $1 AND NOT granted AND datname = current_database()",
             )
+            .bind(kind)
             .fetch_one(&self.pool)
             .await
             .unwrap();
@@ -166,7 +167,7 @@ async fn taking_over_waits_for_the_transactions_of_the_old_leader() {
     let database = setting.database.clone();
     let next = setting.fence(2);
     let taking_over = tokio::spawn(async move { database.take_over(next, 2, 2).await });
-    setting.somebody_waits_at_the_fence().await;
+    setting.somebody_waits("advisory").await;
     assert!(!taking_over.is_finished());
     transaction.commit().await.unwrap();
     taking_over.await.unwrap().unwrap();
@@ -324,16 +325,21 @@ async fn jobs_that_ended_long_ago_go_with_their_executions_and_leave_the_counter
     assert_eq!(seen, jobs.iter().map(|job| job.id).zip(ended).collect::<Vec<_>>());
     assert!(setting.database.old_jobs(5 * day, None, 3).await.unwrap().is_empty(), "nothing is so old");
 
-    // Between the look and the deletion it is tried again.
+    // Between the look and the deletion it is tried again; whoever does that has the row locked.
+    let mut retry = setting.pool.begin().await.unwrap();
     sqlx::query("UPDATE jobs SET status = 'queued', completed_at = NULL WHERE id = $1")
         .bind(jobs[2].id.0)
-        .execute(&setting.pool)
+        .execute(&mut *retry)
         .await
         .unwrap();
     let before = setting.database.stats().await.unwrap();
     let mut transaction = setting.database.begin(fence).await.unwrap();
     let all: Vec<_> = jobs.iter().map(|job| job.id).collect();
-    assert_eq!(transaction.delete_ended(6, &all, day).await.unwrap(), 2);
+    let (deleted, ()) = tokio::join!(transaction.delete_ended(6, &all, day), async {
+        setting.somebody_waits("transactionid").await;
+        retry.commit().await.unwrap();
+    });
+    assert_eq!(deleted.unwrap(), 2);
     transaction.commit().await.unwrap();
     let left: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT id FROM jobs ORDER BY submitted_at")
         .fetch_all(&setting.pool)
@@ -436,7 +442,7 @@ async fn the_fence_holds_whatever_the_database_s_isolation_is() {
     let mut lock = setting.pool.acquire().await.unwrap();
     sqlx::query("SELECT pg_advisory_lock(cortex_fence_key())").execute(&mut *lock).await.unwrap();
     let writing = tokio::spawn(async move { strict.begin(old).await.map(drop) });
-    setting.somebody_waits_at_the_fence().await;
+    setting.somebody_waits("advisory").await;
     sqlx::query("UPDATE leadership SET epoch = 2").execute(&mut *lock).await.unwrap();
     sqlx::query("SELECT pg_advisory_unlock(cortex_fence_key())").execute(&mut *lock).await.unwrap();
     assert!(matches!(writing.await.unwrap(), Err(StorageError::Fenced)));

@@ -25,9 +25,8 @@ impl PruneJobs {
 impl Loop for PruneJobs {
     const NAME: &'static str = "prune_jobs";
 
-    /// From one sweep to the next; no job stays longer than a tenth beyond its time on that account.
     fn period(&self) -> Duration {
-        (self.age / 10).clamp(Duration::from_secs(1), Duration::from_secs(3600))
+        Duration::from_secs(600)
     }
 
     fn nudge<'a>(&self, _: &'a Leader) -> Option<&'a Notify> {

@@ -22,6 +22,10 @@ const UNIT: usize = 1024;
 /// Fewer items in a batch show that there is no load.
 const BUSY: usize = 16;
 
+/// Under load a batch begins once nothing has come for so many turns of the runtime: those whose answers the
+/// latest batch has brought come again together, and one whole costs less than two halves.
+const TURNS: u32 = 32;
+
 /// Bounds of a batcher.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -145,9 +149,14 @@ impl<T> Shared<T> {
                 receiver.recv().await
             }
         }?;
-        // Whoever is ready to run may still join; alone, this costs nothing.
-        tokio::task::yield_now().await;
         let mut busy = self.latest.load(Ordering::Relaxed) >= BUSY && !stop.is_cancelled();
+        // Whoever is ready to run may still join; alone, this costs nothing.
+        let (mut waiting, mut turns) = (receiver.len(), if busy { TURNS } else { 1 });
+        while turns > 0 && waiting < limits.batch {
+            tokio::task::yield_now().await;
+            turns = if busy && receiver.len() > waiting { TURNS } else { turns - 1 };
+            waiting = receiver.len();
+        }
         let until = Instant::now() + limits.linger;
         let mut bytes = 0;
         let mut batch = Vec::new();
@@ -239,6 +248,29 @@ mod tests {
         }
         push(19);
         assert_eq!(batches.recv().await, Some(20), "16 are a load");
+    }
+
+    #[tokio::test]
+    async fn under_load_those_who_come_one_after_the_other_share_a_batch() {
+        let (stage, (seen, mut batches)) = (stage(), mpsc::unbounded_channel());
+        let batcher = Batcher::start(&stage, Limits::default(), &[0], &sizes(), move |_, batch: Vec<u32>| {
+            let sent = seen.send(batch.len());
+            async move { sent.unwrap() }
+        });
+        let come = async |items: u32| {
+            for n in 0..items {
+                batcher.push(n, 0).unwrap();
+                for _ in 0..TURNS / 2 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        come(2).await;
+        assert_eq!([batches.recv().await, batches.recv().await], [Some(1); 2], "alone, nobody waits");
+        (0..16).for_each(|n| batcher.push(n, 0).unwrap());
+        assert_eq!(batches.recv().await, Some(16));
+        come(10).await;
+        assert_eq!(batches.recv().await, Some(10));
     }
 
     #[tokio::test]

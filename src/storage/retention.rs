@@ -59,15 +59,16 @@ impl FencedTransaction {
         jobs: &[JobId],
         age: Duration,
     ) -> Result<u64, StorageError> {
-        let mut ids: Vec<_> = jobs.iter().map(|id| id.0).collect();
-        // In the order of their ids, as everywhere, against circles of locks.
-        ids.sort_unstable();
+        let ids: Vec<_> = jobs.iter().map(|id| id.0).collect();
         let rows = sqlx::query!(
-            r#"WITH gone AS (
-                   DELETE FROM jobs
+            r#"WITH locked AS (
+                   -- In the order of their ids, as everywhere, against circles of locks.
+                   SELECT id FROM jobs
                    WHERE id = ANY($1) AND completed_at < now() - make_interval(secs => $2)
-                   RETURNING id, status
-               ), executions AS (DELETE FROM executions WHERE job_id = ANY(ARRAY(SELECT id FROM gone)))
+                   ORDER BY id FOR UPDATE
+               ), gone AS (
+                   DELETE FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM locked)) RETURNING id, status
+               ), ended AS (DELETE FROM executions WHERE job_id = ANY(ARRAY(SELECT id FROM gone)))
                SELECT status, count(*) AS "jobs!" FROM gone GROUP BY status"#,
             &ids,
             age.as_secs_f64(),

@@ -68,19 +68,23 @@ async fn many_callers_at_once_do_not_overfill_the_queue() {
 }
 
 #[tokio::test]
-async fn a_finished_job_is_deleted_after_its_retention_and_a_waiting_one_is_not() {
-    let scene = Scene::with(|builder, _| builder.set("retention.finished_jobs=1")).await;
-    let url = format!("http://{}/api/v1/jobs", scene.cluster.http(0));
-    let submit = async || {
-        let job = json!({"name": "job", "model_name": "model", "model_version": "1", "input_data": {"a": 1}});
-        let stored: Value = scene.http.post(&url).json(&job).send().await.unwrap().json().await.unwrap();
-        format!("/api/v1/jobs/{}", stored["id"].as_str().unwrap())
-    };
-    let (waiting, finished) = (submit().await, submit().await);
-    let cancel = scene.http.delete(format!("http://{}{finished}", scene.cluster.http(0)));
-    assert!(cancel.send().await.unwrap().status().is_success());
-    until("the finished job is gone", async || scene.get(1, &finished).await.0 == 404).await;
-    assert_eq!(scene.get(1, &waiting).await.0, 200);
-    let (_, stats) = scene.get(2, "/api/v1/jobs/stats/summary").await;
-    assert_eq!((&stats["total_jobs"], &stats["cancelled"]), (&json!(1), &json!(0)));
+async fn jobs_are_deleted_after_their_retention_page_by_page_and_waiting_ones_are_not() {
+    let scene = Scene::with(|builder, _| builder.set("retention.finished_jobs=3600")).await;
+    let job = json!({"name": "job", "model_name": "model", "model_version": "1", "input_data": {"a": 1}});
+    let url = format!("http://{}/api/v1/jobs/batch", scene.cluster.http(0));
+    let stored = scene.http.post(url).json(&json!({"jobs": vec![&job; 250]})).send().await.unwrap();
+    assert_eq!(stored.status(), 201);
+    // All are old, and but for every tenth they ended two hours or half an hour ago.
+    let aged = "WITH old AS (SELECT id, row_number() OVER (ORDER BY id) AS number FROM jobs)
+        UPDATE jobs j SET submitted_at = now() - interval '3 hours',
+            status = CASE WHEN number % 10 = 0 THEN status ELSE 'failed' END,
+            completed_at = CASE number % 10 WHEN 0 THEN NULL WHEN 1 THEN now() - interval '30 minutes'
+                ELSE now() - interval '2 hours' END
+        FROM old o WHERE o.id = j.id";
+    sqlx::query(aged).execute(&scene.pool).await.unwrap();
+    // A new leader begins with a sweep.
+    let former = scene.leader().await;
+    scene.kill(former).await;
+    until("the old ones are gone", async || scene.count("SELECT count(*) FROM jobs").await == 50).await;
+    assert_eq!(scene.count("SELECT count(*) FROM jobs WHERE status = 'queued'").await, 25);
 }

@@ -233,7 +233,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// Time after its end at which a job is deleted, with its executions. Default 2592000 seconds (30 days), whole; 0 keeps
-    /// jobs for ever, else 1 to 315360000 (10 years).
+    /// jobs for ever, else 3600 to 315360000 (10 years).
     pub finished_jobs: Option<Duration>,
 }
 

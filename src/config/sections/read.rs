@@ -25,6 +25,7 @@ const STRATEGIES: &[(&str, RetryStrategy)] = &[
 ];
 const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 const ALGORITHMS: &[(&str, JwtAlgorithm)] = &[("RS256", JwtAlgorithm::Rs256)];
+const AN_HOUR: u64 = 3600;
 const THIRTY_DAYS: u64 = 30 * 24 * 3600;
 const TEN_YEARS: u64 = 3650 * 24 * 3600;
 const HTTP_URL: &str = "must start with http:// or https://";
@@ -115,8 +116,12 @@ fn queue(section: &mut Section<'_>) -> Queue {
 }
 
 fn retention(section: &mut Section<'_>) -> Retention {
-    let seconds: u32 = section.whole("finished_jobs", 0..=TEN_YEARS, 30 * 24 * 3600);
-    Retention { finished_jobs: (seconds > 0).then(|| Duration::from_secs(seconds.into())) }
+    let seconds: u64 = section.whole("finished_jobs", 0..=TEN_YEARS, THIRTY_DAYS);
+    if (1..AN_HOUR).contains(&seconds) {
+        // A submission that is sent again on its way to the leader must find its job.
+        section.note("finished_jobs", "must be 0 or at least 3600 seconds");
+    }
+    Retention { finished_jobs: (seconds > 0).then(|| Duration::from_secs(seconds)) }
 }
 
 /// Braces would be taken for the hash tag of a Redis cluster.

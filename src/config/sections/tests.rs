@@ -35,7 +35,6 @@ fn the_defaults_are_those_of_the_specification() {
     assert_eq!(config.cluster.seeds, [Seed { id: 1, address: "127.0.0.1:7070".into() }]);
     assert_eq!(config.limits.max_body_bytes, 1 << 20);
     assert_eq!(config.retention.finished_jobs, Some(Duration::from_secs(2_592_000)));
-    assert_eq!(with_stores("retention: {finished_jobs: 0}").unwrap().retention.finished_jobs, None);
     assert!(config.security.require_auth);
 }
 
@@ -225,6 +224,13 @@ fn broken_yaml_and_unreadable_files_say_so() {
 fn limits_are_inclusive() {
     assert!(with_stores("scheduler: {batch_size: 1000, poll_interval: 0.01}").is_ok());
     assert_eq!(faults(with_stores("scheduler: {batch_size: 1001}")), ["scheduler.batch_size"]);
+    let kept = |seconds: u32| {
+        with_stores(&format!("retention: {{finished_jobs: {seconds}}}"))
+            .map(|config| config.retention.finished_jobs)
+    };
+    assert_eq!(kept(0), Ok(None));
+    assert_eq!(kept(3_600), Ok(Some(Duration::from_secs(3_600))));
+    assert!(kept(1).is_err() && kept(3_599).is_err() && kept(315_360_001).is_err());
     assert_eq!(faults(with_stores("scheduler: {poll_interval: 0.009}")), ["scheduler.poll_interval"]);
     assert!(with_stores(&format!("security: {{payload_keys: ['{}']}}", "0a".repeat(32))).is_ok());
     assert!(with_stores(&format!("security: {{payload_keys: ['{}=']}}", "a".repeat(43))).is_ok());

@@ -16,8 +16,8 @@ use crate::storage::{OldJob, QueuedJob, StorageError};
 const SWEEP: i64 = 500;
 /// Jobs per page of a rebuild.
 const PAGE: i64 = 5_000;
-/// Old jobs that are looked at and deleted at a time.
-const PRUNE: i64 = 1_000;
+/// Most old jobs that are deleted in one transaction: it has 2 s, and each may take megabytes.
+const PRUNE: i64 = 100;
 /// Age from which a claim counts as left behind. Longer than any assignment takes.
 const STALE_CLAIM: Duration = Duration::from_secs(8);
 /// How long a committed change may take to reach the ready queue before it counts as lost.
@@ -49,11 +49,18 @@ pub struct Reconciliation {
 }
 
 /// What `prune_jobs` remembers from one run to the next.
-#[derive(Default)]
 pub struct Pruning {
     /// Where the sweep over the old jobs goes on.
     looked_at: Option<OldJob>,
+    /// Jobs of the next page: fewer after a failure, which may have been for their size.
+    page: i64,
     gone: u64,
+}
+
+impl Default for Pruning {
+    fn default() -> Self {
+        Self { looked_at: None, page: PRUNE, gone: 0 }
+    }
 }
 
 impl Leader {
@@ -167,7 +174,9 @@ impl Leader {
     ) -> Result<Option<Duration>, UpkeepError> {
         let core = &self.core;
         let began = core.now();
-        let page = core.parts.database.old_jobs(age, memory.looked_at.as_ref(), PRUNE).await?;
+        let limit = memory.page;
+        memory.page = (limit / 2).max(1);
+        let page = core.parts.database.old_jobs(age, memory.looked_at.as_ref(), limit).await?;
         let ended: Vec<JobId> = page.iter().filter(|job| job.ended).map(|job| job.id).collect();
         if !ended.is_empty() {
             memory.gone += core
@@ -178,7 +187,8 @@ impl Leader {
                 })
                 .await?;
         }
-        if i64::try_from(page.len()).unwrap_or(PRUNE) < PRUNE {
+        memory.page = (limit * 2).min(PRUNE);
+        if i64::try_from(page.len()).unwrap_or(limit) < limit {
             let Pruning { gone, .. } = std::mem::take(memory);
             if gone > 0 {
                 tracing::info!(
