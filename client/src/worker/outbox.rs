@@ -1,17 +1,18 @@
 //! What the worker holds and what it has to say: state behind one mutex.
 //!
 //! The connection pulls. Whenever it can take a message it gets all that has come together since: reports,
-//! credits, a sign of life. So batches form without a timer, and alone a report leaves at once. What was sent
+//! credits, a sign of life. What comes after a pause leaves at once; a busy worker gathers what it has to say,
+//! so that it does not send hundreds of small messages, unless half of its slots wait for jobs. What was sent
 //! and not answered is sent again on the next stream.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use futures::Stream;
 use tokio::sync::Notify;
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::proto::session_report::Report;
@@ -24,6 +25,8 @@ use crate::proto::{
 const BATCH: usize = 512;
 /// Reports share a message up to so many bytes; a larger one goes alone. Half of what a replica takes by default.
 const BATCH_BYTES: usize = 512 << 10;
+/// How long after a message the next one gathers, unless there is need of jobs.
+const GATHERING: Duration = Duration::from_millis(2);
 /// Most leases that a replica lets an opening name.
 const MOST_HELD: usize = 1000;
 /// How long a job must run before it is reported as running: a job that ends sooner says so itself.
@@ -61,7 +64,21 @@ struct State {
     draining: bool,
     /// Counts streams; an older one ends.
     stream: u64,
+    /// When the last message left on it.
+    sent: Option<Instant>,
+    /// The sender comes back by itself.
+    gathering: bool,
     sender: Option<Waker>,
+}
+
+/// What a stream's sender gets.
+enum Next {
+    Message(SessionRequest),
+    /// There is something to say, but not before then.
+    Later(Instant),
+    Nothing,
+    /// Another stream has begun.
+    Ended,
 }
 
 struct Held {
@@ -107,7 +124,9 @@ impl Outbox {
         state.unsent = state.reports.keys().copied().collect();
         state.postponed.clear();
         state.stream += 1;
-        Outgoing { outbox: Arc::clone(self), stream: state.stream }
+        state.sent = None;
+        state.gathering = false;
+        Outgoing { outbox: Arc::clone(self), stream: state.stream, later: Box::pin(sleep(Duration::ZERO)) }
     }
 
     /// The server's name for this worker.
@@ -318,11 +337,18 @@ impl Outbox {
         self.lock().held.values().filter(|held| held.finished).count()
     }
 
-    fn next_message(&self, stream: u64, cx: &Context<'_>) -> Poll<Option<SessionRequest>> {
+    fn next_message(&self, stream: u64, cx: &Context<'_>) -> Next {
         let mut state = self.lock();
         if state.stream != stream {
-            return Poll::Ready(None);
+            return Next::Ended;
         }
+        let now = Instant::now();
+        if let Some(due) = state.gathers_until(now) {
+            state.gathering = true;
+            state.sender = Some(cx.waker().clone());
+            return Next::Later(due);
+        }
+        state.gathering = false;
         let mut reports = Vec::new();
         let mut bytes = 0;
         while reports.len() < BATCH {
@@ -344,14 +370,15 @@ impl Outbox {
         let message = SessionRequest { opening: state.opening.take(), credits, reports, heartbeat };
         if message == SessionRequest::default() {
             state.sender = Some(cx.waker().clone());
-            return Poll::Pending;
+            return Next::Nothing;
         }
+        state.sent = Some(now);
         let draining = state.draining;
         drop(state);
         if draining {
             self.changed.notify_one();
         }
-        Poll::Ready(Some(message))
+        Next::Message(message)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -368,6 +395,19 @@ impl State {
         let slots = self.slots.saturating_sub(self.unfinished);
         let room = u32::try_from(MOST_HELD.saturating_sub(self.held.len())).unwrap_or(0);
         slots.min(room).saturating_sub(self.outstanding)
+    }
+
+    /// When the next message may leave, if that is not now.
+    fn gathers_until(&self, now: Instant) -> Option<Instant> {
+        let due = self.sent? + GATHERING;
+        let silent = self.unsent.is_empty() && self.vacancies() == 0 && self.heartbeat.is_none();
+        (due > now && !silent && !self.is_in_need()).then_some(due)
+    }
+
+    /// Whether half of the slots wait for jobs that were not asked for.
+    fn is_in_need(&self) -> bool {
+        let vacancies = self.vacancies();
+        vacancies > 0 && vacancies >= self.slots.div_ceil(2)
     }
 
     fn report(&mut self, report: Report) {
@@ -392,8 +432,11 @@ impl State {
     }
 }
 
-/// Wakes the connection, after the lock was given back.
+/// Wakes the connection, after the lock was given back. One that gathers is left alone.
 fn wake(mut state: MutexGuard<'_, State>) {
+    if state.gathering && !state.is_in_need() {
+        return;
+    }
     let sender = state.sender.take();
     drop(state);
     if let Some(sender) = sender {
@@ -433,12 +476,27 @@ fn update(lease: &str, job_id: &str, attempt: i32, status: &str, message: &str) 
 pub(super) struct Outgoing {
     outbox: Arc<Outbox>,
     stream: u64,
+    later: Pin<Box<Sleep>>,
 }
 
 impl Stream for Outgoing {
     type Item = SessionRequest;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SessionRequest>> {
-        self.outbox.next_message(self.stream, cx)
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SessionRequest>> {
+        loop {
+            match self.outbox.next_message(self.stream, cx) {
+                Next::Message(message) => return Poll::Ready(Some(message)),
+                Next::Ended => return Poll::Ready(None),
+                Next::Nothing => return Poll::Pending,
+                Next::Later(due) => {
+                    self.later.as_mut().reset(due);
+                    ready!(self.later.as_mut().poll(cx));
+                }
+            }
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;
