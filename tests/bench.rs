@@ -82,7 +82,9 @@ fn check_line(line: &Value, workload: &str, jobs: u64) {
     let number = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
     assert!(number("seconds") > 0.0 && number("jobs_per_s") > 0.0, "{line}");
     assert!(number("p50_ms") <= number("p99_ms") && number("p99_ms") <= number("max_ms"), "{line}");
-    for key in ["cpu_s", "cpu_client_s", "refused", "in_flight", "workers", "slots", "payload_bytes"] {
+    for key in
+        ["cpu_s", "cpu_client_s", "cpu_stolen_s", "refused", "in_flight", "workers", "slots", "payload_bytes"]
+    {
         assert!(number(key) >= 0.0, "{key} in {line}");
     }
 }

@@ -109,7 +109,7 @@ fn completion(claim: Claim, running: bool) -> Completion<'static> {
 
 async fn store(setting: &Setting, fence: Fence, jobs: &[&NewJob]) {
     let stored = setting.database.insert_jobs(fence, 0, &queued(jobs), 30).await.unwrap();
-    assert_eq!(stored.iter().flatten().count(), jobs.len());
+    assert_eq!(stored.len(), jobs.len());
 }
 
 #[tokio::test]
@@ -199,10 +199,40 @@ async fn a_submission_that_is_sent_twice_is_stored_once() {
     let setting = Setting::fresh().await;
     let fence = setting.lead(1).await;
     let new_job = job(json!({}));
-    store(&setting, fence, &[&new_job]).await;
-    store(&setting, fence, &[&new_job, &job(json!({}))]).await;
+    let first = setting.database.insert_jobs(fence, 0, &queued(&[&new_job]), 30).await.unwrap();
+    let other = job(json!({}));
+    // Both copies may meet in one batch, and so may one with a job that was stored long ago.
+    let again = queued(&[&other, &new_job, &other]);
+    let again = setting.database.insert_jobs(fence, 0, &again, 30).await.unwrap();
+    assert_eq!(again.iter().map(|job| job.new).collect::<Vec<_>>(), [true, false, false]);
+    assert_eq!(again[1].submitted_at, first[0].submitted_at);
+    assert_eq!(again[2].submitted_at, again[0].submitted_at);
     let stats = setting.database.stats().await.unwrap();
     assert_eq!((stats.total_jobs, stats.queued), (2, 2));
+}
+
+#[tokio::test]
+async fn copies_of_a_submission_that_are_stored_at_once_are_stored_once() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let jobs: Vec<NewJob> = (0..40).map(|_| job(json!({}))).collect();
+    let copies = (0..4).map(|copy| {
+        let (database, mut rows) = (setting.database.clone(), jobs.iter().collect::<Vec<_>>());
+        // Parts that overlap, in an order of their own.
+        rows.rotate_left(copy * 10);
+        rows.truncate(25);
+        async move { database.insert_jobs(fence, 0, &queued(&rows), 30).await }
+    });
+    let mut new = 0;
+    for answer in futures::future::join_all(copies).await {
+        match answer {
+            Ok(stored) => new += stored.iter().filter(|job| job.new).count(),
+            // Two that wait for each other: one is told to come again.
+            Err(error) => assert!(error.retryable(), "{error:?}"),
+        }
+    }
+    let stats = setting.database.stats().await.unwrap();
+    assert_eq!((stats.total_jobs, stats.queued), (new as i64, new as i64));
 }
 
 #[tokio::test]

@@ -81,7 +81,7 @@ fn replace(text: &str, section: &str, table: &str) -> Result<String, Failure> {
 }
 
 fn brief(line: &Value) -> String {
-    let keys = ["jobs", "jobs_per_s", "p50_ms", "p99_ms", "refused", "cpu_client_s", "notes"];
+    let keys = ["jobs", "jobs_per_s", "p50_ms", "p99_ms", "refused", "cpu_client_s", "cpu_stolen_s", "notes"];
     let known = keys.iter().filter_map(|key| match &line[key] {
         Value::Null => None,
         Value::Number(number) => Some(format!("{key} {}", figure(number.as_f64().unwrap_or(0.0)))),

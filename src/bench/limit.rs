@@ -202,7 +202,7 @@ fn line(
     clock: Clock,
     cpu: Cpu,
 ) -> Line {
-    let (cpu_s, cpu_client_s) = cpu.since();
+    let cpu = cpu.since();
     #[expect(clippy::cast_precision_loss, reason = "seconds for people")]
     let (seconds, count) = (clock.micros() as f64 / 1e6, jobs as f64);
     Line {
@@ -213,8 +213,9 @@ fn line(
         p50_ms: 0.0,
         p99_ms: 0.0,
         max_ms: 0.0,
-        cpu_s,
-        cpu_client_s,
+        cpu_s: cpu.machine,
+        cpu_client_s: cpu.process,
+        cpu_stolen_s: cpu.stolen,
         refused: 0,
         verified: jobs as u64,
         in_flight: connections,

@@ -30,6 +30,8 @@ pub struct Line {
     pub cpu_s: f64,
     /// The part of it that this process spent.
     pub cpu_client_s: f64,
+    /// Processor time that the machine wanted and that its host gave to others.
+    pub cpu_stolen_s: f64,
     /// Submissions that were told to come again later.
     pub refused: u64,
     /// Jobs of this run, without those that warmed up, that PostgreSQL holds as the run wants them: stored, or
@@ -56,11 +58,15 @@ pub(super) fn percentile_ms(times: &Histogram<u64>, percentile: f64) -> f64 {
     if times.is_empty() { 0.0 } else { times.value_at_percentile(percentile) as f64 / 1000.0 }
 }
 
-/// Processor time so far: of the machine, and of this process, in seconds.
+/// Processor time so far, in seconds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cpu {
-    machine: f64,
-    process: f64,
+    /// Of the machine.
+    pub machine: f64,
+    /// Of this process.
+    pub process: f64,
+    /// What the machine's host gave to others.
+    pub stolen: f64,
 }
 
 impl Cpu {
@@ -68,21 +74,30 @@ impl Cpu {
     pub(super) fn now() -> Self {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        Self { machine: machine(&stat).unwrap_or(0.0), process: process(&own).unwrap_or(0.0) }
+        // All but idle time and time that others took.
+        Self {
+            machine: of_machine(&stat, &[0, 1, 2, 5, 6]),
+            process: process(&own).unwrap_or(0.0),
+            stolen: of_machine(&stat, &[7]),
+        }
     }
 
-    /// What was spent since: by the machine, by this process.
-    pub(super) fn since(self) -> (f64, f64) {
+    /// What was spent since.
+    pub(super) fn since(self) -> Self {
         let now = Self::now();
-        (now.machine - self.machine, now.process - self.process)
+        Self {
+            machine: now.machine - self.machine,
+            process: now.process - self.process,
+            stolen: now.stolen - self.stolen,
+        }
     }
 }
 
-/// All but idle time and time that others took: fields 1 to 3, 6 and 7 of the first line.
-fn machine(stat: &str) -> Option<f64> {
-    let ticks: Vec<f64> =
-        stat.lines().next()?.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
-    Some([0, 1, 2, 5, 6].iter().filter_map(|at| ticks.get(*at)).sum::<f64>() / TICKS_PER_SECOND)
+/// Fields of the first line, together.
+fn of_machine(stat: &str, fields: &[usize]) -> f64 {
+    let line = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    fields.iter().filter_map(|at| ticks.get(*at)).sum::<f64>() / TICKS_PER_SECOND
 }
 
 /// User and system time. The fields are counted behind the command's name, which may contain anything.
@@ -98,10 +113,12 @@ mod tests {
 
     #[test]
     fn processor_time_is_read_past_idle_time() {
-        assert_eq!(machine("cpu  100 20 30 900 900 5 5 7 0 0\ncpu0 1"), Some(1.6));
+        let stat = "cpu  100 20 30 900 900 5 5 7 0 0\ncpu0 1";
+        assert!((of_machine(stat, &[0, 1, 2, 5, 6]) - 1.6).abs() < f64::EPSILON);
+        assert!((of_machine(stat, &[7]) - 0.07).abs() < f64::EPSILON);
         assert_eq!(process("7 (a b) c) S 1 7 7 0 -1 4194304 100 0 0 0 250 50 0"), Some(3.0));
         let before = Cpu::now();
-        assert!(before.machine > 0.0 && before.since().0 >= 0.0);
+        assert!(before.machine > 0.0 && before.since().machine >= 0.0);
     }
 
     #[test]

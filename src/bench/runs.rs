@@ -299,7 +299,7 @@ impl Run {
         cpu: Cpu,
         times: &Histogram<u64>,
     ) -> Line {
-        let (cpu_s, cpu_client_s) = cpu.since();
+        let cpu = cpu.since();
         #[expect(clippy::cast_precision_loss, reason = "seconds for people")]
         let (seconds, count) = (self.clock.micros().saturating_sub(began) as f64 / 1e6, jobs as f64);
         Line {
@@ -310,8 +310,9 @@ impl Run {
             p50_ms: percentile_ms(times, 50.0),
             p99_ms: percentile_ms(times, 99.0),
             max_ms: percentile_ms(times, 100.0),
-            cpu_s,
-            cpu_client_s,
+            cpu_s: cpu.machine,
+            cpu_client_s: cpu.process,
+            cpu_stolen_s: cpu.stolen,
             refused: done.refused,
             verified: 0,
             in_flight: self.options.in_flight,

@@ -1,9 +1,10 @@
 //! Storing submissions, many in one statement.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::error::Error;
+use std::io;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use uuid::Uuid;
 
 use super::assignments::Claim;
 use super::database::Database;
@@ -12,6 +13,9 @@ use super::fence::{Fence, of_statement};
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 use crate::domain::payload::Payload;
+
+/// The constraint that a second job of the same id breaks.
+const ONE_JOB_OF_AN_ID: &str = "jobs_pkey";
 
 /// A job to store, and the lease under which a worker takes it at once, if one does.
 #[derive(Debug, Clone, Copy)]
@@ -34,22 +38,74 @@ pub struct Inserted {
 }
 
 impl Database {
-    /// Stores jobs, as `assigned` where a worker takes them and as `queued` otherwise. A job whose id is
-    /// there already is left alone, so a submission that is sent twice is stored once. Answers in the order
-    /// of the jobs; what another transaction stores at this moment is missing. Until its worker says that
-    /// it runs, a lease is good for `fetch_seconds` beyond the job's timeout. Fenced, and committed by itself.
+    /// Stores jobs, all or none, as `assigned` where a worker takes them and as `queued` otherwise. A job whose id
+    /// is there already is left alone, so a submission that is sent twice is stored once. Answers in the order
+    /// of the jobs. Until its worker says that it runs, a lease is good for `fetch_seconds` beyond the job's
+    /// timeout. Fenced, and committed by itself.
     pub async fn insert_jobs(
         &self,
         fence: Fence,
         slot: i16,
         jobs: &[Insertion<'_>],
         fetch_seconds: i32,
-    ) -> Result<Vec<Option<Inserted>>, StorageError> {
+    ) -> Result<Vec<Inserted>, StorageError> {
+        let Some(first) = self.insert_new_jobs(fence, slot, jobs, fetch_seconds).await? else {
+            return self.insert_missing_jobs(fence, slot, jobs, fetch_seconds).await;
+        };
+        // Each job has a moment of its own.
+        Ok((0..)
+            .zip(jobs)
+            .map(|(index, row)| Inserted {
+                submitted_at: first + TimeDelta::microseconds(index),
+                new: true,
+                assigned_to: row.claim.map(|claim| claim.worker_id),
+            })
+            .collect())
+    }
+
+    /// The slow way, for when some jobs are there already: asking each time would cost every submission what only
+    /// those need that are sent again.
+    async fn insert_missing_jobs(
+        &self,
+        fence: Fence,
+        slot: i16,
+        jobs: &[Insertion<'_>],
+        fetch_seconds: i32,
+    ) -> Result<Vec<Inserted>, StorageError> {
+        loop {
+            let mut known: HashSet<JobId> = self.stored_jobs(jobs).await?.into_keys().collect();
+            let missing: Vec<Insertion<'_>> =
+                jobs.iter().filter(|row| known.insert(row.job.id)).copied().collect();
+            if !missing.is_empty()
+                && self.insert_new_jobs(fence, slot, &missing, fetch_seconds).await?.is_none()
+            {
+                // Another transaction was faster: there is one more that is known now.
+                continue;
+            }
+            let mut new: HashSet<JobId> = missing.iter().map(|row| row.job.id).collect();
+            let stored = self.stored_jobs(jobs).await.map_err(unknown)?;
+            let answer = |row: &Insertion<'_>| {
+                let (submitted_at, assigned_to) = *stored.get(&row.job.id)?;
+                Some(Inserted { submitted_at, new: new.remove(&row.job.id), assigned_to })
+            };
+            let answers: Option<Vec<Inserted>> = jobs.iter().map(answer).collect();
+            return answers.ok_or_else(|| unknown(sqlx::Error::RowNotFound));
+        }
+    }
+
+    /// Stores jobs none of which may be there, and answers when the first of them was stored; each is dated a
+    /// microsecond after the one before it, so that the order in which they came is kept. `None` says that one of
+    /// them is there, and that nothing was done.
+    async fn insert_new_jobs(
+        &self,
+        fence: Fence,
+        slot: i16,
+        jobs: &[Insertion<'_>],
+        fetch_seconds: i32,
+    ) -> Result<Option<DateTime<Utc>>, StorageError> {
         let column = Columns(jobs);
         let mut connection = self.for_fenced_statement().await?;
-        // Each job gets a moment of its own, a microsecond after the one before it, so that the order in
-        // which they came is kept.
-        let row = sqlx::query!(
+        let first = sqlx::query_scalar!(
             r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($18, $19) AS passed, clock_timestamp() AS moment
                ), submission AS (
                    SELECT s.*, fence.moment + s.ordinal * interval '1 microsecond' AS at
@@ -73,7 +129,6 @@ impl Database {
                            THEN at + make_interval(secs => timeout_seconds + $16::int) END,
                        CASE WHEN lease_id IS NOT NULL THEN 0 END
                    FROM submission
-                   ON CONFLICT (id) DO NOTHING
                    RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at
                ), leased AS (
                    INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
@@ -93,9 +148,7 @@ impl Database {
                        assigned = job_counters.assigned + c.assigned, waits = waits + c.assigned
                    FROM counts c WHERE slot = $1 AND c.all_jobs > 0
                )
-               SELECT all_jobs AS "stored!", first,
-                   CASE WHEN all_jobs < cardinality($2) THEN ARRAY(SELECT id FROM stored) END AS new_ids
-               FROM counts"#,
+               SELECT first AS "first!" FROM counts"#,
             slot,
             &column.of(|job| job.id.0),
             &column.of(|job| job.name.as_str()) as _,
@@ -117,57 +170,37 @@ impl Database {
             fence.epoch.0,
         )
         .fetch_one(&mut *connection)
-        .await
-        .map_err(of_statement)?;
-        drop(connection);
-        match (row.new_ids, row.first) {
-            (None, Some(first)) => Ok(in_order(jobs, first)),
-            (new, _) => self.find_inserted(jobs, &new.unwrap_or_default()).await.map_err(unknown),
+        .await;
+        match first {
+            Ok(first) => Ok(Some(first)),
+            Err(sqlx::Error::Database(error)) if error.constraint() == Some(ONE_JOB_OF_AN_ID) => Ok(None),
+            Err(error) => Err(of_statement(error)),
         }
     }
 
-    /// The slow way to the answer, where some jobs had been there before.
-    async fn find_inserted(
+    /// Those of the jobs that are there: since when, and who has held them since their submission.
+    async fn stored_jobs(
         &self,
         jobs: &[Insertion<'_>],
-        new: &[Uuid],
-    ) -> Result<Vec<Option<Inserted>>, StorageError> {
+    ) -> Result<HashMap<JobId, (DateTime<Utc>, Option<WorkerId>)>, StorageError> {
         let rows = sqlx::query!(
-            r#"SELECT id, submitted_at, id = ANY($2) AS "new!",
+            r#"SELECT id, submitted_at,
                    CASE WHEN status = 'assigned' AND retry_count = 0 THEN assigned_worker_id END AS worker
                FROM jobs WHERE id = ANY($1)"#,
             &Columns(jobs).of(|job| job.id.0),
-            new,
         )
         .fetch_all(&self.reads)
         .await?;
-        let found: HashMap<JobId, Inserted> = rows
+        Ok(rows
             .into_iter()
-            .map(|row| {
-                let (submitted_at, new) = (row.submitted_at, row.new);
-                let assigned_to = row.worker.map(WorkerId);
-                (JobId(row.id), Inserted { submitted_at, new, assigned_to })
-            })
-            .collect();
-        Ok(jobs.iter().map(|row| found.get(&row.job.id).copied()).collect())
+            .map(|row| (JobId(row.id), (row.submitted_at, row.worker.map(WorkerId))))
+            .collect())
     }
 }
 
 /// What is committed cannot be taken back: without the answer it is unknown what was stored.
-fn unknown(error: StorageError) -> StorageError {
-    StorageError::OutcomeUnknown(sqlx::Error::Io(std::io::Error::other(error)))
-}
-
-/// All jobs were new: each was stored a microsecond after the one before it.
-fn in_order(jobs: &[Insertion<'_>], first: DateTime<Utc>) -> Vec<Option<Inserted>> {
-    (0..)
-        .zip(jobs)
-        .map(|(index, row)| {
-            let submitted_at = first + TimeDelta::microseconds(index);
-            let assigned_to = row.claim.map(|claim| claim.worker_id);
-            Some(Inserted { submitted_at, new: true, assigned_to })
-        })
-        .collect()
+fn unknown(error: impl Into<Box<dyn Error + Send + Sync>>) -> StorageError {
+    StorageError::OutcomeUnknown(sqlx::Error::Io(io::Error::other(error)))
 }
 
 /// Most jobs have no tags and no metadata: then there is nothing to be sent and read again.

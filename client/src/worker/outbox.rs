@@ -26,7 +26,7 @@ const BATCH: usize = 512;
 /// Reports share a message up to so many bytes; a larger one goes alone. Half of what a replica takes by default.
 const BATCH_BYTES: usize = 512 << 10;
 /// How long after a message the next one gathers, unless there is need of jobs.
-const GATHERING: Duration = Duration::from_millis(2);
+const GATHERING: Duration = Duration::from_millis(5);
 /// Most leases that a replica lets an opening name.
 const MOST_HELD: usize = 1000;
 /// How long a job must run before it is reported as running: a job that ends sooner says so itself.

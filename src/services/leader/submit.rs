@@ -22,7 +22,7 @@ use crate::storage::{Claim, Inserted, Insertion, StorageError};
 
 type Reply = oneshot::Sender<Result<Vec<Accepted>, ServiceError>>;
 /// What became of a job, and the worker that has a slot reserved for it.
-type Stored = (Option<Inserted>, Option<Placed>);
+type Stored = (Inserted, Option<Placed>);
 
 /// One caller's jobs.
 pub(super) struct Submission {
@@ -134,17 +134,10 @@ impl Leader {
     /// After the commit: jobs to their workers or into the ready queue, then the answer.
     fn accept(&self, submission: Submission, stored: &mut impl Iterator<Item = Stored>) {
         let core = &self.core;
-        let mut accepted = Some(Vec::with_capacity(submission.jobs.len()));
+        let mut accepted = Vec::with_capacity(submission.jobs.len());
         for (job, (inserted, placed)) in submission.jobs.into_iter().zip(stored) {
-            // Missing: another transaction stores the same id at this moment.
-            let Some(Inserted { submitted_at, new, assigned_to }) = inserted else {
-                core.unreserve(placed);
-                accepted = None;
-                continue;
-            };
-            if let Some(accepted) = &mut accepted {
-                accepted.push(Accepted { submitted_at, assigned_to });
-            }
+            let Inserted { submitted_at, new, assigned_to } = inserted;
+            accepted.push(Accepted { submitted_at, assigned_to });
             match placed {
                 Some(placed) if new => {
                     core.parts.metrics.jobs_queued.inc();
@@ -162,7 +155,7 @@ impl Leader {
             }
         }
         drop(submission.room);
-        drop(submission.reply.send(accepted.ok_or(ServiceError::OutcomeUnknown)));
+        drop(submission.reply.send(Ok(accepted)));
     }
 }
 
