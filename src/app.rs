@@ -36,9 +36,8 @@ const CHECK_WITHIN: Duration = Duration::from_secs(1);
 const RECONNECT: Duration = Duration::from_millis(500);
 /// How long open requests may take after the signal to stop.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
-/// Threads that serve other replicas, so that Raft is heard however busy the API is. One is enough, and is woken less
-/// often than two.
-const PEER_THREADS: usize = 1;
+/// Threads that serve other replicas, so that Raft is heard however busy the API is.
+const PEER_THREADS: usize = 2;
 
 /// Why a replica could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]

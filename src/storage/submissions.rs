@@ -1,10 +1,10 @@
 //! Storing submissions, many in one statement.
 
 use std::collections::{HashMap, HashSet};
-use std::error::Error;
-use std::io;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::error::DatabaseError;
+use uuid::Uuid;
 
 use super::assignments::Claim;
 use super::database::Database;
@@ -14,8 +14,15 @@ use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 use crate::domain::payload::Payload;
 
-/// The constraint that a second job of the same id breaks.
+/// The constraint that a second job of the same id breaks, as PostgreSQL has named it.
 const ONE_JOB_OF_AN_ID: &str = "jobs_pkey";
+
+/// Why jobs were not stored.
+enum Refused {
+    /// One of them is there already. Nothing was done.
+    Known(sqlx::Error),
+    Failed(StorageError),
+}
 
 /// A job to store, and the lease under which a worker takes it at once, if one does.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +45,7 @@ pub struct Inserted {
 }
 
 impl Database {
-    /// Stores jobs, all or none, as `assigned` where a worker takes them and as `queued` otherwise. A job whose id
+    /// Stores at least one job, all or none, as `assigned` where a worker takes them and as `queued` otherwise. A job whose id
     /// is there already is left alone, so a submission that is sent twice is stored once. Answers in the order
     /// of the jobs. Until its worker says that it runs, a lease is good for `fetch_seconds` beyond the job's
     /// timeout. Fenced, and committed by itself.
@@ -49,22 +56,14 @@ impl Database {
         jobs: &[Insertion<'_>],
         fetch_seconds: i32,
     ) -> Result<Vec<Inserted>, StorageError> {
-        let Some(first) = self.insert_new_jobs(fence, slot, jobs, fetch_seconds).await? else {
-            return self.insert_missing_jobs(fence, slot, jobs, fetch_seconds).await;
-        };
-        // Each job has a moment of its own.
-        Ok((0..)
-            .zip(jobs)
-            .map(|(index, row)| Inserted {
-                submitted_at: first + TimeDelta::microseconds(index),
-                new: true,
-                assigned_to: row.claim.map(|claim| claim.worker_id),
-            })
-            .collect())
+        match self.insert_new_jobs(fence, slot, jobs, fetch_seconds).await {
+            Ok(first) => Ok(all_new(jobs, first).collect()),
+            Err(Refused::Known(_)) => self.insert_missing_jobs(fence, slot, jobs, fetch_seconds).await,
+            Err(Refused::Failed(error)) => Err(error),
+        }
     }
 
-    /// The slow way, for when some jobs are there already: asking each time would cost every submission what only
-    /// those need that are sent again.
+    /// The slow way, for when some jobs are there already.
     async fn insert_missing_jobs(
         &self,
         fence: Fence,
@@ -72,39 +71,40 @@ impl Database {
         jobs: &[Insertion<'_>],
         fetch_seconds: i32,
     ) -> Result<Vec<Inserted>, StorageError> {
-        loop {
-            let mut known: HashSet<JobId> = self.stored_jobs(jobs).await?.into_keys().collect();
-            let missing: Vec<Insertion<'_>> =
-                jobs.iter().filter(|row| known.insert(row.job.id)).copied().collect();
-            if !missing.is_empty()
-                && self.insert_new_jobs(fence, slot, &missing, fetch_seconds).await?.is_none()
-            {
-                // Another transaction was faster: there is one more that is known now.
-                continue;
-            }
-            let mut new: HashSet<JobId> = missing.iter().map(|row| row.job.id).collect();
-            let stored = self.stored_jobs(jobs).await.map_err(unknown)?;
-            let answer = |row: &Insertion<'_>| {
-                let (submitted_at, assigned_to) = *stored.get(&row.job.id)?;
-                Some(Inserted { submitted_at, new: new.remove(&row.job.id), assigned_to })
+        let mut stored = self.stored_jobs(jobs).await?;
+        let mut known: HashSet<JobId> = stored.keys().copied().collect();
+        let missing: Vec<Insertion<'_>> =
+            jobs.iter().filter(|row| known.insert(row.job.id)).copied().collect();
+        if !missing.is_empty() {
+            let first = match self.insert_new_jobs(fence, slot, &missing, fetch_seconds).await {
+                Ok(first) => first,
+                // Another transaction was faster; next time its job is known.
+                Err(Refused::Known(error)) => return Err(StorageError::Unavailable(error)),
+                Err(Refused::Failed(error)) => return Err(error),
             };
-            let answers: Option<Vec<Inserted>> = jobs.iter().map(answer).collect();
-            return answers.ok_or_else(|| unknown(sqlx::Error::RowNotFound));
+            stored.extend(missing.iter().map(|row| row.job.id).zip(all_new(&missing, first)));
         }
+        let answer = |row: &Insertion<'_>| {
+            let job = stored.get_mut(&row.job.id)?;
+            let answer = *job;
+            // Another copy of it in the same batch.
+            job.new = false;
+            Some(answer)
+        };
+        Ok(jobs.iter().filter_map(answer).collect())
     }
 
     /// Stores jobs none of which may be there, and answers when the first of them was stored; each is dated a
-    /// microsecond after the one before it, so that the order in which they came is kept. `None` says that one of
-    /// them is there, and that nothing was done.
+    /// microsecond after the one before it, so that the order in which they came is kept.
     async fn insert_new_jobs(
         &self,
         fence: Fence,
         slot: i16,
         jobs: &[Insertion<'_>],
         fetch_seconds: i32,
-    ) -> Result<Option<DateTime<Utc>>, StorageError> {
+    ) -> Result<DateTime<Utc>, Refused> {
         let column = Columns(jobs);
-        let mut connection = self.for_fenced_statement().await?;
+        let mut connection = self.for_fenced_statement().await.map_err(Refused::Failed)?;
         let first = sqlx::query_scalar!(
             r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($18, $19) AS passed, clock_timestamp() AS moment
                ), submission AS (
@@ -171,36 +171,38 @@ impl Database {
         )
         .fetch_one(&mut *connection)
         .await;
-        match first {
-            Ok(first) => Ok(Some(first)),
-            Err(sqlx::Error::Database(error)) if error.constraint() == Some(ONE_JOB_OF_AN_ID) => Ok(None),
-            Err(error) => Err(of_statement(error)),
-        }
+        first.map_err(|error| match error.as_database_error().and_then(DatabaseError::constraint) {
+            Some(ONE_JOB_OF_AN_ID) => Refused::Known(error),
+            _ => Refused::Failed(of_statement(error)),
+        })
     }
 
-    /// Those of the jobs that are there: since when, and who has held them since their submission.
-    async fn stored_jobs(
-        &self,
-        jobs: &[Insertion<'_>],
-    ) -> Result<HashMap<JobId, (DateTime<Utc>, Option<WorkerId>)>, StorageError> {
+    /// Those of the jobs that are there, as they were stored.
+    async fn stored_jobs(&self, jobs: &[Insertion<'_>]) -> Result<HashMap<JobId, Inserted>, StorageError> {
         let rows = sqlx::query!(
             r#"SELECT id, submitted_at,
                    CASE WHEN status = 'assigned' AND retry_count = 0 THEN assigned_worker_id END AS worker
                FROM jobs WHERE id = ANY($1)"#,
             &Columns(jobs).of(|job| job.id.0),
         )
-        .fetch_all(&self.reads)
+        .fetch_all(&self.writes)
         .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| (JobId(row.id), (row.submitted_at, row.worker.map(WorkerId))))
-            .collect())
+        let stored = |submitted_at, worker: Option<Uuid>| Inserted {
+            submitted_at,
+            new: false,
+            assigned_to: worker.map(WorkerId),
+        };
+        Ok(rows.into_iter().map(|row| (JobId(row.id), stored(row.submitted_at, row.worker))).collect())
     }
 }
 
-/// What is committed cannot be taken back: without the answer it is unknown what was stored.
-fn unknown(error: impl Into<Box<dyn Error + Send + Sync>>) -> StorageError {
-    StorageError::OutcomeUnknown(sqlx::Error::Io(io::Error::other(error)))
+/// All were new: each was stored a microsecond after the one before it.
+fn all_new(jobs: &[Insertion<'_>], first: DateTime<Utc>) -> impl Iterator<Item = Inserted> {
+    (0..).zip(jobs).map(move |(index, row)| Inserted {
+        submitted_at: first + TimeDelta::microseconds(index),
+        new: true,
+        assigned_to: row.claim.map(|claim| claim.worker_id),
+    })
 }
 
 /// Most jobs have no tags and no metadata: then there is nothing to be sent and read again.

@@ -1,9 +1,9 @@
 //! What the worker holds and what it has to say: state behind one mutex.
 //!
 //! The connection pulls. Whenever it can take a message it gets all that has come together since: reports,
-//! credits, a sign of life. What comes after a pause leaves at once; a busy worker gathers what it has to say,
-//! so that it does not send hundreds of small messages, unless half of its slots wait for jobs. What was sent
-//! and not answered is sent again on the next stream.
+//! credits, a sign of life. What comes alone leaves at once; after several reports the next ones gather for a
+//! moment, so that there are not hundreds of small messages a second, unless half of the slots wait for jobs.
+//! What was sent and not answered is sent again on the next stream.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
@@ -25,7 +25,9 @@ use crate::proto::{
 const BATCH: usize = 512;
 /// Reports share a message up to so many bytes; a larger one goes alone. Half of what a replica takes by default.
 const BATCH_BYTES: usize = 512 << 10;
-/// How long after a message the next one gathers, unless there is need of jobs.
+/// After a message with so many reports the next ones gather.
+const SEVERAL: usize = 4;
+/// How long they do.
 const GATHERING: Duration = Duration::from_millis(5);
 /// Most leases that a replica lets an opening name.
 const MOST_HELD: usize = 1000;
@@ -64,21 +66,11 @@ struct State {
     draining: bool,
     /// Counts streams; an older one ends.
     stream: u64,
-    /// When the last message left on it.
-    sent: Option<Instant>,
+    /// Until when its next message gathers.
+    gathers_until: Option<Instant>,
     /// The sender comes back by itself.
     gathering: bool,
     sender: Option<Waker>,
-}
-
-/// What a stream's sender gets.
-enum Next {
-    Message(SessionRequest),
-    /// There is something to say, but not before then.
-    Later(Instant),
-    Nothing,
-    /// Another stream has begun.
-    Ended,
 }
 
 struct Held {
@@ -124,7 +116,7 @@ impl Outbox {
         state.unsent = state.reports.keys().copied().collect();
         state.postponed.clear();
         state.stream += 1;
-        state.sent = None;
+        state.gathers_until = None;
         state.gathering = false;
         Outgoing { outbox: Arc::clone(self), stream: state.stream, later: Box::pin(sleep(Duration::ZERO)) }
     }
@@ -285,6 +277,7 @@ impl Outbox {
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.stream += 1;
+        state.gathering = false;
         wake(state);
     }
 
@@ -337,18 +330,25 @@ impl Outbox {
         self.lock().held.values().filter(|held| held.finished).count()
     }
 
-    fn next_message(&self, stream: u64, cx: &Context<'_>) -> Next {
+    /// When the stream's next message may leave, if that is not now. Until then the sender is woken only in haste.
+    fn holds_back_until(&self, stream: u64, cx: &Context<'_>) -> Option<Instant> {
         let mut state = self.lock();
         if state.stream != stream {
-            return Next::Ended;
+            return None;
         }
-        let now = Instant::now();
-        if let Some(due) = state.gathers_until(now) {
-            state.gathering = true;
+        let due = state.holds_back_until();
+        state.gathering = due.is_some();
+        if due.is_some() {
             state.sender = Some(cx.waker().clone());
-            return Next::Later(due);
         }
-        state.gathering = false;
+        due
+    }
+
+    fn next_message(&self, stream: u64, cx: &Context<'_>) -> Poll<Option<SessionRequest>> {
+        let mut state = self.lock();
+        if state.stream != stream {
+            return Poll::Ready(None);
+        }
         let mut reports = Vec::new();
         let mut bytes = 0;
         while reports.len() < BATCH {
@@ -370,15 +370,17 @@ impl Outbox {
         let message = SessionRequest { opening: state.opening.take(), credits, reports, heartbeat };
         if message == SessionRequest::default() {
             state.sender = Some(cx.waker().clone());
-            return Next::Nothing;
+            return Poll::Pending;
         }
-        state.sent = Some(now);
+        // Where more is left than one message holds, there is nothing to gather.
+        let gathers = message.reports.len() >= SEVERAL && state.unsent.is_empty();
+        state.gathers_until = gathers.then(|| Instant::now() + GATHERING);
         let draining = state.draining;
         drop(state);
         if draining {
             self.changed.notify_one();
         }
-        Next::Message(message)
+        Poll::Ready(Some(message))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -398,16 +400,16 @@ impl State {
     }
 
     /// When the next message may leave, if that is not now.
-    fn gathers_until(&self, now: Instant) -> Option<Instant> {
-        let due = self.sent? + GATHERING;
+    fn holds_back_until(&self) -> Option<Instant> {
+        let due = self.gathers_until.filter(|due| *due > Instant::now())?;
         let silent = self.unsent.is_empty() && self.vacancies() == 0 && self.heartbeat.is_none();
-        (due > now && !silent && !self.is_in_need()).then_some(due)
+        (!silent && !self.is_in_haste()).then_some(due)
     }
 
-    /// Whether half of the slots wait for jobs that were not asked for.
-    fn is_in_need(&self) -> bool {
+    /// Whether half of the slots wait for jobs that were not asked for, or the worker is leaving.
+    fn is_in_haste(&self) -> bool {
         let vacancies = self.vacancies();
-        vacancies > 0 && vacancies >= self.slots.div_ceil(2)
+        self.draining || (vacancies > 0 && vacancies >= self.slots.div_ceil(2))
     }
 
     fn report(&mut self, report: Report) {
@@ -434,7 +436,7 @@ impl State {
 
 /// Wakes the connection, after the lock was given back. One that gathers is left alone.
 fn wake(mut state: MutexGuard<'_, State>) {
-    if state.gathering && !state.is_in_need() {
+    if state.gathering && !state.is_in_haste() {
         return;
     }
     let sender = state.sender.take();
@@ -483,17 +485,11 @@ impl Stream for Outgoing {
     type Item = SessionRequest;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SessionRequest>> {
-        loop {
-            match self.outbox.next_message(self.stream, cx) {
-                Next::Message(message) => return Poll::Ready(Some(message)),
-                Next::Ended => return Poll::Ready(None),
-                Next::Nothing => return Poll::Pending,
-                Next::Later(due) => {
-                    self.later.as_mut().reset(due);
-                    ready!(self.later.as_mut().poll(cx));
-                }
-            }
+        while let Some(due) = self.outbox.holds_back_until(self.stream, cx) {
+            self.later.as_mut().reset(due);
+            ready!(self.later.as_mut().poll(cx));
         }
+        self.outbox.next_message(self.stream, cx)
     }
 }
 

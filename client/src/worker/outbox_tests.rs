@@ -23,50 +23,90 @@ fn finish(outbox: &Outbox, lease: &Arc<str>) {
     outbox.finished(lease, Some(completion));
 }
 
-#[tokio::test(start_paused = true)]
-async fn after_a_pause_a_report_leaves_at_once_and_the_next_ones_gather() {
-    let (outbox, mut stream) = opened(10).await;
-    let leases = ["a", "b", "c"].map(|job| run(&outbox, job));
-    tokio::time::advance(GATHERING).await;
-    finish(&outbox, &leases[0]);
-    let message = poll_immediate(stream.next()).await.flatten().unwrap();
-    assert_eq!((message.reports.len(), message.credits), (1, 1));
+/// Jobs that run.
+fn run_all<const N: usize>(outbox: &Outbox) -> [Arc<str>; N] {
+    std::array::from_fn(|index| run(outbox, &format!("job-{index}")))
+}
 
-    finish(&outbox, &leases[1]);
-    assert!(poll_immediate(stream.next()).await.is_none(), "it gathers");
-    finish(&outbox, &leases[2]);
-    assert!(poll_immediate(stream.next()).await.is_none(), "it gathers");
+async fn at_once(stream: &mut Outgoing) -> Option<SessionRequest> {
+    poll_immediate(stream.next()).await.flatten()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_alone_leaves_at_once_and_after_several_reports_the_next_ones_gather() {
+    let (outbox, mut stream) = opened(20).await;
+    let leases: [_; SEVERAL + 3] = run_all(&outbox);
+    finish(&outbox, &leases[0]);
+    assert_eq!(at_once(&mut stream).await.unwrap().reports.len(), 1);
+    leases[1..=SEVERAL].iter().for_each(|lease| finish(&outbox, lease));
+    assert_eq!(at_once(&mut stream).await.unwrap().reports.len(), SEVERAL);
+
+    finish(&outbox, &leases[SEVERAL + 1]);
+    assert!(at_once(&mut stream).await.is_none(), "it gathers");
+    finish(&outbox, &leases[SEVERAL + 2]);
+    assert!(at_once(&mut stream).await.is_none(), "it gathers");
     // The clock goes on by itself when all wait for it.
     let message = stream.next().await.unwrap();
     assert_eq!((message.reports.len(), message.credits), (2, 2));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_worker_whose_slots_are_half_empty_asks_for_jobs_at_once() {
-    let (outbox, mut stream) = opened(4).await;
-    let leases = ["a", "b", "c", "d"].map(|job| run(&outbox, job));
-    finish(&outbox, &leases[0]);
-    assert!(poll_immediate(stream.next()).await.is_none(), "three jobs still run");
-    finish(&outbox, &leases[1]);
-    let message = poll_immediate(stream.next()).await.flatten().unwrap();
-    assert_eq!((message.reports.len(), message.credits), (2, 2));
+/// An outbox with twice [`SEVERAL`] slots that has just told the end of half of its jobs, and the leases of the
+/// others.
+async fn gathering() -> (Arc<Outbox>, Outgoing, [Arc<str>; SEVERAL]) {
+    let (outbox, mut stream) = opened(2 * u32::try_from(SEVERAL).unwrap()).await;
+    let leases: [_; 2 * SEVERAL] = run_all(&outbox);
+    leases[..SEVERAL].iter().for_each(|lease| finish(&outbox, lease));
+    assert_eq!(at_once(&mut stream).await.unwrap().reports.len(), SEVERAL);
+    (outbox, stream, std::array::from_fn(|index| Arc::clone(&leases[SEVERAL + index])))
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sender_that_gathers_is_woken_when_jobs_are_needed() {
-    let (outbox, mut stream) = opened(2).await;
-    let leases = ["a", "b"].map(|job| run(&outbox, job));
+async fn a_sender_that_gathers_is_woken_once_half_of_the_slots_are_empty() {
+    let (outbox, mut stream, leases) = gathering().await;
     finish(&outbox, &leases[0]);
-    let message = poll_immediate(stream.next()).await.flatten().unwrap();
-    assert_eq!(message.credits, 1);
-    outbox.beat(SessionHeartbeat { ..Default::default() });
+    assert!(at_once(&mut stream).await.is_none(), "it gathers");
     let began = Instant::now();
     let (message, ()) = tokio::join!(stream.next(), async {
         tokio::task::yield_now().await;
-        finish(&outbox, &leases[1]);
+        leases[1..].iter().for_each(|lease| finish(&outbox, lease));
     });
-    let message = message.unwrap();
-    assert_eq!((message.reports.len(), message.credits), (1, 1));
-    assert!(message.heartbeat.is_some());
+    assert_eq!(message.unwrap().reports.len(), SEVERAL);
     assert_eq!(began.elapsed(), Duration::ZERO, "nothing waited for the clock");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_leaves_and_a_stream_that_ends_do_not_wait() {
+    let (outbox, mut stream, leases) = gathering().await;
+    finish(&outbox, &leases[0]);
+    assert!(at_once(&mut stream).await.is_none(), "it gathers");
+    outbox.drain();
+    assert_eq!(at_once(&mut stream).await.unwrap().reports.len(), 1);
+
+    let (outbox, mut stream, leases) = gathering().await;
+    let began = Instant::now();
+    let (message, ()) = tokio::join!(stream.next(), async {
+        finish(&outbox, &leases[0]);
+        tokio::task::yield_now().await;
+        outbox.end();
+    });
+    assert!(message.is_none());
+    assert_eq!(began.elapsed(), Duration::ZERO, "nothing waited for the clock");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_one_message_holds_does_not_gather() {
+    let (outbox, mut stream) = opened(20).await;
+    let leases: [_; 2 * SEVERAL] = run_all(&outbox);
+    let output = bytes::Bytes::from(vec![b' '; BATCH_BYTES / SEVERAL - 1024]);
+    for lease in &leases {
+        let completion = JobCompletion {
+            execution_id: lease.to_string(),
+            success: true,
+            output_data: output.clone(),
+            ..Default::default()
+        };
+        outbox.finished(lease, Some(completion));
+    }
+    assert_eq!(at_once(&mut stream).await.unwrap().reports.len(), SEVERAL);
+    assert_eq!(at_once(&mut stream).await.unwrap().reports.len(), SEVERAL);
 }
