@@ -75,8 +75,10 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_named_with_its_purpose_and_the_way_out() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
+        // Nobody else takes it, once it is free again.
+        let block = PortBlock::reserve(1).unwrap();
+        let port = block.first();
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
         let error = check_free(port, "HTTP of replica 2", Some("--http-port")).unwrap_err().to_string();
         assert_eq!(
             error,

@@ -45,10 +45,10 @@ pub struct Inserted {
 }
 
 impl Database {
-    /// Stores at least one job, all or none, as `assigned` where a worker takes them and as `queued` otherwise. A job whose id
-    /// is there already is left alone, so a submission that is sent twice is stored once. Answers in the order
-    /// of the jobs. Until its worker says that it runs, a lease is good for `fetch_seconds` beyond the job's
-    /// timeout. Fenced, and committed by itself.
+    /// Stores jobs, at least one, all or none: as `assigned` where a worker takes them and as `queued` otherwise.
+    /// A job whose id is there already is left alone, so a submission that is sent twice is stored once. Answers
+    /// in the order of the jobs. Until its worker says that it runs, a lease is good for `fetch_seconds` beyond
+    /// the job's timeout. Fenced, and committed by itself.
     pub async fn insert_jobs(
         &self,
         fence: Fence,
