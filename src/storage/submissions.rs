@@ -146,7 +146,7 @@ impl Database {
                ), counted AS (
                    UPDATE job_counters SET queued = queued + c.all_jobs - c.assigned,
                        assigned = job_counters.assigned + c.assigned, waits = waits + c.assigned
-                   FROM counts c WHERE slot = $1 AND c.all_jobs > 0
+                   FROM counts c WHERE slot = $1
                )
                SELECT first AS "first!" FROM counts"#,
             slot,

@@ -2,8 +2,8 @@
 //!
 //! The connection pulls. Whenever it can take a message it gets all that has come together since: reports,
 //! credits, a sign of life. What comes alone leaves at once; after several reports the next ones gather for a
-//! moment, so that there are not hundreds of small messages a second, unless half of the slots wait for jobs.
-//! What was sent and not answered is sent again on the next stream.
+//! moment, so that there are not hundreds of small messages a second, unless half of the slots wait for jobs or
+//! the worker is leaving. What was sent and not answered is sent again on the next stream.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;

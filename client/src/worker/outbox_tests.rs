@@ -6,8 +6,7 @@ use super::*;
 /// An outbox with so many slots whose stream has said all that it had to say.
 async fn opened(slots: u32) -> (Arc<Outbox>, Outgoing) {
     let outbox = Arc::new(Outbox::default());
-    let mut stream =
-        outbox.begin(&WorkerRegistration::default(), slots, SessionHeartbeat { ..Default::default() });
+    let mut stream = outbox.begin(&WorkerRegistration::default(), slots, SessionHeartbeat::default());
     assert_eq!(stream.next().await.unwrap().credits, slots);
     (outbox, stream)
 }
