@@ -37,8 +37,9 @@ pub enum Command {
     Attach(Attach),
     /// Takes what a worker said on its session.
     Hear(Hear),
-    /// The session's stream has ended; nothing more is pushed to it. Leases stay.
-    Detach(WorkerId, SessionId),
+    /// The session's stream has ended, with these leases of which the worker may know; nothing more is pushed
+    /// to it. Leases stay, unless the worker is leaving and cannot know of them.
+    Detach(WorkerId, SessionId, Vec<LeaseId>),
 }
 
 /// The answer to the command of the same place.

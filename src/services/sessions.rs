@@ -7,7 +7,7 @@
 //!
 //! Not here: the stream itself (`api::grpc`), and when to attach anew (`forward::relay`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -237,7 +237,15 @@ impl Session {
     /// Has the leader push nothing more to a session that has ended. If it cannot be told now, it notices
     /// with the next delivery.
     pub async fn detach(&self, commands: &dyn Commands) {
-        drop(commands.execute(Command::Detach(self.worker_id, self.id)).await);
+        let held = self.known_to_worker();
+        drop(commands.execute(Command::Detach(self.worker_id, self.id, held)).await);
+    }
+
+    /// The leases that the worker may know: those that it named, and those that the stream has taken.
+    fn known_to_worker(&self) -> Vec<LeaseId> {
+        let state = self.lock();
+        let unsent: HashSet<_> = state.assignments.iter().map(|assignment| assignment.lease).collect();
+        state.held.keys().filter(|lease| !unsent.contains(lease)).copied().collect()
     }
 
     /// Whether the session was attached by this way (see [`Commands::way`]).

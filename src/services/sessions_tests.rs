@@ -356,8 +356,23 @@ async fn an_opening_that_is_given_up_leaves_no_session_here_and_none_at_the_lead
     let session = sessions.all().pop().unwrap();
     drop(opening);
     assert!(sessions.all().is_empty() && session.is_closed());
-    let detach = |command| matches!(command, Command::Detach(WORKER, id) if id == session.id);
+    let detach = |command| matches!(command, Command::Detach(WORKER, id, _) if id == session.id);
     assert!(detach(leader.next().await.0), "at once");
     attached.send(Answer::Attach(vec![])).unwrap();
     assert!(detach(leader.next().await.0), "and after the attach, which may have been overtaken");
+}
+
+#[tokio::test]
+async fn a_session_that_ends_names_what_its_stream_has_taken() {
+    let (_, leader, _) = replica();
+    let (sessions, session) = open(&[1]);
+    assert!(deliver(&sessions, assigned(2, 1)));
+    next(&session);
+    assert!(deliver(&sessions, assigned(3, 1)));
+    session.close(Closing::Gone);
+    let mut detaching = Box::pin(session.detach(&*leader));
+    assert!(detaching.as_mut().now_or_never().is_none());
+    let Command::Detach(WORKER, STREAM, mut held) = leader.next().await.0 else { panic!("no detach") };
+    held.sort_unstable();
+    assert_eq!(held, [lease(1), lease(2)]);
 }

@@ -296,7 +296,7 @@ async fn a_session_that_is_closed_while_it_is_attached_is_detached_after_that() 
     assert!(script.0.try_recv().is_err(), "nothing overtakes the attaching");
     answer.send(Ok(Answer::Attach(vec![]))).unwrap();
     let detach = script.answer(Ok(Answer::Detach)).await;
-    assert!(matches!(detach, Command::Detach(WORKER, STREAM)), "{detach:?}");
+    assert!(matches!(detach, Command::Detach(WORKER, STREAM, _)), "{detach:?}");
 }
 
 #[tokio::test]

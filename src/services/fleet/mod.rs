@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub use self::polls::Polled;
 pub use self::worker::Poller;
-use self::worker::{FleetLease, FleetWorker, Reached};
+use self::worker::{FleetLease, FleetWorker, Health, Reached};
 use super::command::Assignment;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::placement::Pool;
@@ -179,12 +179,13 @@ impl Fleet {
         leases.map(|(id, lease)| (lease.job_id, *id)).collect()
     }
 
-    /// Leases whose job was not fetched in time.
+    /// Leases whose job was not fetched in time, or will not be, because the worker is leaving.
     pub fn unfetched(&self, now: Instant) -> Vec<(JobId, LeaseId)> {
+        let leaving = |id| self.workers.get(&id).is_some_and(|worker| worker.health == Health::Draining);
         let late = |lease: &FleetLease| {
             lease.reached == Reached::Not
                 && !lease.running
-                && now.duration_since(lease.granted) >= FETCH_WITHIN
+                && (now.duration_since(lease.granted) >= FETCH_WITHIN || leaving(lease.worker_id))
         };
         let leases = self.leases.iter().filter(|(_, lease)| late(lease));
         leases.map(|(id, lease)| (lease.job_id, *id)).collect()

@@ -106,27 +106,45 @@ impl Fleet {
             attached.credits.granted = attached.credits.granted.max(granted);
         }
         worker.changed |= pulse.is_some();
-        let mut given_back = Vec::new();
+        let said = pulse.is_some();
         if let Some(Pulse { status, usage, loaded_models }) = pulse {
             worker.health = status.into();
             worker.usage = usage;
             worker.loaded_models = loaded_models.into_iter().collect();
-            if worker.health == Health::Draining {
-                let unsent = worker.unfetched.iter();
-                given_back = unsent.filter_map(|id| Some((self.leases.get(id)?.job_id, *id))).collect();
+        }
+        self.refresh(worker_id);
+        if said { self.left_behind(worker_id) } else { Vec::new() }
+    }
+
+    /// The session has ended, with these leases of which the worker may know. What was pushed to it beside them
+    /// waits for the next session. Answers leases that the worker will not run, because it is leaving.
+    pub fn detach(
+        &mut self,
+        worker_id: WorkerId,
+        session: SessionId,
+        held: &HashSet<LeaseId>,
+    ) -> Vec<(JobId, LeaseId)> {
+        let Some(worker) = self.workers.get_mut(&worker_id) else { return Vec::new() };
+        if !matches!(&worker.way, Way::Session(attached) if attached.session == session) {
+            return Vec::new();
+        }
+        worker.way = Way::Nowhere;
+        for id in worker.leases.difference(held) {
+            let Some(lease) = self.leases.get_mut(id).filter(|lease| !lease.running) else { continue };
+            if lease.reached == Reached::Pushed {
+                lease.reached = Reached::Not;
+                worker.unfetched.push_back(*id);
             }
         }
         self.refresh(worker_id);
-        given_back
+        self.left_behind(worker_id)
     }
 
-    /// The session has ended. Its leases stay.
-    pub fn detach(&mut self, worker_id: WorkerId, session: SessionId) {
-        let Some(worker) = self.workers.get_mut(&worker_id) else { return };
-        if matches!(&worker.way, Way::Session(attached) if attached.session == session) {
-            worker.way = Way::Nowhere;
-            self.refresh(worker_id);
-        }
+    /// Leases whose job has not reached the worker, and will not, because it is leaving.
+    fn left_behind(&self, worker_id: WorkerId) -> Vec<(JobId, LeaseId)> {
+        let leaving = self.workers.get(&worker_id).filter(|worker| worker.health == Health::Draining);
+        let unfetched = leaving.into_iter().flat_map(|worker| &worker.unfetched);
+        unfetched.filter_map(|id| Some((self.leases.get(id)?.job_id, *id))).collect()
     }
 
     /// Tells the worker's session that a lease has ended without it.

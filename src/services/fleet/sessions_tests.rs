@@ -159,7 +159,7 @@ fn a_job_that_got_lost_with_its_session_is_pushed_to_the_next_one() {
     let (mut fleet, line) = (fleet(1, now), Arc::<Line>::default());
     fleet.attach(line.attach(FIRST, 1, &[]), now).unwrap();
     assign(&mut fleet, 1, now);
-    fleet.detach(WORKER, FIRST);
+    assert!(fleet.detach(WORKER, FIRST, &HashSet::new()).is_empty());
     let found = fleet.attach(line.attach(SECOND, 1, &[]), now).unwrap();
     assert_eq!(found.unsent, [lease(1)], "its input was sent and forgotten");
     fleet.push(Box::new(assignment(1)));
@@ -226,7 +226,7 @@ fn a_newer_session_takes_over_and_the_older_one_is_told() {
     assert_eq!(old.take(), ["first: replaced"]);
     // What comes late of the old one changes nothing.
     assert!(fleet.hear(WORKER, FIRST, 9, Some(pulse(WorkerStatus::Offline, &[])), now).is_empty());
-    fleet.detach(WORKER, FIRST);
+    assert!(fleet.detach(WORKER, FIRST, &HashSet::new()).is_empty());
     assert_eq!(slots(&mut fleet), 2);
     assign(&mut fleet, 1, now);
     assert_eq!((old.take().len(), new.take()), (0, vec!["second: run 1".to_owned()]));
@@ -247,7 +247,7 @@ fn nothing_is_offered_to_a_worker_whose_session_has_ended_and_its_leases_stay() 
     let (mut fleet, line) = (fleet(2, now), Arc::<Line>::default());
     fleet.attach(line.attach(FIRST, 2, &[]), now).unwrap();
     assign(&mut fleet, 1, now);
-    fleet.detach(WORKER, FIRST);
+    assert!(fleet.detach(WORKER, FIRST, &HashSet::new()).is_empty());
     assert_eq!(slots(&mut fleet), 0);
     assert!(fleet.reserve(WORKER).is_none());
     assert_eq!(fleet.leases_of(WORKER), [(job(1), lease(1))]);
@@ -338,6 +338,39 @@ fn a_leaving_worker_gives_back_what_has_not_reached_it_and_keeps_the_rest() {
     assert_eq!(slots(&mut fleet), 0);
     let kept: BTreeSet<_> = fleet.leases_of(WORKER).into_iter().collect();
     assert_eq!(kept, BTreeSet::from([(job(1), lease(1)), (job(2), lease(2))]), "until that is committed");
+}
+
+#[test]
+fn what_a_leaving_worker_cannot_know_of_is_given_back_when_its_session_ends() {
+    let now = start();
+    let (mut fleet, line) = (fleet(4, now), Arc::<Line>::default());
+    fleet.attach(line.attach(FIRST, 4, &[]), now).unwrap();
+    for n in [1, 2, 3] {
+        assign(&mut fleet, n, now);
+    }
+    fleet.mark_running(lease(1), now);
+    let under_way = fleet.reserve(WORKER).unwrap();
+    let given_back = fleet.hear(WORKER, FIRST, 4, Some(pulse(WorkerStatus::Offline, &[])), now);
+    assert!(given_back.is_empty(), "all of them were pushed");
+    let given_back = fleet.detach(WORKER, FIRST, &HashSet::from([lease(2)]));
+    assert_eq!(given_back, [(job(3), lease(3))], "the first runs, of the second it may know");
+    fleet.release(lease(3), true);
+
+    // An assignment that was being committed meanwhile.
+    assert!(fleet.grant(assignment(4), under_way, now));
+    assert_eq!(fleet.unfetched(now), [(job(4), lease(4))]);
+}
+
+#[test]
+fn what_did_not_leave_an_ended_session_is_pushed_to_the_next_one_while_the_worker_stays() {
+    let now = start();
+    let (mut fleet, line) = (fleet(2, now), Arc::<Line>::default());
+    fleet.attach(line.attach(FIRST, 2, &[]), now).unwrap();
+    assign(&mut fleet, 1, now);
+    assert!(fleet.detach(WORKER, FIRST, &HashSet::new()).is_empty());
+    assert!(fleet.unfetched(now).is_empty(), "the worker is about to come back");
+    let found = fleet.attach(line.attach(SECOND, 2, &[]), now).unwrap();
+    assert_eq!(found.unsent, [lease(1)]);
 }
 
 #[test]

@@ -211,8 +211,8 @@ impl Commands for Leader {
             Command::PollJob(poll) => self.poll(poll).map_ok(Answer::PollJob).boxed(),
             Command::Attach(attach) => self.attach(attach).map_ok(Answer::Attach).boxed(),
             Command::Hear(hear) => self.hear(hear).map_ok(Answer::Hear).boxed(),
-            Command::Detach(worker, session) => {
-                self.detach(worker, session);
+            Command::Detach(worker, session, held) => {
+                self.detach(worker, session, held);
                 ready(Ok(Answer::Detach)).boxed()
             }
         }

@@ -39,9 +39,7 @@ impl Leader {
         self.admit_known(worker_id).await?;
         let core = &self.core;
         let given_back = core.fleet().hear(worker_id, session, granted, pulse, core.now());
-        for (job, lease) in given_back {
-            drop(self.push_event(job, JobEvent::NotFetched { lease }, None));
-        }
+        self.give_back(given_back);
         core.nudges.schedule.notify_one();
         let mut answers = Vec::with_capacity(events.len());
         for (job, event) in events {
@@ -63,7 +61,15 @@ impl Leader {
         Ok(outcomes)
     }
 
-    pub(super) fn detach(&self, worker: WorkerId, session: SessionId) {
-        self.core.fleet().detach(worker, session);
+    pub(super) fn detach(&self, worker: WorkerId, session: SessionId, held: Vec<LeaseId>) {
+        let given_back = self.core.fleet().detach(worker, session, &held.into_iter().collect());
+        self.give_back(given_back);
+    }
+
+    /// Ends leases whose job has not reached its worker. If that cannot be done now, `reap_leases` does it.
+    fn give_back(&self, leases: Vec<(JobId, LeaseId)>) {
+        for (job, lease) in leases {
+            drop(self.push_event(job, JobEvent::NotFetched { lease }, None));
+        }
     }
 }
