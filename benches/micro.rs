@@ -82,6 +82,7 @@ impl Fleet {
             capabilities: &self.kinds[worker % SHAPES],
             free,
             waits: false,
+            near: false,
             loaded_models: &self.loaded,
         });
     }

@@ -357,6 +357,7 @@ impl<'a> Leader<'a> {
             capabilities: &machine.capabilities,
             free: machine.free,
             waits: false,
+            near: false,
             loaded_models: &machine.reported,
         });
     }

@@ -19,26 +19,38 @@ fn shape(model: &str, gpu: bool) -> Shape {
 #[derive(Default)]
 struct Bench {
     pool: Pool,
-    free: BTreeMap<WorkerId, (Capabilities, u32, bool, BTreeSet<String>)>,
+    workers: BTreeMap<WorkerId, Worker>,
+}
+
+struct Worker {
+    capabilities: Capabilities,
+    free: u32,
+    waits: bool,
+    near: bool,
+    loaded_models: BTreeSet<String>,
 }
 
 impl Bench {
     fn put(&mut self, worker: WorkerId, capabilities: &Capabilities, free: u32, loaded: &[&str]) {
-        let loaded = loaded.iter().map(|&model| model.to_owned()).collect();
-        self.free.insert(worker, (capabilities.clone(), free, false, loaded));
-        self.tell(worker);
+        let capabilities = capabilities.clone();
+        let loaded_models = loaded.iter().map(|&model| model.to_owned()).collect();
+        self.workers
+            .insert(worker, Worker { capabilities, free, waits: false, near: false, loaded_models });
+        self.change(worker, |_| {});
     }
 
-    fn tell(&mut self, worker: WorkerId) {
-        let (capabilities, free, waits, loaded_models) = &self.free[&worker];
-        self.pool.put(&Candidate { worker, capabilities, free: *free, waits: *waits, loaded_models });
+    fn change(&mut self, worker: WorkerId, change: impl FnOnce(&mut Worker)) {
+        let known = self.workers.get_mut(&worker).unwrap();
+        change(known);
+        let Worker { capabilities, free, waits, near, loaded_models } = &*known;
+        let (free, waits, near) = (*free, *waits, *near);
+        self.pool.put(&Candidate { worker, capabilities, free, waits, near, loaded_models });
     }
 
     fn take(&mut self, shape: &Shape) -> Option<WorkerId> {
         let group = *self.pool.able(shape).first()?;
         let worker = self.pool.with_model(group, &shape.model_name).or_else(|| self.pool.best(group))?;
-        self.free.get_mut(&worker).unwrap().1 -= 1;
-        self.tell(worker);
+        self.change(worker, |worker| worker.free -= 1);
         Some(worker)
     }
 
@@ -53,8 +65,7 @@ fn who_waits_for_a_job_comes_before_who_has_more_free_slots() {
     let mut bench = Bench::default();
     bench.put(id(2), &plain, 2, &[]);
     bench.put(id(1), &plain, 1, &[]);
-    bench.free.get_mut(&id(1)).unwrap().2 = true;
-    bench.tell(id(1));
+    bench.change(id(1), |worker| worker.waits = true);
     assert_eq!(bench.take_all(&shape("a", false)), [1, 2, 2]);
 }
 
@@ -81,6 +92,46 @@ fn spreads_jobs_by_free_slots_and_never_beyond_them() {
     assert_eq!(bench.pool.free_slots(), 4);
     assert_eq!(bench.take_all(&shape("a", false)), [2, 2, 1, 2]);
     assert_eq!((bench.pool.free_slots(), bench.pool.groups().count()), (0, 0));
+}
+
+#[test]
+fn a_worker_with_many_free_slots_takes_several_jobs_in_a_row() {
+    let plain = capabilities(false, None);
+    let mut bench = Bench::default();
+    for n in [1, 2] {
+        bench.put(id(n), &plain, 18, &[]);
+    }
+    let taken = bench.take_all(&shape("a", false));
+    let mut runs: Vec<(u128, usize)> = Vec::new();
+    for worker in taken {
+        match runs.last_mut() {
+            Some((last, times)) if *last == worker => *times += 1,
+            _ => runs.push((worker, 1)),
+        }
+    }
+    // From 18 down to 15, to 13, 11, 9, 7, and from there one by one.
+    assert_eq!(runs[..10], [(1, 3), (2, 3), (1, 2), (2, 2), (1, 2), (2, 2), (1, 2), (2, 2), (1, 2), (2, 2)]);
+    assert_eq!(runs[10..], [1, 2].map(|n| (n, 1)).repeat(7));
+    assert_eq!(bench.pool.free_slots(), 0);
+}
+
+#[test]
+fn of_equals_the_one_that_is_connected_to_this_replica_comes_first() {
+    let plain = capabilities(false, None);
+    let mut bench = Bench::default();
+    for n in [1, 2] {
+        bench.put(id(n), &plain, 2, &[]);
+    }
+    bench.change(id(2), |worker| worker.near = true);
+    assert_eq!(bench.take_all(&shape("a", false)), [2, 1, 2, 1], "but not before one with more free slots");
+}
+
+#[test]
+fn numbers_are_compared_by_their_leading_digits() {
+    for (number, expected) in [(0, 0), (1, 1), (7, 7), (8, 8), (9, 8), (10, 10), (79, 64), (80, 80), (100, 96)] {
+        assert_eq!(coarse(number), expected, "{number}");
+    }
+    assert_eq!(coarse(u32::MAX), 7 << 29);
 }
 
 #[test]

@@ -106,7 +106,7 @@ impl Router {
             Route::Here(commands) => {
                 let mut command = command.clone();
                 if let Command::Attach(attach) = &mut command {
-                    attach.outlet = Outlet::to(Arc::clone(&self.sessions) as Arc<dyn Deliver>);
+                    attach.outlet = Outlet::Here(Arc::clone(&self.sessions) as Arc<dyn Deliver>);
                 }
                 judge(commands.execute(command).await)
             }

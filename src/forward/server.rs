@@ -201,7 +201,7 @@ impl Exchange {
         let answers = Arc::clone(&self.answers);
         let id = request.id;
         if lane != Lane::Wait {
-            let outlet = Outlet::to(Arc::clone(&self.answers) as Arc<dyn Deliver>);
+            let outlet = Outlet::Elsewhere(Arc::clone(&self.answers) as Arc<dyn Deliver>);
             self.running.spawn(async move {
                 let outcome = run(leader, request.command, outlet).await;
                 answers.push(id, &outcome, Some(slot));

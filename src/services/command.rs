@@ -215,25 +215,35 @@ pub trait Deliver: Send + Sync + 'static {
     fn deliver(&self, delivery: Delivery) -> bool;
 }
 
-/// Where the deliveries of an attached session go; without a target nobody takes them.
+/// Where the deliveries of an attached session go.
 #[derive(Clone, Default)]
-pub struct Outlet(Option<Arc<dyn Deliver>>);
+pub enum Outlet {
+    /// Nobody takes them.
+    #[default]
+    Nowhere,
+    /// To a session of this replica.
+    Here(Arc<dyn Deliver>),
+    /// To a session of another replica, by the stream from there.
+    Elsewhere(Arc<dyn Deliver>),
+}
 
 impl Outlet {
-    /// An outlet that leads to `target`.
-    pub fn to(target: Arc<dyn Deliver>) -> Self {
-        Self(Some(target))
-    }
-
     /// See [`Deliver::deliver`].
     pub fn deliver(&self, delivery: Delivery) -> bool {
-        self.0.as_ref().is_some_and(|target| target.deliver(delivery))
+        match self {
+            Self::Nowhere => false,
+            Self::Here(target) | Self::Elsewhere(target) => target.deliver(delivery),
+        }
     }
 }
 
 impl fmt::Debug for Outlet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Outlet" } else { "Outlet(none)" })
+        f.write_str(match self {
+            Self::Nowhere => "Nowhere",
+            Self::Here(_) => "Here",
+            Self::Elsewhere(_) => "Elsewhere",
+        })
     }
 }
 

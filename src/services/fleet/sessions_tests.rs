@@ -48,7 +48,7 @@ impl Line {
             session,
             held: held.iter().map(|n| (job(*n), lease(*n))).collect(),
             credits: Credits { granted, used: 0 },
-            outlet: Outlet::to(Arc::<Self>::clone(self)),
+            outlet: Outlet::Here(Arc::<Self>::clone(self)),
         }
     }
 }

@@ -164,6 +164,7 @@ impl FleetWorker {
             capabilities: &self.capabilities,
             free: self.assignable(),
             waits: self.waits(),
+            near: self.is_near(),
             loaded_models: &self.loaded_models,
         }
     }
@@ -185,6 +186,11 @@ impl FleetWorker {
             Way::Polls(polls) => polls.pollers.iter().any(|poller| !poller.reply.is_closed()),
             Way::Session(_) | Way::Nowhere => false,
         }
+    }
+
+    /// Whether its session is one of this replica.
+    fn is_near(&self) -> bool {
+        matches!(&self.way, Way::Session(Attached { outlet: Outlet::Here(_), .. }))
     }
 
     pub(super) fn free(&self) -> u32 {
