@@ -5,6 +5,8 @@
 mod documents;
 #[path = "tidy/imports.rs"]
 mod imports;
+#[path = "tidy/reference.rs"]
+mod reference;
 #[path = "tidy/text.rs"]
 mod text;
 
@@ -152,4 +154,23 @@ fn the_readme_gives_two_commands_and_ci_runs_the_second() {
     let commands = documents::set_up_commands();
     assert_eq!(commands, ["bash deploy/quickstart.sh", "bash deploy/test.sh"]);
     assert!(read(".ci/run").contains(&commands[1]), ".ci/run must call {}", commands[1]);
+}
+
+#[test]
+fn every_configuration_key_is_documented() {
+    let (documented, read) = reference::keys();
+    assert_eq!(documented, read, "the keys that are documented, and those that are read");
+}
+
+#[test]
+fn the_configuration_reference_says_what_the_sources_say() {
+    let (path, expected) = (text::root().join("docs/CONFIG.md"), reference::configuration());
+    if std::env::var_os("CORTEX_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &expected).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == expected,
+        "docs/CONFIG.md is out of date; CORTEX_WRITE_DOCS=1 cargo test --test tidy writes it anew"
+    );
 }

@@ -43,7 +43,7 @@ pub struct Server {
     pub http_port: u16,
     /// Port of gRPC. Default 9090; 1 to 65535.
     pub grpc_port: u16,
-    /// Least severe level that is logged. Default `info`; see [`LogLevel`].
+    /// Least severe level that is logged. Default `info`; `trace`, `debug`, `info`, `warn` or `error`.
     pub log_level: LogLevel,
 }
 
