@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 use tracing::{Instrument, Span, debug_span, error, field, warn};
 
 use super::convert::MAX_WAIT;
+use super::messagepack;
 use super::problem::{PROBLEM_METADATA, Problem, ProblemType, status};
 use super::state::Api;
 use crate::services::error::ServiceError;
@@ -42,13 +43,17 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
     let reads = request.method().is_safe();
+    let wants_messagepack = messagepack::is_wanted(request.headers());
     let span = debug_span!("api.http.request", method, route, status = field::Empty);
     let answer = guarded(next.run(request), api.limits.request_timeout, &span).await;
-    let response = answer.unwrap_or_else(|broken| match broken {
+    let mut response = answer.unwrap_or_else(|broken| match broken {
         Broken::Panicked => Problem::from(ServiceError::Internal).into_response(),
         Broken::TooSlow if reads => too_slow(ProblemType::StoreUnavailable).into_response(),
         Broken::TooSlow => too_slow(ProblemType::OutcomeUnknown).into_response(),
     });
+    if wants_messagepack {
+        response = messagepack::packed(response).await;
+    }
     span.record("status", response.status().as_u16());
     let took = api.ambient.instant().saturating_duration_since(started);
     api.observer.http(method, route, response.status().as_u16(), took);

@@ -9,6 +9,7 @@
 mod convert;
 pub mod grpc;
 mod guard;
+mod messagepack;
 pub mod problem;
 pub mod rest;
 mod state;

@@ -78,7 +78,7 @@ pub struct Api {
     pub name: String,
     /// For reading what really happened.
     pub database: PgPool,
-    http: reqwest::Client,
+    pub http: reqwest::Client,
     next_port: AtomicI32,
 }
 

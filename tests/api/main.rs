@@ -2,6 +2,7 @@
 
 mod batch;
 mod flow;
+mod formats;
 mod group;
 mod hand;
 mod leases;

@@ -1,4 +1,4 @@
-//! JSON bodies: read within a limit and a deadline, then taken apart.
+//! Bodies, JSON or MessagePack: read within a limit and a deadline, then taken apart.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde::de::value::MapDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 
+use crate::api::messagepack;
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
 
@@ -32,8 +33,16 @@ impl<T: DeserializeOwned> FromRequest<Api> for JsonObject<T> {
         let bytes = tokio::time::timeout(BODY_TIMEOUT, read(body, api.limits.max_body_bytes))
             .await
             .map_err(|_| Problem::new(ProblemType::RequestTimeout, "the body did not arrive in time"))??;
-        check_media_type(&parts.headers)?;
-        parse(&bytes).map(Self)
+        match media_type(&parts.headers)? {
+            MediaType::Json => parse(&bytes).map(Self),
+            MediaType::MessagePack => {
+                let json = messagepack::to_json(&bytes).map_err(|error| {
+                    let detail = format!("the body is not valid MessagePack: {error}");
+                    Problem::new(ProblemType::MalformedRequest, detail)
+                })?;
+                parse(&json).map(Self)
+            }
+        }
     }
 }
 
@@ -61,8 +70,15 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
     Ok(read.freeze())
 }
 
-/// Accepts `application/json` and `application/*+json`, uncompressed.
-fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
+/// How a body is written.
+#[derive(Debug, PartialEq, Eq)]
+enum MediaType {
+    Json,
+    MessagePack,
+}
+
+/// Accepts `application/json`, `application/*+json` and MessagePack, uncompressed.
+fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
     let refused = |detail: &str| Err(Problem::new(ProblemType::UnsupportedMediaType, detail));
     let text =
         |name| headers.get(name).map(|value| value.to_str().unwrap_or("unreadable").to_ascii_lowercase());
@@ -72,9 +88,12 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
     let declared = text(header::CONTENT_TYPE).unwrap_or_default();
     let essence = declared.split(';').next().unwrap_or_default().trim();
     if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
-        return Ok(());
+        return Ok(MediaType::Json);
     }
-    refused("Content-Type must be application/json")
+    if messagepack::is(essence) {
+        return Ok(MediaType::MessagePack);
+    }
+    refused("Content-Type must be application/json or application/msgpack")
 }
 
 /// Reads one JSON object.
@@ -152,19 +171,22 @@ mod tests {
     }
 
     #[test]
-    fn only_json_is_read() {
-        let check = |kind: &'static str| {
+    fn only_json_and_messagepack_are_read() {
+        let read = |kind: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-            check_media_type(&headers).is_ok()
+            media_type(&headers).ok()
         };
-        for good in ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"] {
-            assert!(check(good), "{good}");
+        for json in ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"] {
+            assert_eq!(read(json), Some(MediaType::Json), "{json}");
+        }
+        for packed in ["application/msgpack", "application/vnd.msgpack", "Application/X-MsgPack"] {
+            assert_eq!(read(packed), Some(MediaType::MessagePack), "{packed}");
         }
         for bad in ["", "text/plain", "application/jsonx", "text/x+json", "multipart/form-data"] {
-            assert!(!check(bad), "{bad}");
+            assert_eq!(read(bad), None, "{bad}");
         }
-        assert!(check_media_type(&HeaderMap::new()).is_err());
+        assert!(media_type(&HeaderMap::new()).is_err());
     }
 
     #[tokio::test]
