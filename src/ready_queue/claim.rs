@@ -114,7 +114,7 @@ impl ReadyQueue {
     /// # Errors
     /// Redis failed.
     pub async fn claims_older_than(&self, age: Duration) -> Result<Vec<JobId>, QueueError> {
-        let (seconds, micros): (u64, u64) = self.command(&redis::cmd("TIME")).await?;
+        let (seconds, micros): (u64, u64) = self.script(&self.reading(&scripts::TIME)).await?;
         let now_ms = seconds * 1000 + micros / 1000;
         let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         self.list_claims(|claimed_ms| claimed_ms.saturating_add(age_ms) <= now_ms).await

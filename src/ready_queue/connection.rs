@@ -3,11 +3,13 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::cluster::{ClusterClient, ClusterConfig};
+use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, RedisResult, Script,
-    ScriptInvocation,
+    Client, Cmd, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
+    RedisFuture, RedisResult, Script, ScriptInvocation, ServerErrorKind, Value,
 };
 
 use crate::domain::ids::Epoch;
@@ -19,6 +21,10 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECTION_RETRIES: usize = 1;
 const CONNECTION_RETRY_DELAY: Duration = Duration::from_millis(50);
+/// A cluster sends a request again after a redirection, or when it has lost a node.
+const CLUSTER_RETRIES: u32 = 4;
+/// All of that together.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(2);
 /// After a network path went dead without a word the system would go on sending for a quarter of an
 /// hour; the connection must be given up long before.
 const DEAD_PATH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -36,8 +42,17 @@ pub struct ReadyQueue(Arc<Inner>);
 
 struct Inner {
     keys: Keys,
-    client: Client,
-    connection: RwLock<ConnectionManager>,
+    /// Where Redis is: one server, or some nodes of a cluster.
+    nodes: Vec<ConnectionInfo>,
+    connection: RwLock<Connection>,
+}
+
+/// A connection that is made when it is needed, and again when it is lost.
+#[derive(Clone)]
+enum Connection {
+    Server(ConnectionManager),
+    /// Finds out which node has the queue's keys, and follows them when they move.
+    Cluster(ClusterConnection),
 }
 
 /// Whether a request is sent a second time after the connection broke.
@@ -56,7 +71,9 @@ pub(super) enum Request<'a> {
 }
 
 impl ReadyQueue {
-    /// A handle to the queue under `prefix` in the Redis at `url` (`redis://…`, `redis+unix://…`).
+    /// A handle to the queue under `prefix` in the Redis at `url` (`redis://…`, `redis+unix://…`). A cluster is
+    /// named by any of its nodes, or by several, separated by commas: `redis://a:6379,b:6379`. What the first one
+    /// says of scheme and password holds for all that say nothing themselves.
     ///
     /// Connects with the first request, so it succeeds while Redis is down. A connection attempt and an
     /// answer may each take 1 s; a lost connection is made again by the requests that need it. Must be
@@ -66,17 +83,9 @@ impl ReadyQueue {
     /// [`QueueError::Config`] if the URL cannot be read, or the prefix is empty or has a brace.
     pub fn connect(url: &str, prefix: &str) -> Result<Self, QueueError> {
         let keys = Keys::new(prefix)?;
-        // The error's text is not passed on: a URL may hold a password.
-        let info = url.into_connection_info().map_err(|error| {
-            QueueError::Config(format!("the Redis URL cannot be read ({:?})", error.kind()))
-        })?;
-        let keepalive = TcpKeepalive::new().with_time(DEAD_PATH_TIMEOUT).with_interval(CONNECTION_TIMEOUT);
-        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-        #[cfg(target_os = "linux")]
-        let tcp = tcp.set_user_timeout(DEAD_PATH_TIMEOUT);
-        let client = Client::open(info.set_tcp_settings(tcp))?;
-        let connection = RwLock::new(lazy_connection(&client)?);
-        Ok(Self(Arc::new(Inner { keys, client, connection })))
+        let nodes = nodes(url)?;
+        let connection = if nodes.len() == 1 { server(&nodes)? } else { cluster(&nodes)? };
+        Ok(Self(Arc::new(Inner { keys, nodes, connection: RwLock::new(connection) })))
     }
 
     /// Asks Redis for a sign of life.
@@ -84,7 +93,9 @@ impl ReadyQueue {
     /// # Errors
     /// [`QueueError::Unavailable`] if none comes within the time limits.
     pub async fn ping(&self) -> Result<(), QueueError> {
-        self.command(&redis::cmd("PING")).await
+        // Not PING: in a cluster it is the node that has the keys which matters.
+        let _: bool = self.command(redis::cmd("EXISTS").arg(&self.0.keys.fixed[0])).await?;
+        Ok(())
     }
 
     pub(super) fn keys(&self) -> &Keys {
@@ -123,32 +134,74 @@ impl ReadyQueue {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        if error.kind() == ErrorKind::AuthenticationFailed {
-            self.renew_connection()?;
+        let mut moved = false;
+        match error.kind() {
+            // The manager tries again by itself only after an I/O error; a refused password would stick.
+            ErrorKind::AuthenticationFailed => self.renew_connection()?,
+            // The one server that was named turns out to be a node of a cluster.
+            ErrorKind::Server(ServerErrorKind::Moved) => {
+                moved = true;
+                self.change(cluster(&self.0.nodes)?);
+            }
+            _ => {}
         }
         // An idle connection is found broken only when it is used, and an attempt to connect that
         // failed is remembered until the next request: both deserve a second try.
-        let again = match repeat {
-            Repeat::Harmless => error.is_connection_dropped(),
-            Repeat::Unsent => error.is_connection_refusal(),
-        };
+        let again = moved
+            || match repeat {
+                Repeat::Harmless => error.is_connection_dropped(),
+                Repeat::Unsent => error.is_connection_refusal(),
+            };
         if again { Ok(request.send(self.connection()).await?) } else { Err(error.into()) }
     }
 
-    fn connection(&self) -> ConnectionManager {
+    fn connection(&self) -> Connection {
         self.0.connection.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The manager tries again by itself only after an I/O error; a refused password would stick.
     fn renew_connection(&self) -> Result<(), QueueError> {
-        let fresh = lazy_connection(&self.0.client)?;
-        *self.0.connection.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        self.change(match self.connection() {
+            Connection::Server(_) => server(&self.0.nodes)?,
+            Connection::Cluster(_) => cluster(&self.0.nodes)?,
+        });
         Ok(())
+    }
+
+    fn change(&self, fresh: Connection) {
+        *self.0.connection.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+    }
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Server(server) => server.req_packed_command(command),
+            Self::Cluster(cluster) => cluster.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Server(server) => server.req_packed_commands(commands, offset, count),
+            Self::Cluster(cluster) => cluster.req_packed_commands(commands, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Server(server) => server.get_db(),
+            Self::Cluster(cluster) => cluster.get_db(),
+        }
     }
 }
 
 impl Request<'_> {
-    async fn send<T: FromRedisValue>(&self, mut connection: ConnectionManager) -> RedisResult<T> {
+    async fn send<T: FromRedisValue>(&self, mut connection: Connection) -> RedisResult<T> {
         match self {
             Self::Command(command) => command.query_async(&mut connection).await,
             Self::Pipeline(pipeline) => pipeline.query_async(&mut connection).await,
@@ -157,12 +210,51 @@ impl Request<'_> {
     }
 }
 
-fn lazy_connection(client: &Client) -> Result<ConnectionManager, RedisError> {
+/// The servers that a URL names.
+fn nodes(url: &str) -> Result<Vec<ConnectionInfo>, QueueError> {
+    let (first, others) = url.split_once(',').unwrap_or((url, ""));
+    let host = first.find('@').map(|at| at + 1).or_else(|| Some(first.find("://")? + 3));
+    let common = &first[..host.unwrap_or(0)];
+    let others = others
+        .split(',')
+        .filter(|node| !node.is_empty())
+        .map(|node| if node.contains("://") { node.to_owned() } else { format!("{common}{node}") });
+    let info = |node: String| {
+        let info = node.as_str().into_connection_info().map_err(|error| {
+            // The error's text is not passed on: a URL may hold a password.
+            QueueError::Config(format!("the Redis URL cannot be read ({:?})", error.kind()))
+        })?;
+        Ok(info.set_tcp_settings(tcp()))
+    };
+    std::iter::once(first.to_owned()).chain(others).map(info).collect()
+}
+
+fn tcp() -> TcpSettings {
+    let keepalive = TcpKeepalive::new().with_time(DEAD_PATH_TIMEOUT).with_interval(CONNECTION_TIMEOUT);
+    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(DEAD_PATH_TIMEOUT);
+    tcp
+}
+
+fn server(nodes: &[ConnectionInfo]) -> Result<Connection, RedisError> {
     let config = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECTION_TIMEOUT))
         .set_response_timeout(Some(RESPONSE_TIMEOUT))
         .set_number_of_retries(CONNECTION_RETRIES)
         .set_min_delay(CONNECTION_RETRY_DELAY)
         .set_max_delay(CONNECTION_RETRY_DELAY);
-    ConnectionManager::new_lazy_with_config(client.clone(), config)
+    let client = Client::open(nodes[0].clone())?;
+    ConnectionManager::new_lazy_with_config(client, config).map(Connection::Server)
+}
+
+fn cluster(nodes: &[ConnectionInfo]) -> Result<Connection, RedisError> {
+    let client = ClusterClient::builder(nodes.to_vec())
+        .connection_timeout(CONNECTION_TIMEOUT)
+        .response_timeout(RESPONSE_TIMEOUT)
+        .overall_response_timeout(Some(CLUSTER_TIMEOUT))
+        .retries(CLUSTER_RETRIES)
+        .tcp_settings(tcp())
+        .build()?;
+    Ok(Connection::Cluster(client.get_pending_async_connection_with_config(ClusterConfig::new())))
 }

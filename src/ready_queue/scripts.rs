@@ -36,5 +36,7 @@ pub(super) static BEGIN_REBUILD: LazyLock<Script> = fenced!("begin_rebuild.lua")
 pub(super) static RESET: LazyLock<Script> = reading!("reset.lua");
 pub(super) static RECOUNT: LazyLock<Script> = fenced!("recount.lua");
 
+/// The clock of the server that has the keys; a cluster has several.
+pub(super) static TIME: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('TIME')"));
 pub(super) static PEEK: LazyLock<Script> = reading!("merge.lua", "peek.lua");
 pub(super) static COUNTS: LazyLock<Script> = reading!("counts.lua");

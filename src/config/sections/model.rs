@@ -66,7 +66,7 @@ pub struct Scheduler {
 /// Section `queue`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
-    /// Redis. Required; `redis://`, `rediss://` or `unix://`.
+    /// Redis: a server, or one or several nodes of a cluster, separated by commas. Required; `redis://`, `rediss://` or `unix://`.
     pub redis_url: Secret,
     /// Jobs that may wait before submissions are refused with 429. Default 10000; 0 (no limit) to 100000000.
     pub max_queue_size: u64,
