@@ -17,7 +17,7 @@ impl Lane {
             | Command::Hear(_)
             | Command::Detach(..) => Self::Prompt,
             Command::PollJob(_) => Self::Wait,
-            Command::SubmitJobs(_) => Self::Bulk,
+            Command::SubmitJobs(_) | Command::SubmitOnce(_) => Self::Bulk,
         }
     }
 

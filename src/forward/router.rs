@@ -205,6 +205,7 @@ impl Patience {
         let poll_until = match command {
             Command::PollJob(poll) => Some(now + poll.wait),
             Command::SubmitJobs(_)
+            | Command::SubmitOnce(_)
             | Command::ApplyEvent(..)
             | Command::RegisterWorker(_)
             | Command::Heartbeat(_)

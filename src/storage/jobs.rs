@@ -98,6 +98,20 @@ impl Database {
         row.map(Job::try_from).transpose()
     }
 
+    /// Those of the jobs that are there, in this order.
+    pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>, StorageError> {
+        let mut select = QueryBuilder::new(SELECT_JOB);
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        select
+            .push(" WHERE id = ANY(")
+            .push_bind(ids.clone())
+            .push(") ORDER BY array_position(")
+            .push_bind(ids);
+        select.push(", id)");
+        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
+        rows.into_iter().map(Job::try_from).collect()
+    }
+
     /// A page of jobs, newest first.
     pub async fn jobs(&self, filter: &JobFilter, page: i64, page_size: i64) -> Result<JobList, StorageError> {
         let total = self.count_jobs(filter).await?;

@@ -6,10 +6,12 @@ mod group;
 mod hand;
 mod leases;
 mod malformed;
+mod once;
 mod poll;
 mod reply;
 mod rest;
 mod retries;
+mod run_at;
 mod session;
 mod states;
 #[path = "../support/mod.rs"]
