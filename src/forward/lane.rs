@@ -11,6 +11,7 @@ impl Lane {
     pub(super) fn of(command: &Command) -> Self {
         match command {
             Command::ApplyEvent(..)
+            | Command::Outlook(_)
             | Command::RegisterWorker(_)
             | Command::Heartbeat(_)
             | Command::Attach(_)

@@ -207,6 +207,7 @@ impl Patience {
             Command::SubmitJobs(_)
             | Command::SubmitOnce(_)
             | Command::ApplyEvent(..)
+            | Command::Outlook(_)
             | Command::RegisterWorker(_)
             | Command::Heartbeat(_)
             | Command::Attach(_)

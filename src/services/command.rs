@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ServiceError;
 use crate::domain::execution::Usage;
+use crate::domain::explain::Outlook;
 use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::job::{Job, NewJob};
+use crate::domain::matching::Shape;
 use crate::domain::payload::Payload;
 use crate::domain::transition::JobEvent;
 use crate::domain::worker::{NewWorker, Worker, WorkerStatus};
@@ -30,6 +32,8 @@ pub enum Command {
     SubmitOnce(Box<SubmitOnce>),
     /// Lets something happen to a job.
     ApplyEvent(JobId, JobEvent),
+    /// Asks who could take a job of this shape.
+    Outlook(Shape),
     /// Registers a worker; whatever it ran before is lost.
     RegisterWorker(NewWorker),
     /// Keeps a worker alive.
@@ -54,6 +58,8 @@ pub enum Answer {
     SubmitOnce(Submitted),
     /// What came of the event.
     ApplyEvent(Applied),
+    /// What holds such a job up.
+    Outlook(Outlook),
     /// The worker as registered, and whether it was new.
     RegisterWorker(Box<Worker>, bool),
     /// What waits for the worker and what it no longer holds.
@@ -293,6 +299,7 @@ impl Command {
             Self::SubmitJobs(_)
             | Self::SubmitOnce(_)
             | Self::ApplyEvent(..)
+            | Self::Outlook(_)
             | Self::RegisterWorker(_)
             | Self::Heartbeat(_)
             | Self::PollJob(_)
@@ -308,6 +315,7 @@ impl Command {
             Self::SubmitJobs(_) => "submit_jobs",
             Self::SubmitOnce(_) => "submit_once",
             Self::ApplyEvent(..) => "apply_event",
+            Self::Outlook(_) => "outlook",
             Self::RegisterWorker(_) => "register_worker",
             Self::Heartbeat(_) => "heartbeat",
             Self::PollJob(_) => "poll_job",

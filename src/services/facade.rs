@@ -27,8 +27,8 @@ type Result<T> = std::result::Result<T, ServiceError>;
 /// The use cases of a replica. Reads are answered here, writes by whoever leads.
 #[derive(Clone)]
 pub struct Services {
-    commands: Arc<dyn Commands>,
-    ambient: Arc<dyn Ambient>,
+    pub(super) commands: Arc<dyn Commands>,
+    pub(super) ambient: Arc<dyn Ambient>,
     defaults: Arc<JobDefaults>,
     /// Reads from PostgreSQL.
     pub queries: Queries,

@@ -46,6 +46,11 @@ impl Queries {
         Ok(executions)
     }
 
+    /// How many queued jobs go before this one, counted up to `most`.
+    pub async fn ahead_of(&self, job: &Job, most: i64) -> Result<i64> {
+        Ok(self.database.ahead_of(job, most).await?)
+    }
+
     /// Jobs by state, from counters.
     pub async fn stats(&self) -> Result<JobStats> {
         Ok(self.database.stats().await?)

@@ -127,6 +127,21 @@ impl Database {
         Ok(JobList { jobs, total, page, page_size, pages: (total + page_size - 1) / page_size })
     }
 
+    /// How many queued jobs go before this one, counted up to `most`: an index is read from its beginning.
+    pub async fn ahead_of(&self, job: &Job, most: i64) -> Result<i64, StorageError> {
+        Ok(sqlx::query_scalar!(
+            r#"SELECT count(*) AS "jobs!" FROM (
+                   SELECT FROM jobs WHERE ready AND (-priority, submitted_at, id) < ($1::int, $2::timestamptz, $3::uuid)
+                   ORDER BY -priority, submitted_at, id LIMIT $4) ahead"#,
+            -i32::from(job.priority),
+            job.submitted_at,
+            job.id.0,
+            most,
+        )
+        .fetch_one(&self.reads)
+        .await?)
+    }
+
     /// How many jobs match; without any filter the counters know.
     async fn count_jobs(&self, filter: &JobFilter) -> Result<i64, StorageError> {
         if *filter == JobFilter::default() {

@@ -1,6 +1,7 @@
 //! One running group, from outside: REST and gRPC at all three replicas, then the rows that are left.
 
 mod batch;
+mod explain;
 mod flow;
 mod group;
 mod hand;

@@ -15,6 +15,7 @@ use crate::api::convert::{self, MAX_DURATION_MS, MAX_TEXT};
 use crate::api::problem::Problem;
 use crate::api::state::Api;
 use crate::domain::execution::Execution;
+use crate::domain::explain::Explanation;
 use crate::domain::idempotency::KeyDraft;
 use crate::domain::job::{Job, JobDraft, JobList, JobStats, JobStatus};
 use crate::domain::payload::Payload;
@@ -134,6 +135,11 @@ pub(super) async fn retry(State(api): State<Api>, JobPath(id): JobPath) -> Answe
 /// `GET /jobs/{id}/executions`: the attempts, oldest first.
 pub(super) async fn executions(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Vec<Execution>> {
     Ok(Json(api.services.queries.executions(id).await?))
+}
+
+/// `GET /jobs/{id}/explain`: why it is where it is.
+pub(super) async fn explain(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Explanation> {
+    Ok(Json(api.services.explain_job(id).await?))
 }
 
 /// A change as it arrives: every field loosely typed, so that all that is wrong can be named.

@@ -12,6 +12,7 @@ mod dispatch;
 mod feed;
 mod lanes;
 mod once;
+mod outlook;
 mod sessions;
 mod submit;
 mod take_over;
@@ -209,6 +210,7 @@ impl Commands for Leader {
                 self.apply(job, event).await.map(Answer::ApplyEvent)
             }
             .boxed(),
+            Command::Outlook(shape) => ready(Ok(Answer::Outlook(self.outlook(&shape)))).boxed(),
             Command::RegisterWorker(new) => async move {
                 let (worker, created) = self.register(new).await?;
                 Ok(Answer::RegisterWorker(Box::new(worker), created))
