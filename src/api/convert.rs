@@ -25,6 +25,11 @@ pub(super) fn id<T: FromStr>(v: &mut Validator, field: &str, text: &str) -> Opti
     id
 }
 
+/// Whose idempotency keys a caller uses. Callers without a name share theirs.
+pub(super) fn key_scope() -> String {
+    String::new()
+}
+
 /// Passes a registration on, or names all that is wrong with it: what `noted` holds already and what the
 /// registration's own check finds.
 pub(super) fn checked_draft(noted: Validator, draft: WorkerDraft) -> Result<WorkerDraft, Vec<FieldError>> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -128,8 +128,8 @@ impl FromStr for JobStatus {
 }
 
 /// A submission as it arrives: every field loosely typed, so that all that is wrong can be named.
-#[derive(Debug, Default, Deserialize)]
-#[expect(missing_docs, reason = "the fields of the specification's JobCreate")]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields of the specification's JobCreate, and `run_at`")]
 pub struct JobDraft {
     pub name: Option<Value>,
     pub model_name: Option<Value>,
@@ -141,6 +141,7 @@ pub struct JobDraft {
     pub tags: Option<Value>,
     pub metadata: Option<Box<RawValue>>,
     pub created_by: Option<Value>,
+    pub run_at: Option<Value>,
 }
 
 /// What a submission leaves open.
@@ -177,6 +178,9 @@ pub struct NewJob {
     pub metadata: Payload,
     /// Who submitted it; at most 255 characters.
     pub created_by: Option<String>,
+    /// Not before this time; until then it waits as `pending`.
+    #[serde(default)]
+    pub run_at: Option<DateTime<Utc>>,
     /// What it asks of a worker, read from the fields above.
     pub shape: Shape,
 }
@@ -200,6 +204,7 @@ impl JobDraft {
         let tags = tags(&mut v, self.tags.as_ref());
         let metadata = object(&mut v, "metadata", self.metadata.as_deref()).unwrap_or_else(Payload::empty);
         let created_by = v.optional_text("created_by", self.created_by.as_ref(), 1, 255);
+        let run_at = run_at(&mut v, self.run_at.as_ref());
         let members: Map<String, Value> = serde_json::from_str(metadata.as_str()).unwrap_or_default();
         let policy = retry_policy(&mut v, &members, &defaults.retry);
         let shape = Shape::of_job(model_name.as_deref().unwrap_or_default(), &members, &mut v);
@@ -216,6 +221,7 @@ impl JobDraft {
                 tags: tags?,
                 metadata,
                 created_by,
+                run_at,
                 shape,
             })
         })();
@@ -244,6 +250,17 @@ fn tags(v: &mut Validator, value: Option<&Value>) -> Option<Payload> {
         }
     }
     serde_json::to_string(&tags).ok().map(Payload::trusted)
+}
+
+/// A time that PostgreSQL keeps as it is shown: to the microsecond. One that has passed means at once.
+fn run_at(v: &mut Validator, value: Option<&Value>) -> Option<DateTime<Utc>> {
+    let text = v.optional_text("run_at", value, 0, 64)?;
+    let time = DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc().trunc_subsecs(6)).ok();
+    let time = time.filter(|time| (1970..=9999).contains(&time.year()));
+    if time.is_none() {
+        v.reject("run_at", "must be an RFC 3339 time with its offset, from 1970 to 9999");
+    }
+    time
 }
 
 fn retry_policy(
@@ -325,7 +342,7 @@ impl Job {
             tags: new.tags,
             metadata: new.metadata,
             created_by: new.created_by,
-            next_retry_at: None,
+            next_retry_at: new.run_at,
             retry_backoff_seconds: None,
             created_at: submitted_at,
             updated_at: submitted_at,
@@ -412,7 +429,7 @@ mod tests {
     fn names_every_bad_field_at_once() {
         let errors = check(&json!({"name": "", "model_name": 1, "input_data": {}, "priority": 11,
             "max_retries": -1, "timeout_seconds": 86401, "tags": {"a": 1}, "metadata": [],
-            "created_by": "x".repeat(256)}))
+            "created_by": "x".repeat(256), "run_at": "tomorrow"}))
         .unwrap_err();
         let fields: Vec<_> = errors.iter().map(|error| error.field.as_str()).collect();
         assert_eq!(
@@ -427,9 +444,31 @@ mod tests {
                 "timeout_seconds",
                 "tags",
                 "metadata",
-                "created_by"
+                "created_by",
+                "run_at"
             ]
         );
+    }
+
+    #[test]
+    fn run_at_is_a_time_with_its_offset() {
+        let run_at = |text: Value| {
+            let mut body = minimal();
+            body["run_at"] = text;
+            check(&body).map(|job| job.run_at.map(|time| time.to_rfc3339()))
+        };
+        assert_eq!(run_at(Value::Null).unwrap(), None);
+        let time = run_at(json!("2030-01-01T02:00:00.1234567+02:00")).unwrap();
+        assert_eq!(time.as_deref(), Some("2030-01-01T00:00:00.123456+00:00"));
+        for bad in [
+            json!("2030-01-01"),
+            json!("2030-01-01T00:00:00"),
+            json!("1969-12-31T23:59:59Z"),
+            json!(1),
+            json!(""),
+        ] {
+            assert_eq!(run_at(bad.clone()).unwrap_err()[0].field, "run_at", "{bad}");
+        }
     }
 
     #[test]

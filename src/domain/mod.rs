@@ -6,6 +6,8 @@
 pub mod ambient;
 pub mod event;
 pub mod execution;
+pub mod explain;
+pub mod idempotency;
 pub mod ids;
 pub mod job;
 pub mod matching;

@@ -11,13 +11,14 @@ impl Lane {
     pub(super) fn of(command: &Command) -> Self {
         match command {
             Command::ApplyEvent(..)
+            | Command::Outlook(_)
             | Command::RegisterWorker(_)
             | Command::Heartbeat(_)
             | Command::Attach(_)
             | Command::Hear(_)
             | Command::Detach(..) => Self::Prompt,
             Command::PollJob(_) => Self::Wait,
-            Command::SubmitJobs(_) => Self::Bulk,
+            Command::SubmitJobs(_) | Command::SubmitOnce(_) => Self::Bulk,
         }
     }
 

@@ -205,7 +205,9 @@ impl Patience {
         let poll_until = match command {
             Command::PollJob(poll) => Some(now + poll.wait),
             Command::SubmitJobs(_)
+            | Command::SubmitOnce(_)
             | Command::ApplyEvent(..)
+            | Command::Outlook(_)
             | Command::RegisterWorker(_)
             | Command::Heartbeat(_)
             | Command::Attach(_)

@@ -3,6 +3,7 @@
 //! A loop is idempotent and takes no input. Its period is the safety net; a nudge hastens it. A run that
 //! fails is logged and tried again soon. Without a fresh quorum nothing new is begun.
 
+mod forget_keys;
 mod promote_retries;
 mod prune_jobs;
 mod reap_leases;
@@ -80,6 +81,7 @@ pub fn start(surroundings: &Surroundings, tasks: &TaskTracker) {
     tasks.spawn(drive(reap_leases::ReapLeases, surroundings.clone()));
     tasks.spawn(drive(reconcile_queue::ReconcileQueue::default(), surroundings.clone()));
     tasks.spawn(drive(record_vitals::RecordVitals, surroundings.clone()));
+    tasks.spawn(drive(forget_keys::ForgetKeys, surroundings.clone()));
     if let Some(age) = surroundings.retention {
         tasks.spawn(drive(prune_jobs::PruneJobs::of(age), surroundings.clone()));
     }

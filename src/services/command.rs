@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ServiceError;
 use crate::domain::execution::Usage;
+use crate::domain::explain::Outlook;
+use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::job::{Job, NewJob};
+use crate::domain::matching::Shape;
 use crate::domain::payload::Payload;
 use crate::domain::transition::JobEvent;
 use crate::domain::worker::{NewWorker, Worker, WorkerStatus};
@@ -25,8 +28,12 @@ use crate::domain::worker::{NewWorker, Worker, WorkerStatus};
 pub enum Command {
     /// Stores jobs, all or none.
     SubmitJobs(Vec<NewJob>),
+    /// Stores jobs, all or none, unless the same was submitted under the same key before.
+    SubmitOnce(Box<SubmitOnce>),
     /// Lets something happen to a job.
     ApplyEvent(JobId, JobEvent),
+    /// Asks who could take a job of this shape.
+    Outlook(Shape),
     /// Registers a worker; whatever it ran before is lost.
     RegisterWorker(NewWorker),
     /// Keeps a worker alive.
@@ -47,8 +54,12 @@ pub enum Command {
 pub enum Answer {
     /// What was chosen for each job, in the order of submission.
     SubmitJobs(Vec<Accepted>),
+    /// What was chosen, or the jobs that were stored before.
+    SubmitOnce(Submitted),
     /// What came of the event.
     ApplyEvent(Applied),
+    /// What holds such a job up.
+    Outlook(Outlook),
     /// The worker as registered, and whether it was new.
     RegisterWorker(Box<Worker>, bool),
     /// What waits for the worker and what it no longer holds.
@@ -70,6 +81,26 @@ pub struct Accepted {
     pub submitted_at: DateTime<Utc>,
     /// The worker that took it at once.
     pub assigned_to: Option<WorkerId>,
+}
+
+/// A submission under an idempotency key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SubmitOnce {
+    /// The key.
+    pub key: IdempotencyKey,
+    /// See [`fingerprint`](crate::domain::idempotency::fingerprint).
+    pub fingerprint: Vec<u8>,
+    /// What to store.
+    pub jobs: Vec<NewJob>,
+}
+
+/// What came of a submission under an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Submitted {
+    /// It was stored now.
+    Now(Vec<Accepted>),
+    /// The same was submitted before, as these jobs.
+    Before(Vec<JobId>),
 }
 
 /// What came of an event.
@@ -266,7 +297,9 @@ impl Command {
         match self {
             Self::ApplyEvent(_, JobEvent::Retry | JobEvent::Patch(_)) => false,
             Self::SubmitJobs(_)
+            | Self::SubmitOnce(_)
             | Self::ApplyEvent(..)
+            | Self::Outlook(_)
             | Self::RegisterWorker(_)
             | Self::Heartbeat(_)
             | Self::PollJob(_)
@@ -280,7 +313,9 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Self::SubmitJobs(_) => "submit_jobs",
+            Self::SubmitOnce(_) => "submit_once",
             Self::ApplyEvent(..) => "apply_event",
+            Self::Outlook(_) => "outlook",
             Self::RegisterWorker(_) => "register_worker",
             Self::Heartbeat(_) => "heartbeat",
             Self::PollJob(_) => "poll_job",

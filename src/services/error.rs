@@ -65,6 +65,9 @@ pub enum Conflict {
     /// A worker's lease stands in the way.
     #[error("worker {0} holds the job; only its reports and a cancellation can change it")]
     Held(String),
+    /// An idempotency key stands for another submission.
+    #[error("the idempotency key was used for another submission in the last 24 hours")]
+    KeyInUse,
     /// The reporter's lease is not the current one.
     #[error("the lease is not current: {0}")]
     StaleLease(String),

@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use super::command::{
     Accepted, Answer, Applied, Assignment, Command, Commands, Hear, Heartbeat, HeartbeatAnswer, PollJob,
-    Pulse,
+    Pulse, SubmitOnce, Submitted,
 };
 use super::error::ServiceError;
 use super::queries::Queries;
 use super::sessions::{Closing, Session, Sessions};
 use crate::domain::ambient::Ambient;
+use crate::domain::idempotency::{IdempotencyKey, KeyDraft, fingerprint};
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::job::{Job, JobDefaults, JobDraft, NewJob};
 use crate::domain::transition::{JobEvent, JobPatch};
-use crate::domain::validate::FieldError;
+use crate::domain::validate::{FieldError, Validator};
 use crate::domain::worker::{Worker, WorkerDraft};
 
 /// Most jobs of one batch.
@@ -26,8 +27,8 @@ type Result<T> = std::result::Result<T, ServiceError>;
 /// The use cases of a replica. Reads are answered here, writes by whoever leads.
 #[derive(Clone)]
 pub struct Services {
-    commands: Arc<dyn Commands>,
-    ambient: Arc<dyn Ambient>,
+    pub(super) commands: Arc<dyn Commands>,
+    pub(super) ambient: Arc<dyn Ambient>,
     defaults: Arc<JobDefaults>,
     /// Reads from PostgreSQL.
     pub queries: Queries,
@@ -48,23 +49,33 @@ impl Services {
 
     /// Checks a submission and stores it. The job is returned as accepted: `pending`, and on its way to
     /// the ready queue.
-    pub async fn submit_job(&self, draft: JobDraft) -> Result<Job> {
-        let new = self.check_job(draft).map_err(ServiceError::Invalid)?;
-        let jobs = self.submit_jobs(vec![new]).await?;
-        jobs.into_iter().next().ok_or(ServiceError::Internal)
+    pub async fn submit_job(&self, draft: JobDraft, key: Option<KeyDraft>) -> Result<Stored> {
+        let mut v = Validator::default();
+        let key = Key::check(&mut v, key, std::slice::from_ref(&draft));
+        let new = v.absorb(self.check_job(draft));
+        let new = v.finish(new).map_err(ServiceError::Invalid)?;
+        self.store(vec![new], key).await
     }
 
     /// Checks submissions and stores all of them or, if one field of one of them breaks a bound, none. Errors
     /// name fields as `jobs[0].name`; `noted` are those that were found before, where a draft could not even be
     /// read.
-    pub async fn submit_batch(&self, drafts: Vec<JobDraft>, noted: Vec<FieldError>) -> Result<Vec<Job>> {
+    pub async fn submit_batch(
+        &self,
+        drafts: Vec<JobDraft>,
+        noted: Vec<FieldError>,
+        key: Option<KeyDraft>,
+    ) -> Result<Stored> {
         if !(1..=MAX_BATCH).contains(&drafts.len()) {
             let message = format!("must be 1 to {MAX_BATCH} jobs, are {}", drafts.len());
             return Err(ServiceError::Invalid(vec![FieldError::new("jobs", message)]));
         }
+        let mut v = Validator::default();
+        let key = Key::check(&mut v, key, &drafts);
         let mut jobs = Vec::with_capacity(drafts.len());
         let unread: HashSet<String> = noted.iter().map(|error| error.field.clone()).collect();
-        let mut errors = noted;
+        let mut errors = v.finish(Some(())).err().unwrap_or_default();
+        errors.extend(noted);
         for (index, draft) in drafts.into_iter().enumerate() {
             match self.check_job(draft) {
                 Ok(job) => jobs.push(job),
@@ -75,7 +86,7 @@ impl Services {
                 }
             }
         }
-        if errors.is_empty() { self.submit_jobs(jobs).await } else { Err(ServiceError::Invalid(errors)) }
+        if errors.is_empty() { self.store(jobs, key).await } else { Err(ServiceError::Invalid(errors)) }
     }
 
     /// Checks a submission and gives it an id.
@@ -83,15 +94,26 @@ impl Services {
         draft.check(JobId(self.ambient.uuid()), &self.defaults)
     }
 
-    /// Stores checked jobs, all or none.
-    pub async fn submit_jobs(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>> {
-        match self.commands.execute(Command::SubmitJobs(jobs.clone())).await? {
-            Answer::SubmitJobs(accepted) if accepted.len() == jobs.len() => {
-                let shown = |(job, accepted): (NewJob, Accepted)| {
-                    Job::accepted(job, accepted.submitted_at, accepted.assigned_to)
-                };
-                Ok(jobs.into_iter().zip(accepted).map(shown).collect())
+    async fn store(&self, jobs: Vec<NewJob>, key: Option<Key>) -> Result<Stored> {
+        let Some(Key { key, fingerprint }) = key else {
+            return Ok(Stored { jobs: self.submit_jobs(jobs).await?, repeated: false });
+        };
+        let once = Box::new(SubmitOnce { key, fingerprint, jobs: jobs.clone() });
+        match self.commands.execute(Command::SubmitOnce(once)).await? {
+            Answer::SubmitOnce(Submitted::Now(accepted)) if accepted.len() == jobs.len() => {
+                Ok(Stored { jobs: shown(jobs, accepted), repeated: false })
             }
+            Answer::SubmitOnce(Submitted::Before(ids)) => {
+                Ok(Stored { jobs: self.queries.jobs_of(&ids).await?, repeated: true })
+            }
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
+    /// Stores checked jobs, all or none.
+    async fn submit_jobs(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>> {
+        match self.commands.execute(Command::SubmitJobs(jobs.clone())).await? {
+            Answer::SubmitJobs(accepted) if accepted.len() == jobs.len() => Ok(shown(jobs, accepted)),
             _ => Err(ServiceError::Internal),
         }
     }
@@ -200,6 +222,34 @@ impl Services {
         let applied = self.report(id, event).await?;
         applied.job.map(|job| *job).ok_or(ServiceError::Internal)
     }
+}
+
+/// Jobs that were submitted.
+#[derive(Debug)]
+pub struct Stored {
+    /// In the order of submission: as accepted, or as they are now where they were stored before.
+    pub jobs: Vec<Job>,
+    /// The same was submitted before under the same key; nothing was stored now.
+    pub repeated: bool,
+}
+
+/// A checked idempotency key, and what is submitted under it.
+struct Key {
+    key: IdempotencyKey,
+    fingerprint: Vec<u8>,
+}
+
+impl Key {
+    fn check(v: &mut Validator, draft: Option<KeyDraft>, jobs: &[JobDraft]) -> Option<Self> {
+        let key = draft?.check().map_err(|error| v.reject(error.field, error.message)).ok()?;
+        Some(Self { key, fingerprint: fingerprint(jobs) })
+    }
+}
+
+fn shown(jobs: Vec<NewJob>, accepted: Vec<Accepted>) -> Vec<Job> {
+    let shown =
+        |(job, accepted): (NewJob, Accepted)| Job::accepted(job, accepted.submitted_at, accepted.assigned_to);
+    jobs.into_iter().zip(accepted).map(shown).collect()
 }
 
 /// Ends a session whose opening fails, or is given up.

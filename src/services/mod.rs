@@ -4,6 +4,7 @@ pub mod batcher;
 pub mod command;
 mod crash;
 pub mod error;
+mod explain;
 pub mod facade;
 mod fleet;
 pub mod inspect;

@@ -26,6 +26,12 @@ impl Queries {
         self.database.job(id).await?.ok_or_else(|| ServiceError::no_job(id))
     }
 
+    /// These jobs, in this order.
+    pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>> {
+        let jobs = self.database.jobs_of(ids).await?;
+        if jobs.len() == ids.len() { Ok(jobs) } else { Err(ServiceError::Internal) }
+    }
+
     /// A page of jobs, newest first. `page` counts from 1; `page_size` is 1 to 100.
     pub async fn jobs(&self, filter: &JobFilter, page: i64, page_size: i64) -> Result<JobList> {
         Ok(self.database.jobs(filter, page, page_size).await?)
@@ -38,6 +44,11 @@ impl Queries {
             self.job(id).await?;
         }
         Ok(executions)
+    }
+
+    /// How many queued jobs go before this one, counted up to `most`.
+    pub async fn ahead_of(&self, job: &Job, most: i64) -> Result<i64> {
+        Ok(self.database.ahead_of(job, most).await?)
     }
 
     /// Jobs by state, from counters.

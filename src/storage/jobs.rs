@@ -98,6 +98,20 @@ impl Database {
         row.map(Job::try_from).transpose()
     }
 
+    /// Those of the jobs that are there, in this order.
+    pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>, StorageError> {
+        let mut select = QueryBuilder::new(SELECT_JOB);
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        select
+            .push(" WHERE id = ANY(")
+            .push_bind(ids.clone())
+            .push(") ORDER BY array_position(")
+            .push_bind(ids);
+        select.push(", id)");
+        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
+        rows.into_iter().map(Job::try_from).collect()
+    }
+
     /// A page of jobs, newest first.
     pub async fn jobs(&self, filter: &JobFilter, page: i64, page_size: i64) -> Result<JobList, StorageError> {
         let total = self.count_jobs(filter).await?;
@@ -111,6 +125,21 @@ impl Database {
         let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
         let jobs = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
         Ok(JobList { jobs, total, page, page_size, pages: (total + page_size - 1) / page_size })
+    }
+
+    /// How many queued jobs go before this one, counted up to `most`: an index is read from its beginning.
+    pub async fn ahead_of(&self, job: &Job, most: i64) -> Result<i64, StorageError> {
+        Ok(sqlx::query_scalar!(
+            r#"SELECT count(*) AS "jobs!" FROM (
+                   SELECT FROM jobs WHERE ready AND (-priority, submitted_at, id) < ($1::int, $2::timestamptz, $3::uuid)
+                   ORDER BY -priority, submitted_at, id LIMIT $4) ahead"#,
+            -i32::from(job.priority),
+            job.submitted_at,
+            job.id.0,
+            most,
+        )
+        .fetch_one(&self.reads)
+        .await?)
     }
 
     /// How many jobs match; without any filter the counters know.

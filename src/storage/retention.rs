@@ -52,7 +52,8 @@ impl Database {
 
 impl FencedTransaction {
     /// Deletes those of the jobs that ended more than `age` ago, with their executions, and takes them out of the
-    /// counters of `slot`. One that was tried again meanwhile stays. Answers how many went.
+    /// counters of `slot`. One that was tried again meanwhile stays, and so does one that an idempotency key names:
+    /// its submission would otherwise count as not yet done. Answers how many went.
     pub async fn delete_ended(
         &mut self,
         slot: i16,
@@ -65,6 +66,7 @@ impl FencedTransaction {
                    -- In the order of their ids, as everywhere, against circles of locks.
                    SELECT id FROM jobs
                    WHERE id = ANY($1) AND completed_at < now() - make_interval(secs => $2)
+                       AND NOT EXISTS (SELECT FROM idempotency_keys WHERE job_ids @> ARRAY[jobs.id])
                    ORDER BY id FOR UPDATE
                ), gone AS (
                    DELETE FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM locked)) RETURNING id, status

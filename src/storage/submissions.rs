@@ -29,7 +29,7 @@ enum Refused {
 pub struct Insertion<'a> {
     /// The job.
     pub job: &'a NewJob,
-    /// Who takes it, under which lease.
+    /// Who takes it, under which lease; nobody where it has a time to wait for.
     pub claim: Option<Claim>,
 }
 
@@ -45,7 +45,8 @@ pub struct Inserted {
 }
 
 impl Database {
-    /// Stores jobs, at least one, all or none: as `assigned` where a worker takes them and as `queued` otherwise.
+    /// Stores jobs, at least one, all or none: as `assigned` where a worker takes them, as `pending` where they have
+    /// a time to wait for, and as `queued` otherwise.
     /// A job whose id is there already is left alone, so a submission that is sent twice is stored once. Answers
     /// in the order of the jobs. Until its worker says that it runs, a lease is good for `fetch_seconds` beyond
     /// the job's timeout. Fenced, and committed by itself.
@@ -112,24 +113,26 @@ impl Database {
                    FROM fence,
                        unnest(CASE WHEN passed THEN $2::uuid[] END, $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
                                $8::int[], $9::text[], $10::text[], $11::text[], $12::text[], $13::uuid[],
-                               $14::uuid[]) WITH ORDINALITY
+                               $14::uuid[], $20::timestamptz[]) WITH ORDINALITY
                        AS s (id, name, model_name, model_version, priority, max_retries, timeout_seconds,
-                             input_data, tags, metadata, created_by, lease_id, worker_id, ordinal)
+                             input_data, tags, metadata, created_by, lease_id, worker_id, run_at, ordinal)
                ), stored AS (
                    INSERT INTO jobs (id, name, model_name, model_version, status, priority, max_retries,
                        timeout_seconds, input_data, tags, metadata, created_by, submitted_at, queued_at,
                        created_at, updated_at, assigned_worker_id, assigned_at, lease_id, lease_expires_at,
-                       queue_wait_time_ms)
+                       queue_wait_time_ms, next_retry_at)
                    SELECT id, name, model_name, model_version,
-                       CASE WHEN lease_id IS NULL THEN 'queued' ELSE 'assigned' END, priority, max_retries,
+                       CASE WHEN lease_id IS NOT NULL THEN 'assigned' WHEN run_at IS NOT NULL THEN 'pending'
+                           ELSE 'queued' END, priority, max_retries,
                        timeout_seconds, input_data::jsonb, coalesce(tags::jsonb, '{}'),
-                       coalesce(metadata::jsonb, '{}'), created_by, at, at, at, at, worker_id,
+                       coalesce(metadata::jsonb, '{}'), created_by, at, CASE WHEN run_at IS NULL THEN at END, at, at,
+                       worker_id,
                        CASE WHEN lease_id IS NOT NULL THEN at END, lease_id,
                        CASE WHEN lease_id IS NOT NULL
                            THEN at + make_interval(secs => timeout_seconds + $16::int) END,
-                       CASE WHEN lease_id IS NOT NULL THEN 0 END
+                       CASE WHEN lease_id IS NOT NULL THEN 0 END, run_at
                    FROM submission
-                   RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at
+                   RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at, next_retry_at
                ), leased AS (
                    INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
                        lease_expires_at, delivery_id, delivered_at, created_at)
@@ -141,11 +144,12 @@ impl Database {
                    RETURNING job_id, id
                ), live AS (INSERT INTO leases (job_id, id) SELECT job_id, id FROM leased
                ), counts AS (
-                   SELECT count(*) AS all_jobs, count(lease_id) AS assigned, min(submitted_at) AS first
+                   SELECT count(*) AS all_jobs, count(lease_id) AS assigned, count(next_retry_at) AS pending,
+                       min(submitted_at) AS first
                    FROM stored
                ), counted AS (
-                   UPDATE job_counters SET queued = queued + c.all_jobs - c.assigned,
-                       assigned = job_counters.assigned + c.assigned, waits = waits + c.assigned
+                   UPDATE job_counters SET queued = queued + c.all_jobs - c.assigned - c.pending,
+                       pending = job_counters.pending + c.pending, assigned = job_counters.assigned + c.assigned, waits = waits + c.assigned
                    FROM counts c WHERE slot = $1
                )
                SELECT first AS "first!" FROM counts"#,
@@ -168,6 +172,7 @@ impl Database {
             jobs.iter().any(|row| row.claim.is_some_and(|claim| claim.delivery.is_some())),
             fence.cluster_id.0,
             fence.epoch.0,
+            &column.of_run_at() as _,
         )
         .fetch_one(&mut *connection)
         .await;
@@ -216,6 +221,11 @@ struct Columns<'a>(&'a [Insertion<'a>]);
 impl<'a> Columns<'a> {
     fn of<C>(&self, value: impl Fn(&'a NewJob) -> C) -> Vec<C> {
         self.0.iter().map(|row| value(row.job)).collect()
+    }
+
+    /// Shorter than the other columns, which stands for nulls, where no job has a time to wait for.
+    fn of_run_at(&self) -> Vec<Option<DateTime<Utc>>> {
+        if self.0.iter().any(|row| row.job.run_at.is_some()) { self.of(|job| job.run_at) } else { Vec::new() }
     }
 
     fn of_claim<C>(&self, value: impl Fn(Claim) -> Option<C>) -> Vec<Option<C>> {

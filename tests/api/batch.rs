@@ -122,7 +122,11 @@ async fn the_same_batch_over_grpc_is_checked_and_stored_alike() {
             ..submission(&api, "full")
         };
         let jobs = vec![submission(&api, "plain"), full];
-        let answer = client.submit_jobs(SubmitJobsRequest { jobs }).await.unwrap().into_inner();
+        let answer = client
+            .submit_jobs(SubmitJobsRequest { jobs, ..SubmitJobsRequest::default() })
+            .await
+            .unwrap()
+            .into_inner();
         assert!(answer.jobs.iter().all(|job| job.status == "pending" && job.submitted_at_ms > 0));
         let [plain, full] = [api.job(0, &answer.jobs[0].id).await, api.job(0, &answer.jobs[1].id).await];
         assert_eq!(
@@ -135,8 +139,9 @@ async fn the_same_batch_over_grpc_is_checked_and_stored_alike() {
     }
     let before = stored(&api).await;
     let mut client = client(&api, 0).await;
-    let mut refusal =
-        async |jobs: Vec<JobSubmission>| client.submit_jobs(SubmitJobsRequest { jobs }).await.unwrap_err();
+    let mut refusal = async |jobs: Vec<JobSubmission>| {
+        client.submit_jobs(SubmitJobsRequest { jobs, ..SubmitJobsRequest::default() }).await.unwrap_err()
+    };
     let mut bad = vec![submission(&api, "fine"); 4];
     bad[1].input_data = b"{}"[..].into();
     bad[3].priority = Some(11);

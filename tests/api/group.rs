@@ -115,6 +115,14 @@ impl Api {
         self.send(replica, Method::POST, path, Some(body)).await
     }
 
+    /// Posts under an `Idempotency-Key`.
+    pub async fn post_once(&self, replica: usize, path: &str, body: &Value, key: &str) -> Reply {
+        let request = self.http.post(self.url(replica, path)).header("Idempotency-Key", key).json(body);
+        let reply = Reply::read(request.send().await.unwrap()).await;
+        MADE.lock().unwrap().push((Method::POST, path.to_owned(), reply.status));
+        reply
+    }
+
     pub async fn patch(&self, replica: usize, id: &str, body: &Value) -> Reply {
         self.send(replica, Method::PATCH, &format!("/api/v1/jobs/{id}"), Some(body)).await
     }

@@ -1,16 +1,19 @@
 //! One running group, from outside: REST and gRPC at all three replicas, then the rows that are left.
 
 mod batch;
+mod explain;
 mod flow;
 mod formats;
 mod group;
 mod hand;
 mod leases;
 mod malformed;
+mod once;
 mod poll;
 mod reply;
 mod rest;
 mod retries;
+mod run_at;
 mod session;
 mod states;
 #[path = "../support/mod.rs"]

@@ -16,7 +16,7 @@ use crate::scene::Scene;
 
 const WORK: Duration = Duration::from_millis(30);
 
-/// Every point of `cortex::services::crash` but `fetched`, to which sessions do not come.
+/// Every point of `cortex::services::crash` but `fetched`, to which sessions do not come, and `key_claimed`.
 const POINTS: [&str; 5] = ["claimed", "assigned", "applied", "submitted", "before_queue"];
 
 impl Scene {
@@ -74,6 +74,24 @@ async fn a_leader_that_dies_between_two_steps_loses_nothing_and_repeats_nothing(
         all.add(tally);
         scene.check(&all).await;
     }
+}
+
+#[tokio::test]
+async fn a_key_whose_leader_dies_before_the_job_is_stored_stands_for_one_job() {
+    let mut scene = Scene::with_crash_points().await;
+    let (follower, _) = scene.follower().await;
+    scene.arm("key_claimed");
+    let job = json!({"name": "job", "model_name": "m", "model_version": "1", "input_data": {"n": 1}});
+    let (http, url) = (scene.http.clone(), format!("http://{}/api/v1/jobs", scene.cluster.http(follower)));
+    let submit = async || {
+        let request = http.post(&url).header("Idempotency-Key", "one").json(&job).send().await.unwrap();
+        (request.status().as_u16(), request.json::<serde_json::Value>().await.unwrap()["id"].clone())
+    };
+    // Carried on to the next leader, which finds the key claimed by a copy of the same request.
+    let (first, ()) = tokio::join!(submit(), scene.dies_and_comes_back("key_claimed"));
+    assert_eq!(first.0, 201, "{first:?}");
+    assert_eq!(submit().await, (200, first.1));
+    assert_eq!(scene.count("SELECT count(*) FROM jobs").await, 1);
 }
 
 #[tokio::test]

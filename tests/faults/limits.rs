@@ -38,7 +38,9 @@ async fn a_batch_that_the_queue_has_no_room_for_is_refused_as_a_whole() {
             input_data: br#"{"a": 1}"#[..].into(),
             ..JobSubmission::default()
         };
-        let refused = client.submit_jobs(SubmitJobsRequest { jobs: vec![one; ROOM + 1] }).await;
+        let refused = client
+            .submit_jobs(SubmitJobsRequest { jobs: vec![one; ROOM + 1], ..SubmitJobsRequest::default() })
+            .await;
         assert_eq!(refused.unwrap_err().code(), Code::ResourceExhausted);
         assert_eq!(stored().await, 0);
     }

@@ -1,12 +1,15 @@
 //! `cortex.ClientService`: what clients call that prefer gRPC to REST.
 
+use chrono::DateTime;
 use cortex_client::proto::client_service_server::ClientService;
 use cortex_client::proto::{JobSubmission, SubmitJobsRequest, SubmitJobsResponse, SubmittedJob};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use tonic::{Request, Response, Status};
 
+use crate::api::convert;
 use crate::api::problem::status;
+use crate::domain::idempotency::KeyDraft;
 use crate::domain::job::{Job, JobDraft};
 use crate::domain::validate::FieldError;
 use crate::services::facade::Services;
@@ -29,7 +32,7 @@ impl ClientService for Clients {
         &self,
         request: Request<SubmitJobsRequest>,
     ) -> Result<Response<SubmitJobsResponse>, Status> {
-        let jobs = request.into_inner().jobs;
+        let SubmitJobsRequest { jobs, idempotency_key } = request.into_inner();
         let mut noted = Vec::new();
         let mut drafts = Vec::with_capacity(jobs.len());
         for (index, job) in jobs.into_iter().enumerate() {
@@ -37,9 +40,16 @@ impl ClientService for Clients {
             drafts.push(draft(job, &mut wrong));
             noted.extend(wrong.into_iter().map(|error| error.within("jobs", index)));
         }
-        let jobs = self.services.submit_batch(drafts, noted).await.map_err(status)?;
-        Ok(Response::new(SubmitJobsResponse { jobs: jobs.iter().map(shown).collect() }))
+        let key = key(idempotency_key);
+        let stored = self.services.submit_batch(drafts, noted, key).await.map_err(status)?;
+        let jobs = stored.jobs.iter().map(shown).collect();
+        Ok(Response::new(SubmitJobsResponse { jobs, repeated: stored.repeated }))
     }
+}
+
+/// Empty is the same as absent.
+fn key(text: String) -> Option<KeyDraft> {
+    (!text.is_empty()).then(|| KeyDraft { field: "idempotency_key", scope: convert::key_scope(), text })
 }
 
 fn shown(job: &Job) -> SubmittedJob {
@@ -54,7 +64,7 @@ fn shown(job: &Job) -> SubmittedJob {
 /// read is noted in `wrong`, and left out.
 fn draft(job: JobSubmission, wrong: &mut Vec<FieldError>) -> JobDraft {
     let text = |text: String| (!text.is_empty()).then_some(Value::String(text));
-    let tags = job.tags.into_iter().map(|(key, tag)| (key, Value::String(tag))).collect();
+    let tags: Map<_, _> = job.tags.into_iter().map(|(key, tag)| (key, Value::String(tag))).collect();
     JobDraft {
         name: text(job.name),
         model_name: text(job.model_name),
@@ -63,10 +73,19 @@ fn draft(job: JobSubmission, wrong: &mut Vec<FieldError>) -> JobDraft {
         priority: job.priority.map(Value::from),
         max_retries: job.max_retries.map(Value::from),
         timeout_seconds: job.timeout_seconds.map(Value::from),
-        tags: Some(Value::Object(tags)),
+        tags: (!tags.is_empty()).then_some(Value::Object(tags)),
         metadata: json(wrong, "metadata", &job.metadata),
         created_by: text(job.created_by),
+        run_at: job.run_at_ms.and_then(|ms| time(wrong, "run_at_ms", ms)),
     }
+}
+
+fn time(wrong: &mut Vec<FieldError>, field: &str, ms: i64) -> Option<Value> {
+    let time = DateTime::from_timestamp_millis(ms);
+    if time.is_none() {
+        wrong.push(FieldError::new(field, "must be milliseconds since 1970-01-01T00:00:00Z"));
+    }
+    time.map(|time| Value::String(time.to_rfc3339()))
 }
 
 fn json(wrong: &mut Vec<FieldError>, field: &str, bytes: &[u8]) -> Option<Box<RawValue>> {

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,22 +15,41 @@ use crate::api::convert::{self, MAX_DURATION_MS, MAX_TEXT};
 use crate::api::problem::Problem;
 use crate::api::state::Api;
 use crate::domain::execution::Execution;
+use crate::domain::explain::Explanation;
+use crate::domain::idempotency::KeyDraft;
 use crate::domain::job::{Job, JobDraft, JobList, JobStats, JobStatus};
 use crate::domain::payload::Payload;
 use crate::domain::transition::JobPatch;
 use crate::domain::validate::{FieldError, Validator};
-use crate::services::facade::MAX_BATCH;
+use crate::services::error::ServiceError;
+use crate::services::facade::{MAX_BATCH, Stored};
+
+/// Names a submission, so that sending it again stores nothing twice.
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-/// `POST /jobs`: 201 and the job as accepted.
+/// `POST /jobs`: 201 and the job as accepted; 200 and the job as it is where it was submitted before under the same
+/// `Idempotency-Key`.
 pub(super) async fn submit(
     State(api): State<Api>,
+    headers: HeaderMap,
     JsonObject(draft): JsonObject<JobDraft>,
 ) -> Result<impl IntoResponse, Problem> {
-    let job = api.services.submit_job(draft).await?;
+    let Stored { jobs, repeated } = api.services.submit_job(draft, idempotency_key(&headers)).await?;
+    let job = jobs.into_iter().next().ok_or(ServiceError::Internal)?;
     let location = [(header::LOCATION, format!("/api/v1/jobs/{}", job.id))];
-    Ok((StatusCode::CREATED, location, Json(job)))
+    Ok((created_or_found(repeated), location, Json(job)))
+}
+
+fn created_or_found(repeated: bool) -> StatusCode {
+    if repeated { StatusCode::OK } else { StatusCode::CREATED }
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Option<KeyDraft> {
+    let key = headers.get(IDEMPOTENCY_KEY)?;
+    let text = String::from_utf8_lossy(key.as_bytes()).into_owned();
+    Some(KeyDraft { field: IDEMPOTENCY_KEY, scope: convert::key_scope(), text })
 }
 
 /// Several submissions as they arrive.
@@ -46,14 +65,16 @@ pub(super) struct Batch {
     jobs: Vec<Job>,
 }
 
-/// `POST /jobs/batch`: 201 and the jobs as accepted; all or none.
+/// `POST /jobs/batch`: 201 and the jobs as accepted; all or none. `Idempotency-Key` as for one job.
 pub(super) async fn submit_batch(
     State(api): State<Api>,
+    headers: HeaderMap,
     JsonObject(draft): JsonObject<BatchDraft>,
 ) -> Result<impl IntoResponse, Problem> {
     let (drafts, noted) = draft.read().map_err(|error| Problem::invalid(vec![error]))?;
-    let jobs = api.services.submit_batch(drafts, noted).await?;
-    Ok((StatusCode::CREATED, Json(Batch { jobs })))
+    let key = idempotency_key(&headers);
+    let Stored { jobs, repeated } = api.services.submit_batch(drafts, noted, key).await?;
+    Ok((created_or_found(repeated), Json(Batch { jobs })))
 }
 
 impl BatchDraft {
@@ -114,6 +135,11 @@ pub(super) async fn retry(State(api): State<Api>, JobPath(id): JobPath) -> Answe
 /// `GET /jobs/{id}/executions`: the attempts, oldest first.
 pub(super) async fn executions(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Vec<Execution>> {
     Ok(Json(api.services.queries.executions(id).await?))
+}
+
+/// `GET /jobs/{id}/explain`: why it is where it is.
+pub(super) async fn explain(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Explanation> {
+    Ok(Json(api.services.explain_job(id).await?))
 }
 
 /// A change as it arrives: every field loosely typed, so that all that is wrong can be named.

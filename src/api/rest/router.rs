@@ -48,6 +48,7 @@ fn all() -> Vec<Route> {
         route(Method::DELETE, "/api/v1/jobs/{id}", delete(jobs::cancel)),
         route(Method::POST, "/api/v1/jobs/{id}/retry", post(jobs::retry)),
         route(Method::GET, "/api/v1/jobs/{id}/executions", get(jobs::executions)),
+        route(Method::GET, "/api/v1/jobs/{id}/explain", get(jobs::explain)),
         route(Method::GET, "/api/v1/workers", get(workers::list)),
         route(Method::POST, "/api/v1/workers", post(workers::register)),
         route(Method::GET, "/api/v1/workers/{id}", get(workers::show)),

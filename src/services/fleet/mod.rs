@@ -4,6 +4,7 @@
 //! only after the transaction that says so has committed. Time is the leader's monotonic clock; whether
 //! a worker is lost is judged again by the database's.
 
+mod outlook;
 mod polls;
 mod sessions;
 mod worker;

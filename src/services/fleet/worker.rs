@@ -171,7 +171,7 @@ impl FleetWorker {
 
     /// Slots to offer. A worker that long-polls and has no call open is likely to be gone, or will be
     /// back in a moment.
-    fn assignable(&self) -> u32 {
+    pub(super) fn assignable(&self) -> u32 {
         match &self.way {
             Way::Polls(polls) if polls.long && !self.waits() => 0,
             Way::Polls(_) => self.free(),

@@ -11,6 +11,8 @@ mod complete;
 mod dispatch;
 mod feed;
 mod lanes;
+mod once;
+mod outlook;
 mod sessions;
 mod submit;
 mod take_over;
@@ -31,6 +33,7 @@ use self::backlog::Backlog;
 pub use self::dispatch::RoundError;
 use self::feed::Feed;
 use self::lanes::Lanes;
+use self::once::Keyed;
 use self::submit::Submission;
 pub use self::upkeep::{Pruning, Reconciliation, UpkeepError};
 use self::workers::Fetch;
@@ -113,6 +116,7 @@ pub struct Nudges {
 pub struct Leader {
     core: Arc<Core>,
     submissions: Batcher<Submission>,
+    keys: Batcher<Keyed>,
     events: Batcher<EventItem>,
     fetches: Batcher<Fetch>,
     stage: Stage,
@@ -147,10 +151,11 @@ impl Leader {
         let sizes = |name: &str| core.parts.metrics.batch_size.with_label_values(&[name]);
         feed.start(&core, stage, &sizes("ready_queue"));
         let events = apply::start(&core, stage, &sizes("event"));
+        let keys = once::start(&core, stage, &sizes("key"));
         let fetches = workers::start(&core, stage, &sizes("fetch"));
         Arc::new_cyclic(|leader| {
             let submissions = submit::start(leader, stage, &sizes("submission"));
-            Self { submissions, events, fetches, stage: stage.clone(), core: Arc::clone(&core) }
+            Self { submissions, keys, events, fetches, stage: stage.clone(), core: Arc::clone(&core) }
         })
     }
 
@@ -197,11 +202,15 @@ impl Commands for Leader {
         }
         match command {
             Command::SubmitJobs(jobs) => self.submit(jobs).map_ok(Answer::SubmitJobs).boxed(),
+            Command::SubmitOnce(submission) => {
+                self.submit_once(*submission).map_ok(Answer::SubmitOnce).boxed()
+            }
             Command::ApplyEvent(job, event) => async move {
                 self.note_reporter(&event).await?;
                 self.apply(job, event).await.map(Answer::ApplyEvent)
             }
             .boxed(),
+            Command::Outlook(shape) => ready(Ok(Answer::Outlook(self.outlook(&shape)))).boxed(),
             Command::RegisterWorker(new) => async move {
                 let (worker, created) = self.register(new).await?;
                 Ok(Answer::RegisterWorker(Box::new(worker), created))

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use prometheus::Histogram;
 use tokio::sync::oneshot;
@@ -145,6 +146,11 @@ impl Leader {
                     self.give(assignment(job, placed.claim), placed.poller);
                 }
                 Some(placed) => core.unreserve([placed]),
+                None if new && job.run_at.is_some() => {
+                    core.waiting.fetch_add(1, Ordering::Release);
+                    let due = job.run_at.unwrap_or(submitted_at);
+                    core.promote_at((due - submitted_at).to_std().unwrap_or(Duration::ZERO));
+                }
                 None if new => {
                     core.parts.metrics.jobs_queued.inc();
                     core.waiting.fetch_add(1, Ordering::Release);
@@ -185,7 +191,7 @@ impl Core {
         let backlog = self.backlog();
         let mut fleet = self.fleet();
         // The order of the jobs among each other: who comes later may be more urgent.
-        let mut order: Vec<usize> = (0..jobs.len()).collect();
+        let mut order: Vec<usize> = (0..jobs.len()).filter(|index| jobs[*index].run_at.is_none()).collect();
         order.sort_by_key(|index| Reverse(jobs[*index].priority));
         let mut placed: Vec<Option<Placed>> = jobs.iter().map(|_| None).collect();
         let mut rivals: HashMap<GroupId, u64> = HashMap::new();

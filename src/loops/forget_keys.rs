@@ -1,0 +1,29 @@
+//! Forgets idempotency keys that are older than a day.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::{Loop, LoopError};
+use crate::services::leader::Leader;
+
+/// Everything that has become due.
+pub(super) struct ForgetKeys;
+
+impl Loop for ForgetKeys {
+    const NAME: &'static str = "forget_keys";
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    fn nudge<'a>(&self, _: &'a Leader) -> Option<&'a Notify> {
+        None
+    }
+
+    async fn run(&mut self, leader: &Arc<Leader>) -> Result<Option<Duration>, LoopError> {
+        leader.forget_keys().await?;
+        Ok(None)
+    }
+}

@@ -1,0 +1,131 @@
+//! Submissions under an idempotency key.
+//!
+//! First the key is made to stand for the ids of the jobs, then the jobs are stored as any others. Whoever comes
+//! again with the key is told those ids, and stores the jobs if the first request got no further than its key. So
+//! nobody stores a second set, whatever broke in between and whoever leads; and who sends no key pays nothing.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use prometheus::Histogram;
+use tokio::sync::oneshot;
+
+use super::upkeep::UpkeepError;
+use super::{Core, Leader};
+use crate::domain::idempotency::IdempotencyKey;
+use crate::domain::ids::JobId;
+use crate::services::batcher::{Batcher, Limits, Stage};
+use crate::services::command::{SubmitOnce, Submitted};
+use crate::services::crash;
+use crate::services::error::{Conflict, ServiceError};
+use crate::storage::{HeldKey, KeyClaim};
+
+/// Keys that one transaction forgets.
+const FORGET: i64 = 1_000;
+
+/// One caller's key.
+pub(super) struct Keyed {
+    key: IdempotencyKey,
+    fingerprint: Vec<u8>,
+    jobs: Vec<JobId>,
+    reply: oneshot::Sender<Result<Option<HeldKey>, ServiceError>>,
+}
+
+/// One committer: of two submissions with the same key the second has to see the first.
+pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batcher<Keyed> {
+    let core = Arc::clone(core);
+    Batcher::start(stage, Limits::default(), &[0], sizes, move |_, batch| {
+        let core = Arc::clone(&core);
+        async move { core.claim_keys(batch).await }
+    })
+}
+
+impl Leader {
+    /// Stores jobs, all or none, unless the key stands for a submission already: then that one is made sure of.
+    pub(super) async fn submit_once(&self, submission: SubmitOnce) -> Result<Submitted, ServiceError> {
+        let SubmitOnce { key, fingerprint, mut jobs } = submission;
+        let own: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
+        let held = self.claim_key(key, fingerprint, own.clone()).await?;
+        crash::point("key_claimed");
+        let Some(held) = held else { return self.submit(jobs).await.map(Submitted::Now) };
+        if !held.same || held.jobs.len() != own.len() {
+            return Err(ServiceError::Conflict(Conflict::KeyInUse));
+        }
+        // A copy of the very command, which asks for what the first one was answered.
+        if held.jobs == own {
+            return self.submit(jobs).await.map(Submitted::Now);
+        }
+        if !held.stored {
+            for (job, id) in jobs.iter_mut().zip(&held.jobs) {
+                job.id = *id;
+            }
+            self.submit(jobs).await?;
+        }
+        Ok(Submitted::Before(held.jobs))
+    }
+
+    async fn claim_key(
+        &self,
+        key: IdempotencyKey,
+        fingerprint: Vec<u8>,
+        jobs: Vec<JobId>,
+    ) -> Result<Option<HeldKey>, ServiceError> {
+        let bytes = key.scope.len() + key.key.len() + jobs.len() * size_of::<JobId>();
+        let (reply, answer) = oneshot::channel();
+        self.keys.push(Keyed { key, fingerprint, jobs, reply }, bytes)?;
+        answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
+    }
+
+    /// Forgets idempotency keys that count no more.
+    pub async fn forget_keys(&self) -> Result<(), UpkeepError> {
+        let core = &self.core;
+        loop {
+            let gone = core
+                .transaction("forget_keys", || async {
+                    let mut transaction = core.begin().await?;
+                    let gone = transaction.forget_keys(FORGET).await?;
+                    transaction.commit().await.map(|()| gone)
+                })
+                .await?;
+            if gone < FORGET.unsigned_abs() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Core {
+    async fn claim_keys(&self, mut batch: Vec<Keyed>) {
+        while !batch.is_empty() {
+            // A key that comes twice: the second one meets the first in the next statement.
+            let mut seen = HashSet::with_capacity(batch.len());
+            let (now, later): (Vec<Keyed>, Vec<Keyed>) =
+                batch.into_iter().partition(|item| seen.insert(item.key.clone()));
+            self.claim_different_keys(now).await;
+            batch = later;
+        }
+    }
+
+    async fn claim_different_keys(&self, batch: Vec<Keyed>) {
+        let claims: Vec<KeyClaim<'_>> = batch
+            .iter()
+            .map(|item| KeyClaim { key: &item.key, fingerprint: &item.fingerprint, jobs: &item.jobs })
+            .collect();
+        let held = self
+            .transaction("claim_keys", || self.parts.database.claim_keys(self.parts.fence, &claims))
+            .await;
+        match held {
+            Ok(held) => {
+                for (item, held) in batch.into_iter().zip(held) {
+                    drop(item.reply.send(Ok(held)));
+                }
+            }
+            Err(error) => {
+                let error = ServiceError::from(error);
+                for item in batch {
+                    drop(item.reply.send(Err(error.clone())));
+                }
+            }
+        }
+    }
+}
