@@ -7,11 +7,13 @@
 //! system is down or defective.
 
 mod convert;
+mod gate;
 pub mod grpc;
 mod guard;
 pub mod problem;
 pub mod rest;
 mod state;
 
+pub use gate::Gate;
 pub use guard::Observe;
 pub use state::{Api, Limits, Parts};
