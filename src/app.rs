@@ -1,6 +1,7 @@
 //! One replica, put together from its parts and taken apart in order.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 
-use crate::api::{self, Api, Observe};
+use crate::api::{self, Api, Gate, Observe};
 use crate::config::Config;
 use crate::domain::ambient::{Ambient, System};
 use crate::domain::ids::{ClusterId, Epoch};
@@ -22,6 +23,7 @@ use crate::domain::job::JobDefaults;
 use crate::forward::{self, ForwardConfig, ForwardServer, Route, Router};
 use crate::leadership::{self, RaftStopped};
 use crate::ready_queue::{QueueError, ReadyQueue};
+use crate::security::{Authenticator, Limiter, Rate, SetupError};
 use crate::services::Services;
 use crate::services::inspect::{ClusterView, Component, Health, Inspect, MemberView, Role};
 use crate::services::leader::LeaderParts;
@@ -45,6 +47,9 @@ pub enum AppError {
     /// The configuration asks for something that this version does not have.
     #[error("{0}")]
     Config(&'static str),
+    /// Nobody could be authenticated.
+    #[error(transparent)]
+    Security(#[from] SetupError),
     /// A listener could not be opened.
     #[error("cannot listen on {address} for {purpose}: {source}")]
     Listen {
@@ -88,17 +93,13 @@ struct Listeners {
 /// Runs one replica until `shutdown`, then hands the leadership over and stops.
 #[expect(clippy::too_many_lines, reason = "the parts, in the order in which they start and stop")]
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
-    if config.security.require_auth {
-        return Err(AppError::Config(
-            "security.require_auth is true, and this version cannot authenticate anybody yet: set it to \
-             false and keep the ports private",
-        ));
-    }
     if !config.security.payload_keys.is_empty() {
         return Err(AppError::Config(
             "security.payload_keys is set, and this version cannot encrypt payloads yet: remove the keys",
         ));
     }
+    let ambient: Arc<dyn Ambient> = Arc::new(System);
+    let gate = gate(&config, &ambient)?;
     let listeners = listen(&config).await?;
     let database = open_database(&config, &shutdown).await?;
     let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;
@@ -106,7 +107,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let started = peers.spawn(Node::start(cluster_config(&config))).await;
     let (node, raft) = started.map_err(std::io::Error::other)??;
 
-    let ambient: Arc<dyn Ambient> = Arc::new(System);
     let metrics = Arc::new(Metrics::new());
     let (route, routes) = watch::channel(Route::Nowhere);
     let forwarding = ForwardConfig {
@@ -149,6 +149,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         metrics: renderer(&metrics, &node),
         observer: Arc::new(Observer(Arc::clone(&metrics))),
         ambient: Arc::clone(&ambient),
+        gate,
         limits: api::Limits { max_body_bytes: config.limits.max_body_bytes, ..api::Limits::default() },
     });
     let (retire, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -231,6 +232,20 @@ pub async fn open_database(config: &Config, shutdown: &CancellationToken) -> Res
     Ok(database)
 }
 
+/// Who may call, and how often.
+fn gate(config: &Config, ambient: &Arc<dyn Ambient>) -> Result<Gate, SetupError> {
+    let limits = &config.limits;
+    let rate = NonZeroU32::new(limits.requests_per_second).map(|per_second| Rate {
+        per_second,
+        burst: NonZeroU32::new(limits.request_burst).unwrap_or(per_second),
+    });
+    Ok(Gate {
+        authenticator: Authenticator::new(&config.security, Arc::clone(ambient))?,
+        limiter: rate.map(|rate| Limiter::new(rate, Arc::clone(ambient))),
+        max_header_bytes: limits.max_header_bytes,
+    })
+}
+
 async fn listen(config: &Config) -> Result<Listeners, AppError> {
     let open = async |address: SocketAddr, purpose: &'static str| {
         let opened = TcpListener::bind(address).await;
@@ -285,8 +300,8 @@ async fn serve(
     let (routes, serving) =
         api::grpc::routes(api.clone()).await.map_err(|error| AppError::Grpc(error.to_string()))?;
     let http = http.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let rest =
-        axum::serve(http, api::rest::router(api)).with_graceful_shutdown(close.clone().cancelled_owned());
+    let rest = axum::serve(http, api::rest::router(api).into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(close.clone().cancelled_owned());
     let rest = tokio::spawn(async move {
         if let Err(error) = rest.await {
             tracing::error!(%error, "The HTTP listener failed.");

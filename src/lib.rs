@@ -13,6 +13,7 @@ pub mod forward;
 pub mod leadership;
 pub mod loops;
 pub mod ready_queue;
+pub mod security;
 pub mod services;
 pub mod storage;
 pub mod telemetry;

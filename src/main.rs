@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cortex::cli::args::{Cli, Command};
-use cortex::cli::{bench, cluster, dev, jobs, migrate, serve, worker, workers};
+use cortex::cli::{bench, cluster, dev, jobs, migrate, serve, token, worker, workers};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,6 +32,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Jobs(command) => jobs::run(command).await,
         Command::Workers(command) => workers::run(command).await,
         Command::Cluster(command) => cluster::run(command).await,
+        Command::Token(command) => token::run(command),
         Command::Bench(args) => bench::run(args).await,
     }
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::domain::ids::WorkerId;
 use crate::domain::validate::{FieldError, Validator};
 use crate::domain::worker::WorkerDraft;
+use crate::security::Caller;
 
 /// Longest error message or stack, in characters.
 pub(super) const MAX_TEXT: usize = 65_536;
@@ -27,7 +28,7 @@ pub(super) fn id<T: FromStr>(v: &mut Validator, field: &str, text: &str) -> Opti
 
 /// Whose idempotency keys a caller uses. Callers without a name share theirs.
 pub(super) fn key_scope() -> String {
-    String::new()
+    Caller::current().and_then(|caller| caller.subject().map(str::to_owned)).unwrap_or_default()
 }
 
 /// Passes a registration on, or names all that is wrong with it: what `noted` holds already and what the

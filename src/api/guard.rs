@@ -13,16 +13,12 @@ use tonic::{Code, Status};
 use tracing::{Instrument, Span, debug_span, error, field, warn};
 
 use super::convert::MAX_WAIT;
+use super::grpc;
 use super::messagepack;
 use super::problem::{PROBLEM_METADATA, Problem, ProblemType, status};
 use super::state::Api;
 use crate::services::error::ServiceError;
 
-/// The methods of `cortex.JobService` and `cortex.ClientService`, as label values.
-const RPC_METHODS: [&str; 7] =
-    ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobStatus", "CompleteJob", "Session", "SubmitJobs"];
-/// Where those methods live.
-const RPC_PREFIXES: [&str; 2] = ["/cortex.JobService/", "/cortex.ClientService/"];
 /// Label value for whatever a client made up, so that no client can add label values.
 const OTHER: &str = "other";
 
@@ -63,9 +59,7 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
 /// Surrounds a gRPC call.
 pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -> Response {
     let started = api.ambient.instant();
-    let path = request.uri().path();
-    let ours = RPC_PREFIXES.into_iter().find_map(|prefix| path.strip_prefix(prefix));
-    let known = ours.and_then(|name| RPC_METHODS.into_iter().find(|method| *method == name));
+    let known = grpc::name_of(request.uri().path());
     let method = known.unwrap_or(OTHER);
     let span = debug_span!("api.grpc.call", method, code = field::Empty);
     let limit = api.limits.request_timeout + MAX_WAIT;

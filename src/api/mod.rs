@@ -7,6 +7,7 @@
 //! system is down or defective.
 
 mod convert;
+mod gate;
 pub mod grpc;
 mod guard;
 mod messagepack;
@@ -14,5 +15,6 @@ pub mod problem;
 pub mod rest;
 mod state;
 
+pub use gate::Gate;
 pub use guard::Observe;
 pub use state::{Api, Limits, Parts};

@@ -1,6 +1,8 @@
 //! The one place that says how a failure looks from outside: RFC 9457 problem details for REST, a status
 //! for gRPC.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -26,6 +28,18 @@ pub enum ProblemType {
     MalformedRequest,
     /// Fields or parameters break their bounds.
     InvalidFields,
+    /// There is no token.
+    TokenMissing,
+    /// The token is not to be believed.
+    TokenRefused,
+    /// The caller may not do this.
+    Forbidden,
+    /// Too many requests of one caller.
+    RateLimited,
+    /// The headers are over their limit.
+    HeadersTooLarge,
+    /// Tokens cannot be judged at the moment.
+    KeysUnavailable,
     /// No such job or worker.
     NotFound,
     /// No such path.
@@ -56,9 +70,15 @@ pub enum ProblemType {
 
 impl ProblemType {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::MalformedRequest,
         Self::InvalidFields,
+        Self::TokenMissing,
+        Self::TokenRefused,
+        Self::Forbidden,
+        Self::RateLimited,
+        Self::HeadersTooLarge,
+        Self::KeysUnavailable,
         Self::NotFound,
         Self::NoSuchRoute,
         Self::MethodNotAllowed,
@@ -79,6 +99,12 @@ impl ProblemType {
         match self {
             Self::MalformedRequest => "urn:cortex:problem:malformed-request",
             Self::InvalidFields => "urn:cortex:problem:invalid-fields",
+            Self::TokenMissing => "urn:cortex:problem:token-missing",
+            Self::TokenRefused => "urn:cortex:problem:token-refused",
+            Self::Forbidden => "urn:cortex:problem:forbidden",
+            Self::RateLimited => "urn:cortex:problem:rate-limited",
+            Self::HeadersTooLarge => "urn:cortex:problem:headers-too-large",
+            Self::KeysUnavailable => "urn:cortex:problem:keys-unavailable",
             Self::NotFound => "urn:cortex:problem:not-found",
             Self::NoSuchRoute => "urn:cortex:problem:no-such-route",
             Self::MethodNotAllowed => "urn:cortex:problem:method-not-allowed",
@@ -100,6 +126,12 @@ impl ProblemType {
         match self {
             Self::MalformedRequest => "The request cannot be read",
             Self::InvalidFields => "Fields are invalid",
+            Self::TokenMissing => "A token is needed",
+            Self::TokenRefused => "The token is not accepted",
+            Self::Forbidden => "Not allowed",
+            Self::RateLimited => "Too many requests of one caller",
+            Self::HeadersTooLarge => "The headers are too large",
+            Self::KeysUnavailable => "Tokens cannot be checked at the moment",
             Self::NotFound => "Not found",
             Self::NoSuchRoute => "No such path",
             Self::MethodNotAllowed => "Method not allowed",
@@ -121,14 +153,19 @@ impl ProblemType {
         match self {
             Self::MalformedRequest => StatusCode::BAD_REQUEST,
             Self::InvalidFields => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TokenMissing | Self::TokenRefused => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::NotFound | Self::NoSuchRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::QueueFull | Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoLeader | Self::StoreUnavailable | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::QueueFull | Self::Overloaded | Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoLeader | Self::StoreUnavailable | Self::KeysUnavailable | Self::OutcomeUnknown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -139,13 +176,18 @@ impl ProblemType {
             Self::MalformedRequest
             | Self::InvalidFields
             | Self::BodyTooLarge
+            | Self::HeadersTooLarge
             | Self::UnsupportedMediaType => Code::InvalidArgument,
+            Self::TokenMissing | Self::TokenRefused => Code::Unauthenticated,
+            Self::Forbidden => Code::PermissionDenied,
             Self::NotFound => Code::NotFound,
             Self::NoSuchRoute | Self::MethodNotAllowed => Code::Unimplemented,
             Self::RequestTimeout => Code::DeadlineExceeded,
             Self::Conflict => Code::FailedPrecondition,
-            Self::QueueFull | Self::Overloaded => Code::ResourceExhausted,
-            Self::NoLeader | Self::StoreUnavailable | Self::OutcomeUnknown => Code::Unavailable,
+            Self::QueueFull | Self::Overloaded | Self::RateLimited => Code::ResourceExhausted,
+            Self::NoLeader | Self::StoreUnavailable | Self::KeysUnavailable | Self::OutcomeUnknown => {
+                Code::Unavailable
+            }
             Self::Internal => Code::Internal,
         }
     }
@@ -154,9 +196,18 @@ impl ProblemType {
     /// send the request again may carry it out twice.
     const fn retry_after(self) -> Option<u32> {
         match self {
-            Self::QueueFull | Self::Overloaded | Self::NoLeader | Self::StoreUnavailable => Some(RETRY_AFTER),
+            Self::QueueFull
+            | Self::Overloaded
+            | Self::RateLimited
+            | Self::NoLeader
+            | Self::StoreUnavailable
+            | Self::KeysUnavailable => Some(RETRY_AFTER),
             Self::MalformedRequest
             | Self::InvalidFields
+            | Self::TokenMissing
+            | Self::TokenRefused
+            | Self::Forbidden
+            | Self::HeadersTooLarge
             | Self::NotFound
             | Self::NoSuchRoute
             | Self::MethodNotAllowed
@@ -170,18 +221,39 @@ impl ProblemType {
     }
 }
 
+impl ProblemType {
+    /// The `WWW-Authenticate` header (RFC 6750), for what a token, or another one, would help against.
+    const fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::TokenMissing => Some("Bearer realm=\"cortex\""),
+            Self::TokenRefused => Some("Bearer realm=\"cortex\", error=\"invalid_token\""),
+            Self::Forbidden => Some("Bearer realm=\"cortex\", error=\"insufficient_scope\""),
+            _ => None,
+        }
+    }
+}
+
 /// One failure, ready to be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     kind: ProblemType,
     detail: String,
     errors: Vec<FieldError>,
+    /// The `Retry-After` header in seconds.
+    retry_after: Option<u32>,
 }
 
 impl Problem {
     /// A failure of some kind; `detail` is public.
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new() }
+        Self { kind, detail: detail.into(), errors: Vec::new(), retry_after: kind.retry_after() }
+    }
+
+    /// Too many requests of one caller, who may come again after `wait`.
+    pub(super) fn rate_limited(wait: Duration) -> Self {
+        let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1);
+        let detail = format!("this caller makes more requests than it may; the next one in {seconds} s");
+        Self { retry_after: Some(seconds), ..Self::new(ProblemType::RateLimited, detail) }
     }
 
     /// Fields or parameters that break their bounds.
@@ -192,7 +264,8 @@ impl Problem {
     /// A part of the request line that cannot be read.
     pub fn malformed_field(field: &str, message: &str) -> Self {
         let detail = format!("{field} {message}");
-        Self { kind: ProblemType::MalformedRequest, detail, errors: vec![FieldError::new(field, message)] }
+        let errors = vec![FieldError::new(field, message)];
+        Self { errors, ..Self::new(ProblemType::MalformedRequest, detail) }
     }
 
     /// Which kind it is.
@@ -206,6 +279,7 @@ impl From<ServiceError> for Problem {
         let kind = match error {
             ServiceError::Invalid(_) => ProblemType::InvalidFields,
             ServiceError::NotFound { .. } => ProblemType::NotFound,
+            ServiceError::Forbidden(_) => ProblemType::Forbidden,
             ServiceError::Conflict(_) => ProblemType::Conflict,
             ServiceError::QueueFull { .. } => ProblemType::QueueFull,
             ServiceError::Overloaded => ProblemType::Overloaded,
@@ -216,7 +290,7 @@ impl From<ServiceError> for Problem {
         };
         let detail = error.to_string();
         let errors = if let ServiceError::Invalid(errors) = error { errors } else { Vec::new() };
-        Self { kind, detail, errors }
+        Self { errors, ..Self::new(kind, detail) }
     }
 }
 
@@ -244,7 +318,10 @@ impl IntoResponse for Problem {
         // Texts and numbers always serialise; an empty body would still carry the status.
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
-        if let Some(seconds) = self.kind.retry_after() {
+        if let Some(challenge) = self.kind.challenge() {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::gate::Gate;
 use super::guard::Observe;
 use crate::domain::ambient::Ambient;
 use crate::services::facade::Services;
@@ -24,6 +25,8 @@ pub struct Parts {
     pub observer: Arc<dyn Observe>,
     /// Measures how long requests take.
     pub ambient: Arc<dyn Ambient>,
+    /// Who may call.
+    pub gate: Gate,
     /// Bounds on what one request may cost.
     pub limits: Limits,
 }

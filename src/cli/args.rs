@@ -1,10 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::Workload;
+use crate::security::Role;
 
 /// A highly available job orchestrator for fleets of ML workers.
 #[derive(Debug, Parser)]
@@ -37,6 +39,9 @@ pub enum Command {
     Cluster(ClusterCommand),
     /// Measure a running cluster
     Bench(BenchArgs),
+    /// Make tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
 }
 
 /// Arguments of `cortex serve`.
@@ -89,10 +94,10 @@ pub struct DevArgs {
     /// Set a configuration key (dotted path) in every replica; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Require a token for every call
+    /// Require a token for every call; makes keys, and tokens for all roles, in the data folder
     #[arg(long)]
     pub auth: bool,
-    /// Token of the demo workers, with --auth
+    /// Token of the demo workers and of this command, with --auth, instead of those that it makes
     #[arg(long, env = "CORTEX_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 }
@@ -180,6 +185,59 @@ pub struct BenchArgs {
     /// A PostgreSQL in which limit makes a scratch database and drops it again
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
+}
+
+/// Commands about tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Print a token, signed with a private key whose public one the replicas know
+    Issue(IssueArgs),
+}
+
+/// Arguments of `cortex token issue`.
+#[derive(Debug, Args)]
+pub struct IssueArgs {
+    /// Who bears it: 1 to 255 bytes
+    #[arg(long, value_parser = subject)]
+    pub subject: String,
+    /// What the bearer may do: viewer, submitter, worker, admin
+    #[arg(long)]
+    pub role: Role,
+    /// How long it is good for: a number with s, m, h or d
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    pub ttl: Duration,
+    /// RSA private key, a PEM file
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// Claim iss; needed where security.jwt_issuer is set
+    #[arg(long)]
+    pub issuer: Option<String>,
+    /// Claim aud; needed where security.jwt_audience is set
+    #[arg(long)]
+    pub audience: Option<String>,
+}
+
+fn subject(text: &str) -> Result<String, String> {
+    let fits = (1..=255).contains(&text.len()) && !text.chars().any(char::is_control);
+    fits.then(|| text.to_owned()).ok_or_else(|| "must have 1 to 255 bytes, no control characters".to_owned())
+}
+
+/// At most ten years.
+fn duration(text: &str) -> Result<Duration, String> {
+    const MOST: u64 = 3650 * 86_400;
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => 0,
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds));
+    seconds
+        .filter(|seconds| (1..=MOST).contains(seconds))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "must be a number with s, m, h or d, up to 3650d".to_owned())
 }
 
 /// The replicas that a command calls.

@@ -9,6 +9,7 @@ use super::args::DevArgs;
 use super::output::{CommandError, finish, print_line};
 use crate::config::Secret;
 use crate::dev::{DevCluster, DevClusterBuilder, DevError, DevEvent};
+use crate::security::Role;
 
 /// Runs a cluster until Ctrl-C or SIGTERM.
 pub async fn run(args: DevArgs) -> ExitCode {
@@ -88,9 +89,17 @@ fn welcome(cluster: &DevCluster, seconds: f64) -> String {
     let data_dir = cluster.data_dir().display();
     lines.push(format!("  PostgreSQL  {}", Secret::new(cluster.database_url())));
     lines.push(format!("  Redis       {}", Secret::new(cluster.redis_url())));
-    lines.push(format!("  data, logs  {data_dir}\n"));
+    lines.push(format!("  data, logs  {data_dir}"));
+    if let Some(tokens) = cluster.tokens() {
+        let roles = Role::ALL.map(Role::as_str).join(",");
+        lines.push(format!("  tokens      {}/{{{roles}}}.token, good for 30 days", tokens.display()));
+    }
+    lines.push(String::new());
     lines.push("Try, in another terminal:\n".to_owned());
     lines.push(format!("  export CORTEX_ENDPOINT={}", cluster.http_endpoints()));
+    if let Some(tokens) = cluster.tokens() {
+        lines.push(format!("  export CORTEX_TOKEN=$(cat {}/admin.token)", tokens.display()));
+    }
     lines.push(
         "  cortex jobs submit --model demo --input '{\"hello\": \"world\"}' --count 20 --wait".to_owned(),
     );

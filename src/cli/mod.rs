@@ -12,6 +12,7 @@ mod output;
 pub mod serve;
 mod signals;
 mod submit;
+pub mod token;
 mod watch;
 pub mod worker;
 pub mod workers;

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::cluster::{DevCluster, Parts};
 use super::error::DevError;
 use super::events::{self, DevEvent, EventSink};
+use super::keys::Keys;
 use super::manifest::Manifest;
 use super::ports::{self, PortBlock};
 use super::postgres::{Postgres, PostgresOptions};
@@ -110,13 +111,14 @@ impl DevClusterBuilder {
         self
     }
 
-    /// Whether calls need a token. Default false.
+    /// Whether calls need a token. Default false. Unless a public key is set, a pair of keys is made, and a token
+    /// for every role (see [`DevCluster::tokens`]).
     #[must_use]
     pub fn require_auth(self, require_auth: bool) -> Self {
         Self { require_auth, ..self }
     }
 
-    /// The token that this cluster's own questions and its demo workers carry. Default none.
+    /// The token that this cluster's own questions and its demo workers carry. Default: those that were made.
     #[must_use]
     pub fn token(self, token: Option<String>) -> Self {
         Self { token, ..self }
@@ -158,11 +160,12 @@ impl DevClusterBuilder {
             Some(binary) => binary.clone(),
             None => std::env::current_exe().map_err(DevError::io("find this program"))?,
         };
+        let keys = if self.makes_keys() { Some(Keys::prepare(&data_dir)?) } else { None };
         let (mut replicas, mut blocks) = self.place_replicas(&data_dir)?;
         let stores = PortBlock::reserve(2)?;
         let ports = (stores.first(), stores.first() + 1);
         blocks.push(stores);
-        self.write_configs(&replicas, &data_dir, ports)?;
+        self.write_configs(&replicas, &data_dir, ports, keys.as_ref())?;
 
         let (postgres, redis) = tokio::try_join!(
             async {
@@ -176,10 +179,14 @@ impl DevClusterBuilder {
             replica.clear_log();
             replica.start(&binary, &self.environment)?;
         }
+        let admin = self.token.clone().or_else(|| keys.as_ref().map(|keys| keys.admin.clone()));
+        let worker = self.token.clone().or_else(|| keys.as_ref().map(|keys| keys.worker.clone()));
+        let may_ask = !self.require_auth || admin.is_some();
         let mut cluster = DevCluster::new(Parts {
             database_url: self.database_url_on(ports.0),
             redis_url: self.redis_url_on(ports.1),
-            probe: Probe::new(self.token.clone())?,
+            probe: Probe::new(admin)?,
+            keys: keys.map(|keys| keys.folder),
             events: self.events,
             environment: self.environment,
             data_dir,
@@ -191,13 +198,21 @@ impl DevClusterBuilder {
             replicas,
         });
         cluster.wait_until_ready(READY_WITHIN).await?;
-        cluster.start_workers(self.workers, self.token.as_deref())?;
+        cluster.start_workers(self.workers, worker.as_deref())?;
         // Without a token nobody may ask a protected replica about its workers.
-        if !self.require_auth || self.token.is_some() {
+        if may_ask {
             wait_for_workers(&cluster, started_at, self.database_url.is_none()).await?;
         }
         cluster.write_manifest()?;
         Ok(cluster)
+    }
+
+    /// Whether tokens are required and nobody has said whose they are.
+    fn makes_keys(&self) -> bool {
+        let own = |text: &String| {
+            ["security.jwt_public_key", "security.jwks_url"].iter().any(|key| text.starts_with(key))
+        };
+        self.require_auth && !self.overrides.iter().any(own)
     }
 
     fn check_counts(&self) -> Result<(), DevError> {
@@ -247,6 +262,7 @@ impl DevClusterBuilder {
         replicas: &[Replica],
         data_dir: &Path,
         ports: (u16, u16),
+        keys: Option<&Keys>,
     ) -> Result<(), DevError> {
         let seeds: Vec<String> =
             replicas.iter().map(|replica| format!("{}={}", replica.id, replica.peer)).collect();
@@ -255,6 +271,7 @@ impl DevClusterBuilder {
             database_url: &self.database_url_on(ports.0),
             redis_url: &self.redis_url_on(ports.1),
             require_auth: self.require_auth,
+            public_key: keys.map(|keys| keys.public_key.as_path()),
             overrides: &self.overrides,
         };
         replicas.iter().try_for_each(|replica| replica.write_config(&common, &seeds))

@@ -47,6 +47,7 @@ pub struct DevCluster {
     database_url: String,
     redis_url: String,
     probe: Probe,
+    keys: Option<PathBuf>,
     events: EventSink,
     stopping: Arc<AtomicBool>,
     _blocks: Vec<PortBlock>,
@@ -64,6 +65,8 @@ pub(super) struct Parts {
     pub(super) redis: Option<Redis>,
     pub(super) replicas: Vec<Replica>,
     pub(super) probe: Probe,
+    /// The folder of keys and tokens, where they were made.
+    pub(super) keys: Option<PathBuf>,
     pub(super) events: EventSink,
     pub(super) blocks: Vec<PortBlock>,
     pub(super) lock: File,
@@ -87,6 +90,7 @@ impl DevCluster {
             database_url: parts.database_url,
             redis_url: parts.redis_url,
             probe: parts.probe,
+            keys: parts.keys,
             events: parts.events,
             stopping: Arc::default(),
             _blocks: parts.blocks,
@@ -102,6 +106,11 @@ impl DevCluster {
     /// Number of replicas, running or not.
     pub fn size(&self) -> usize {
         self.replicas.len()
+    }
+
+    /// The folder with a token for every role, named `<role>.token`, if they were made.
+    pub fn tokens(&self) -> Option<&Path> {
+        self.keys.as_deref()
     }
 
     /// The data directory, absolute.

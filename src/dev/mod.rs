@@ -19,6 +19,7 @@ mod cluster;
 mod error;
 mod events;
 mod janitor;
+mod keys;
 mod manifest;
 mod orphan;
 mod ports;

@@ -33,6 +33,8 @@ pub(super) struct Common<'a> {
     pub(super) database_url: &'a str,
     pub(super) redis_url: &'a str,
     pub(super) require_auth: bool,
+    /// What tokens are checked with, where they are required.
+    pub(super) public_key: Option<&'a Path>,
     /// `dotted.key=value`, later ones win.
     pub(super) overrides: &'a [String],
 }
@@ -103,6 +105,9 @@ impl Replica {
                 "seeds": seeds,
             },
         });
+        if let Some(public_key) = common.public_key {
+            config["security"]["jwt_public_key"] = json!(literal(&public_key.to_string_lossy()));
+        }
         for text in common.overrides {
             override_key(&mut config, text)?;
         }
@@ -146,6 +151,7 @@ mod tests {
             database_url: "postgres://u:${odd}@db/x",
             redis_url: "redis://r:1",
             require_auth: false,
+            public_key: None,
             overrides: &overrides,
         };
         let replica = Replica::new(1, common.data_dir, 8081, 9091, 7071);

@@ -167,6 +167,7 @@ pub struct Worker {
     pub heartbeat_interval_seconds: u32,
     pub consecutive_failures: i64,
     pub version: Option<String>,
+    pub owner: Option<String>,
     pub metadata: Payload,
     pub registered_at: DateTime<Utc>,
     pub last_active_at: DateTime<Utc>,

@@ -2,23 +2,39 @@
 //! or after reads what it knows. What it does not know is an error of that one command.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
+use crate::security::Caller;
 use crate::services::command::{Answer, Command, Delivery};
 use crate::services::error::ServiceError;
 
 type Outcome = Result<Answer, ServiceError>;
 type Result<T, E = ServiceError> = std::result::Result<T, E>;
 
+/// A command, and who has it carried out.
+#[derive(Deserialize)]
+pub(super) struct Order {
+    pub(super) by: Caller,
+    pub(super) command: Command,
+}
+
+/// The same, borrowed.
+#[derive(Serialize)]
+struct OrderRef<'a> {
+    by: &'a Caller,
+    command: &'a Command,
+}
+
 /// A command as bytes.
-pub(super) fn encode_command(command: &Command) -> Result<Bytes> {
-    rmp_serde::to_vec_named(command).map(Bytes::from).map_err(|error| {
+pub(super) fn encode_order(by: &Caller, command: &Command) -> Result<Bytes> {
+    rmp_serde::to_vec_named(&OrderRef { by, command }).map(Bytes::from).map_err(|error| {
         tracing::error!(command = command.name(), %error, "A command cannot be encoded.");
         ServiceError::Internal
     })
 }
 
 /// A command from bytes. Nothing was done when it cannot be read.
-pub(super) fn decode_command(bytes: &[u8]) -> Result<Command> {
+pub(super) fn decode_order(bytes: &[u8]) -> Result<Order> {
     rmp_serde::from_slice(bytes).map_err(|error| {
         tracing::warn!(%error, "A follower sent a command that this replica does not know.");
         ServiceError::Internal
@@ -62,18 +78,20 @@ pub(super) fn decode_delivery(bytes: &[u8]) -> Option<Delivery> {
 
 #[cfg(test)]
 mod tests {
-    use serde::Serialize;
     use uuid::Uuid;
 
     use super::*;
     use crate::domain::ids::JobId;
     use crate::domain::transition::JobEvent;
+    use crate::security::Role;
 
     #[test]
     fn a_command_survives_the_way() {
         let command = Command::ApplyEvent(JobId(Uuid::nil()), JobEvent::Cancel);
-        let read = decode_command(&encode_command(&command).unwrap()).unwrap();
-        assert_eq!(format!("{read:?}"), format!("{command:?}"));
+        let by = Caller::Known { subject: "ann".to_owned(), role: Role::Submitter };
+        let read = decode_order(&encode_order(&by, &command).unwrap()).unwrap();
+        assert_eq!(format!("{:?}", read.command), format!("{command:?}"));
+        assert_eq!(read.by, by, "the leader sees who asks");
     }
 
     #[test]
@@ -84,6 +102,12 @@ mod tests {
 
     #[test]
     fn a_field_of_a_newer_version_is_passed_over() {
+        #[derive(Serialize)]
+        struct NewerOrder {
+            by: Caller,
+            command: Newer,
+            mood: &'static str,
+        }
         #[derive(Serialize)]
         enum Newer {
             PollJob(NewerPoll),
@@ -101,8 +125,9 @@ mod tests {
             delivery: Uuid::nil(),
             wait: std::time::Duration::from_secs(1),
         };
-        let bytes = rmp_serde::to_vec_named(&Newer::PollJob(poll)).unwrap();
-        assert!(matches!(decode_command(&bytes), Ok(Command::PollJob(_))));
+        let order = NewerOrder { by: Caller::Anybody, command: Newer::PollJob(poll), mood: "good" };
+        let bytes = rmp_serde::to_vec_named(&order).unwrap();
+        assert!(matches!(decode_order(&bytes).unwrap().command, Command::PollJob(_)));
     }
 
     #[test]
@@ -111,7 +136,7 @@ mod tests {
         enum Newer {
             ForgetEverything(u64),
         }
-        let bytes = rmp_serde::to_vec_named(&Newer::ForgetEverything(1)).unwrap();
-        assert_eq!(decode_command(&bytes).unwrap_err(), ServiceError::Internal);
+        let bytes = rmp_serde::to_vec_named(&(Caller::Anybody, Newer::ForgetEverything(1))).unwrap();
+        assert_eq!(decode_order(&bytes).err(), Some(ServiceError::Internal));
     }
 }

@@ -18,6 +18,7 @@ use crate::domain::ambient::Ambient;
 use crate::domain::job::JobStatus;
 use crate::domain::transition::JobEvent;
 use crate::domain::validate::FieldError;
+use crate::security::Caller;
 use crate::services::command::{Answer, Applied, Command, Commands, Deliver, Outlet};
 use crate::services::error::{Conflict, ServiceError};
 use crate::services::sessions::Sessions;
@@ -74,14 +75,14 @@ impl Router {
     }
 
     /// Tries until somebody has decided, the time is up, or a copy that must not be repeated is lost.
-    async fn carry(&self, mut command: Command) -> Result<Answer, ServiceError> {
+    async fn carry(&self, by: Caller, mut command: Command) -> Result<Answer, ServiceError> {
         let patience = Patience::new(&command, self.config.timeout);
         let mut route = self.route.clone();
         // Whether an earlier copy may have been carried out.
         let mut in_doubt = false;
         while let Some(target) = patience.route(&mut route).await {
             patience.shorten(&mut command);
-            match self.attempt(&target, &mut command, &patience).await {
+            match self.attempt(&target, &by, &mut command, &patience).await {
                 Attempt::Settled(Err(error)) if in_doubt => match after_doubt(&command, error) {
                     Attempt::Settled(outcome) => return outcome,
                     Attempt::NotDone | Attempt::Unknown => {}
@@ -98,7 +99,13 @@ impl Router {
         Err(if in_doubt { ServiceError::OutcomeUnknown } else { ServiceError::NoLeader })
     }
 
-    async fn attempt(&self, target: &Route, command: &mut Command, patience: &Patience) -> Attempt {
+    async fn attempt(
+        &self,
+        target: &Route,
+        by: &Caller,
+        command: &mut Command,
+        patience: &Patience,
+    ) -> Attempt {
         if let Command::Attach(attach) = command {
             self.sessions.renew(attach);
         }
@@ -108,10 +115,10 @@ impl Router {
                 if let Command::Attach(attach) = &mut command {
                     attach.outlet = Outlet::Here(Arc::clone(&self.sessions) as Arc<dyn Deliver>);
                 }
-                judge(commands.execute(command).await)
+                judge(commands.execute(by.clone(), command).await)
             }
             Route::There { peer, .. } => {
-                let bytes = match codec::encode_command(command) {
+                let bytes = match codec::encode_order(by, command) {
                     Ok(bytes) if bytes.len() > MAX_ITEM => {
                         return Attempt::Settled(Err(too_large()));
                     }
@@ -154,8 +161,8 @@ impl Router {
 }
 
 impl Commands for Router {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
-        self.carry(command).boxed()
+    fn execute(&self, by: Caller, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
+        self.carry(by, command).boxed()
     }
 
     fn way(&self) -> u64 {

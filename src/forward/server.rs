@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Response, Status, Streaming};
 
-use super::codec;
+use super::codec::{self, Order};
 use super::config::{ForwardConfig, Limits};
 use super::route::Route;
 use super::wire::forward_server::{Forward, ForwardServer as Service};
@@ -220,13 +220,13 @@ impl Exchange {
 
 /// Runs one command; a panic is an answer too. Sessions of the follower are reached through `outlet`.
 async fn run(leader: Arc<dyn Commands>, command: Bytes, outlet: Outlet) -> Result<Answer, ServiceError> {
-    let mut command = codec::decode_command(&command)?;
+    let Order { by, mut command } = codec::decode_order(&command)?;
     if let Command::Attach(attach) = &mut command {
         attach.outlet = outlet;
     }
     let name = command.name();
     // The future is not polled again after a panic, so nothing half changed is seen.
-    let outcome = AssertUnwindSafe(leader.execute(command)).catch_unwind().await;
+    let outcome = AssertUnwindSafe(leader.execute(by, command)).catch_unwind().await;
     outcome.unwrap_or_else(|_| {
         tracing::error!(command = name, "A command panicked.");
         Err(ServiceError::Internal)

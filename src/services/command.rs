@@ -22,6 +22,7 @@ use crate::domain::matching::Shape;
 use crate::domain::payload::Payload;
 use crate::domain::transition::JobEvent;
 use crate::domain::worker::{NewWorker, Worker, WorkerStatus};
+use crate::security::Caller;
 
 /// A write, or a wait for one.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -280,8 +281,8 @@ impl fmt::Debug for Outlet {
 
 /// Carries out commands, here or elsewhere.
 pub trait Commands: Send + Sync + 'static {
-    /// Carries out one command. Dropping the future does not undo what was begun.
-    fn execute(&self, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>>;
+    /// Carries out one command on somebody's behalf. Dropping the future does not undo what was begun.
+    fn execute(&self, by: Caller, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>>;
 
     /// Names the present way to the leader. Sessions that were attached by another way must be attached
     /// anew.

@@ -1,5 +1,7 @@
 //! What can go wrong with a command or a query, in terms that a caller can act on.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -22,6 +24,9 @@ pub enum ServiceError {
         /// The id that was asked for.
         id: String,
     },
+    /// The caller may not do this.
+    #[error("{0}")]
+    Forbidden(String),
     /// The state machine does not allow it.
     #[error("{0}")]
     Conflict(Conflict),
@@ -80,6 +85,7 @@ impl ServiceError {
             Self::NoLeader | Self::Unavailable { .. } | Self::Overloaded | Self::QueueFull { .. } => true,
             Self::Invalid(_)
             | Self::NotFound { .. }
+            | Self::Forbidden(_)
             | Self::Conflict(_)
             | Self::OutcomeUnknown
             | Self::Internal => false,
@@ -89,6 +95,11 @@ impl ServiceError {
     /// A job that is not there.
     pub fn no_job(id: impl ToString) -> Self {
         Self::NotFound { kind: "job".to_owned(), id: id.to_string() }
+    }
+
+    /// A worker that somebody else has registered.
+    pub fn not_owner(id: impl Display) -> Self {
+        Self::Forbidden(format!("worker {id} was registered by somebody else"))
     }
 
     /// A worker that is not there.

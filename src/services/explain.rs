@@ -38,7 +38,7 @@ impl Services {
     async fn outlook(&self, job: &Job) -> Result<Option<Outlook>, ServiceError> {
         let metadata: Map<String, Value> = serde_json::from_str(job.metadata.as_str()).unwrap_or_default();
         let shape = Shape::of_job(&job.model_name, &metadata, &mut Validator::default());
-        match self.commands.execute(Command::Outlook(shape)).await {
+        match self.execute(Command::Outlook(shape)).await {
             Ok(Answer::Outlook(outlook)) => Ok(Some(outlook)),
             Ok(_) => Err(ServiceError::Internal),
             Err(error) if error.retryable() => Ok(None),

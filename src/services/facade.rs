@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::command::{
     Accepted, Answer, Applied, Assignment, Command, Commands, Hear, Heartbeat, HeartbeatAnswer, PollJob,
     Pulse, SubmitOnce, Submitted,
@@ -18,6 +20,7 @@ use crate::domain::job::{Job, JobDefaults, JobDraft, NewJob};
 use crate::domain::transition::{JobEvent, JobPatch};
 use crate::domain::validate::{FieldError, Validator};
 use crate::domain::worker::{Worker, WorkerDraft};
+use crate::security::Caller;
 
 /// Most jobs of one batch.
 pub const MAX_BATCH: usize = 1_000;
@@ -89,8 +92,11 @@ impl Services {
         if errors.is_empty() { self.store(jobs, key).await } else { Err(ServiceError::Invalid(errors)) }
     }
 
-    /// Checks a submission and gives it an id.
-    pub fn check_job(&self, draft: JobDraft) -> std::result::Result<NewJob, Vec<FieldError>> {
+    /// Checks a submission and gives it an id. Whoever submits it is its creator where it names none.
+    pub fn check_job(&self, mut draft: JobDraft) -> std::result::Result<NewJob, Vec<FieldError>> {
+        if draft.created_by.as_ref().is_none_or(Value::is_null) {
+            draft.created_by = Caller::current().and_then(|by| by.subject().map(Value::from));
+        }
         draft.check(JobId(self.ambient.uuid()), &self.defaults)
     }
 
@@ -99,7 +105,7 @@ impl Services {
             return Ok(Stored { jobs: self.submit_jobs(jobs).await?, repeated: false });
         };
         let once = Box::new(SubmitOnce { key, fingerprint, jobs: jobs.clone() });
-        match self.commands.execute(Command::SubmitOnce(once)).await? {
+        match self.execute(Command::SubmitOnce(once)).await? {
             Answer::SubmitOnce(Submitted::Now(accepted)) if accepted.len() == jobs.len() => {
                 Ok(Stored { jobs: shown(jobs, accepted), repeated: false })
             }
@@ -112,7 +118,7 @@ impl Services {
 
     /// Stores checked jobs, all or none.
     async fn submit_jobs(&self, jobs: Vec<NewJob>) -> Result<Vec<Job>> {
-        match self.commands.execute(Command::SubmitJobs(jobs.clone())).await? {
+        match self.execute(Command::SubmitJobs(jobs.clone())).await? {
             Answer::SubmitJobs(accepted) if accepted.len() == jobs.len() => Ok(shown(jobs, accepted)),
             _ => Err(ServiceError::Internal),
         }
@@ -144,7 +150,7 @@ impl Services {
 
     /// Takes a worker's report. A stale lease is [`super::error::Conflict::StaleLease`].
     pub async fn report(&self, id: JobId, event: JobEvent) -> Result<Applied> {
-        match self.commands.execute(Command::ApplyEvent(id, event)).await? {
+        match self.execute(Command::ApplyEvent(id, event)).await? {
             Answer::ApplyEvent(applied) => Ok(applied),
             _ => Err(ServiceError::Internal),
         }
@@ -153,7 +159,7 @@ impl Services {
     /// Registers a worker; `true` says that its hostname and port were new.
     pub async fn register_worker(&self, draft: WorkerDraft) -> Result<(Worker, bool)> {
         let new = draft.check(WorkerId(self.ambient.uuid())).map_err(ServiceError::Invalid)?;
-        match self.commands.execute(Command::RegisterWorker(new)).await? {
+        match self.execute(Command::RegisterWorker(new)).await? {
             Answer::RegisterWorker(worker, created) => Ok((*worker, created)),
             _ => Err(ServiceError::Internal),
         }
@@ -161,7 +167,7 @@ impl Services {
 
     /// Takes a sign of life.
     pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<HeartbeatAnswer> {
-        match self.commands.execute(Command::Heartbeat(heartbeat)).await? {
+        match self.execute(Command::Heartbeat(heartbeat)).await? {
             Answer::Heartbeat(answer) => Ok(answer),
             _ => Err(ServiceError::Internal),
         }
@@ -170,7 +176,7 @@ impl Services {
     /// Collects a job for a worker, waiting up to `wait` for one.
     pub async fn poll_job(&self, worker_id: WorkerId, wait: Duration) -> Result<Option<Assignment>> {
         let delivery = DeliveryId(self.ambient.uuid());
-        match self.commands.execute(Command::PollJob(PollJob { worker_id, delivery, wait })).await? {
+        match self.execute(Command::PollJob(PollJob { worker_id, delivery, wait })).await? {
             Answer::PollJob(assignment) => Ok(assignment.map(|assignment| *assignment)),
             _ => Err(ServiceError::Internal),
         }
@@ -184,7 +190,7 @@ impl Services {
         credits: u32,
     ) -> Result<Arc<Session>> {
         let id = SessionId(self.ambient.uuid());
-        let session = self.sessions.open(worker_id, id, held, credits.into())?;
+        let session = self.sessions.open(caller()?, worker_id, id, held, credits.into())?;
         let mut opening = Opening { services: self, session: Arc::clone(&session), done: false };
         // Goes on when its caller goes away, so that the leader is told of the end after the beginning.
         let (attaching, commands) = (Arc::clone(&session), Arc::clone(&self.commands));
@@ -202,9 +208,9 @@ impl Services {
         events: Vec<(JobId, JobEvent)>,
         pulse: Option<Pulse>,
     ) -> Result<Vec<Result<Applied>>> {
-        let (worker_id, session) = (session.worker_id, session.id);
+        let (worker_id, session, by) = (session.worker_id, session.id, session.by.clone());
         let hear = Hear { worker_id, session, granted, events, pulse };
-        match self.commands.execute(Command::Hear(hear)).await? {
+        match self.commands.execute(by, Command::Hear(hear)).await? {
             Answer::Hear(outcomes) => Ok(outcomes),
             _ => Err(ServiceError::Internal),
         }
@@ -216,6 +222,10 @@ impl Services {
         self.sessions.forget(&session);
         let commands = Arc::clone(&self.commands);
         tokio::spawn(async move { session.detach(&*commands).await });
+    }
+
+    pub(super) async fn execute(&self, command: Command) -> Result<Answer> {
+        self.commands.execute(caller()?, command).await
     }
 
     async fn apply_for_job(&self, id: JobId, event: JobEvent) -> Result<Job> {
@@ -250,6 +260,11 @@ fn shown(jobs: Vec<NewJob>, accepted: Vec<Accepted>) -> Vec<Job> {
     let shown =
         |(job, accepted): (NewJob, Accepted)| Job::accepted(job, accepted.submitted_at, accepted.assigned_to);
     jobs.into_iter().zip(accepted).map(shown).collect()
+}
+
+/// On whose behalf the request is carried out. One that came past the gate of the API is nobody's.
+fn caller() -> Result<Caller> {
+    Caller::current().ok_or_else(|| ServiceError::Forbidden("nobody has asked for this".to_owned()))
 }
 
 /// Ends a session whose opening fails, or is given up.

@@ -20,6 +20,7 @@ use super::command::{
 };
 use super::error::ServiceError;
 use crate::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
+use crate::security::Caller;
 
 /// Most sessions of one replica.
 pub const MAX_SESSIONS: usize = 10_000;
@@ -49,6 +50,8 @@ struct Table {
 
 /// One stream of one worker.
 pub struct Session {
+    /// On whose behalf it was opened.
+    pub by: Caller,
     /// Whose stream it is.
     pub worker_id: WorkerId,
     /// The stream.
@@ -100,18 +103,20 @@ pub enum Closing {
 }
 
 impl Sessions {
-    /// Opens a session. An older one of the same worker on this replica is replaced.
+    /// Opens a session on somebody's behalf. An older one of the same worker on this replica is replaced.
     ///
     /// # Errors
-    /// `Overloaded` beyond [`MAX_SESSIONS`], `NoLeader` when the replica is about to stop.
+    /// `Forbidden` if somebody else has the older one, `Overloaded` beyond [`MAX_SESSIONS`], `NoLeader` when the replica is about to stop.
     pub fn open(
         &self,
+        by: Caller,
         worker_id: WorkerId,
         id: SessionId,
         held: impl IntoIterator<Item = (JobId, LeaseId)>,
         granted: u64,
     ) -> Result<Arc<Session>, ServiceError> {
         let session = Arc::new(Session {
+            by,
             worker_id,
             id,
             state: Mutex::new(State {
@@ -126,6 +131,10 @@ impl Sessions {
         let mut table = self.lock();
         if table.stopped {
             return Err(ServiceError::NoLeader);
+        }
+        // Whether the worker is the caller's is for the leader to say; until then nobody else is put out.
+        if table.open.get(&worker_id).is_some_and(|open| !session.by.owns(open.by.subject())) {
+            return Err(ServiceError::not_owner(worker_id));
         }
         if table.open.len() >= MAX_SESSIONS && !table.open.contains_key(&worker_id) {
             return Err(ServiceError::Overloaded);
@@ -210,7 +219,7 @@ impl Session {
     /// meanwhile is detached again.
     pub async fn attach(&self, commands: &dyn Commands) -> Result<(), ServiceError> {
         let way = commands.way();
-        let outcome = commands.execute(Command::Attach(self.standing())).await;
+        let outcome = commands.execute(self.by.clone(), Command::Attach(self.standing())).await;
         if self.is_closed() {
             self.detach(commands).await;
         }
@@ -238,7 +247,7 @@ impl Session {
     /// with the next delivery.
     pub async fn detach(&self, commands: &dyn Commands) {
         let held = self.known_to_worker();
-        drop(commands.execute(Command::Detach(self.worker_id, self.id, held)).await);
+        drop(commands.execute(self.by.clone(), Command::Detach(self.worker_id, self.id, held)).await);
     }
 
     /// The leases that the worker may know: those that it named, and those that the stream has taken.
@@ -387,7 +396,10 @@ fn wake(mut state: MutexGuard<'_, State>) {
 /// Whether the worker has no reason to send the same report again.
 fn is_final(error: &ServiceError) -> bool {
     match error {
-        ServiceError::Invalid(_) | ServiceError::NotFound { .. } | ServiceError::Conflict(_) => true,
+        ServiceError::Invalid(_)
+        | ServiceError::NotFound { .. }
+        | ServiceError::Forbidden(_)
+        | ServiceError::Conflict(_) => true,
         ServiceError::QueueFull { .. }
         | ServiceError::Overloaded
         | ServiceError::NoLeader

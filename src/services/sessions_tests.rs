@@ -48,7 +48,7 @@ fn ended(n: u128) -> News {
 fn open(held: &[u128]) -> (Sessions, Arc<Session>) {
     let sessions = Sessions::default();
     let held = held.iter().map(|n| (job(*n), lease(*n)));
-    let session = sessions.open(WORKER, STREAM, held, 5).unwrap();
+    let session = sessions.open(Caller::Anybody, WORKER, STREAM, held, 5).unwrap();
     (sessions, session)
 }
 
@@ -128,7 +128,7 @@ fn nobody_takes_a_delivery_to_a_session_that_is_gone() {
 #[test]
 fn a_second_session_replaces_the_first_which_cannot_take_it_along() {
     let (sessions, first) = open(&[]);
-    let second = sessions.open(WORKER, SessionId(Uuid::from_u128(11)), [], 0).unwrap();
+    let second = sessions.open(Caller::Anybody, WORKER, SessionId(Uuid::from_u128(11)), [], 0).unwrap();
     assert_eq!(closing(&first), Closing::Replaced);
     first.close(Closing::Gone);
     assert_eq!(closing(&first), Closing::Replaced, "the first reason stands");
@@ -240,10 +240,13 @@ fn there_is_a_limit_of_sessions() {
     let sessions = Sessions::default();
     let worker = |n: usize| WorkerId(Uuid::from_u128(n as u128));
     for n in 0..MAX_SESSIONS {
-        sessions.open(worker(n), STREAM, [], 0).unwrap();
+        sessions.open(Caller::Anybody, worker(n), STREAM, [], 0).unwrap();
     }
-    assert_eq!(sessions.open(worker(MAX_SESSIONS), STREAM, [], 0).err(), Some(ServiceError::Overloaded));
-    sessions.open(worker(0), SessionId(Uuid::from_u128(11)), [], 0).unwrap();
+    assert_eq!(
+        sessions.open(Caller::Anybody, worker(MAX_SESSIONS), STREAM, [], 0).err(),
+        Some(ServiceError::Overloaded)
+    );
+    sessions.open(Caller::Anybody, worker(0), SessionId(Uuid::from_u128(11)), [], 0).unwrap();
     assert_eq!(sessions.all().len(), MAX_SESSIONS);
 }
 
@@ -254,7 +257,7 @@ fn a_replica_that_stops_ends_its_sessions_and_opens_no_more() {
     sessions.stop();
     assert_eq!(next(&session).ended.len(), 1, "what waited is still said");
     assert_eq!(closing(&session), Closing::Stopping);
-    assert_eq!(sessions.open(WORKER, STREAM, [], 0).err(), Some(ServiceError::NoLeader));
+    assert_eq!(sessions.open(Caller::Anybody, WORKER, STREAM, [], 0).err(), Some(ServiceError::NoLeader));
     assert!(sessions.all().is_empty());
 }
 
@@ -267,7 +270,7 @@ fn an_attach_is_brought_up_to_date_by_the_very_session() {
     attach.held.sort();
     assert_eq!(attach.held, [(job(1), lease(1)), (job(2), lease(2))]);
     assert_eq!(attach.credits, Credits { granted: 5, used: 1 });
-    sessions.open(WORKER, SessionId(Uuid::from_u128(11)), [], 0).unwrap();
+    sessions.open(Caller::Anybody, WORKER, SessionId(Uuid::from_u128(11)), [], 0).unwrap();
     sessions.renew(&mut attach);
     assert_eq!((attach.session, attach.held.len()), (STREAM, 2), "another session says nothing of this one");
 }
@@ -277,7 +280,7 @@ fn an_attach_is_brought_up_to_date_by_the_very_session() {
 struct Leading(Mutex<VecDeque<(Command, oneshot::Sender<Answer>)>>);
 
 impl Commands for Leading {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
+    fn execute(&self, _: Caller, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
         let (answer, outcome) = oneshot::channel();
         self.0.lock().unwrap().push_back((command, answer));
         async { outcome.await.map_err(|_| ServiceError::NoLeader) }.boxed()
@@ -324,7 +327,8 @@ impl Leading {
 #[tokio::test]
 async fn opening_attaches_with_what_the_worker_holds() {
     let (services, leader, sessions) = replica();
-    let opening = services.open_session(WORKER, vec![(job(1), lease(1)), (job(2), lease(2))], 3);
+    let opening =
+        Caller::Anybody.scope(services.open_session(WORKER, vec![(job(1), lease(1)), (job(2), lease(2))], 3));
     let mut opening = Box::pin(opening);
     assert!(opening.as_mut().now_or_never().is_none());
     let (command, answer) = leader.next().await;
@@ -340,7 +344,7 @@ async fn opening_attaches_with_what_the_worker_holds() {
 #[tokio::test]
 async fn an_opening_that_fails_leaves_no_session() {
     let (services, leader, sessions) = replica();
-    let mut opening = Box::pin(services.open_session(WORKER, vec![], 3));
+    let mut opening = Box::pin(Caller::Anybody.scope(services.open_session(WORKER, vec![], 3)));
     assert!(opening.as_mut().now_or_never().is_none());
     drop(leader.next().await);
     assert_eq!(opening.await.err(), Some(ServiceError::NoLeader));
@@ -350,7 +354,7 @@ async fn an_opening_that_fails_leaves_no_session() {
 #[tokio::test]
 async fn an_opening_that_is_given_up_leaves_no_session_here_and_none_at_the_leader() {
     let (services, leader, sessions) = replica();
-    let mut opening = Box::pin(services.open_session(WORKER, vec![], 3));
+    let mut opening = Box::pin(Caller::Anybody.scope(services.open_session(WORKER, vec![], 3)));
     assert!(opening.as_mut().now_or_never().is_none());
     let (_, attached) = leader.next().await;
     let session = sessions.all().pop().unwrap();

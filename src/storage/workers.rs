@@ -57,6 +57,7 @@ struct WorkerRow {
     heartbeat_interval_seconds: i32,
     consecutive_failures: i32,
     version: Option<String>,
+    owner: Option<String>,
     metadata: String,
     registered_at: DateTime<Utc>,
     last_active_at: DateTime<Utc>,
@@ -85,6 +86,7 @@ impl TryFrom<WorkerRow> for Worker {
             heartbeat_interval_seconds: row.heartbeat_interval_seconds.cast_unsigned(),
             consecutive_failures: row.consecutive_failures.into(),
             version: row.version,
+            owner: row.owner,
             metadata: Payload::trusted(row.metadata),
             registered_at: row.registered_at,
             last_active_at: row.last_active_at,
@@ -123,6 +125,20 @@ impl FencedTransaction {
         let worker = select(self.connection()?, Some(row.id), None).await?.pop();
         let worker = worker.ok_or(StorageError::Unexpected(sqlx::Error::RowNotFound))?;
         Ok((worker, row.created))
+    }
+
+    /// Notes whose a worker is, unless it is somebody's already. Answers whose it is now.
+    pub async fn own_worker(
+        &mut self,
+        id: WorkerId,
+        owner: Option<&str>,
+    ) -> Result<Option<String>, StorageError> {
+        let row = sqlx::query_scalar!(
+            "UPDATE workers SET owner = coalesce(owner, $2) WHERE id = $1 RETURNING owner",
+            id.0,
+            owner,
+        );
+        Ok(row.fetch_one(self.connection()?).await?)
     }
 
     /// Notes signs of life.
@@ -246,7 +262,7 @@ async fn select(
         r#"SELECT id, name, hostname, host(ip_address) AS "ip_address!", port, status,
                capabilities::text AS "capabilities!", max_concurrent_jobs, current_job_count,
                total_jobs_completed, total_jobs_failed, average_execution_time_ms, last_heartbeat,
-               heartbeat_interval_seconds, consecutive_failures, version,
+               heartbeat_interval_seconds, consecutive_failures, version, owner,
                coalesce(metadata, '{}')::text AS "metadata!", registered_at, last_active_at, created_at,
                updated_at
            FROM workers

@@ -11,6 +11,7 @@ use cortex::domain::ids::JobId;
 use cortex::domain::job::JobStatus;
 use cortex::domain::transition::{JobEvent, JobPatch};
 use cortex::forward::{ForwardConfig, Limits, Route, wire};
+use cortex::security::Caller;
 use cortex::services::command::{Answer, Command, Commands, HeartbeatAnswer};
 use cortex::services::error::{Conflict, ServiceError};
 use futures::future::join_all;
@@ -62,7 +63,7 @@ async fn commands_that_come_together_travel_together() {
         let router = &follower.router;
         async move {
             for _ in 0..20 {
-                router.execute(heartbeat(Uuid::from_u128(n))).await.unwrap();
+                router.execute(Caller::Anybody, heartbeat(Uuid::from_u128(n))).await.unwrap();
             }
         }
     }))

@@ -8,6 +8,7 @@ use std::time::Duration;
 use cortex::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
 use cortex::domain::payload::Payload;
 use cortex::forward::Route;
+use cortex::security::Caller;
 use cortex::services::command::{
     Answer, Assignment, Attach, Command, Commands, Credits, Delivery, News, Outlet,
 };
@@ -68,7 +69,7 @@ struct Host {
 }
 
 impl Commands for Host {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
+    fn execute(&self, _: Caller, command: Command) -> BoxFuture<'_, Outcome> {
         let Command::Attach(attach) = command else { panic!("{command:?} instead of an attach") };
         // A test that has seen enough listens no more.
         drop(self.attached.send(attach));
@@ -109,7 +110,7 @@ fn held(attach: &Attach) -> BTreeSet<LeaseId> {
 
 /// Opens a session with five credits, as the handler of its stream does.
 fn open(follower: &Follower) -> (Arc<Session>, JoinHandle<Result<(), ServiceError>>) {
-    let session = follower.sessions.open(WORKER, STREAM, [], 5).unwrap();
+    let session = follower.sessions.open(Caller::Anybody, WORKER, STREAM, [], 5).unwrap();
     let (opened, router) = (Arc::clone(&session), Arc::clone(&follower.router));
     (session, tokio::spawn(async move { opened.attach(&*router).await }))
 }
@@ -312,7 +313,7 @@ async fn many_sessions_are_attached_side_by_side_and_not_all_at_once() {
     let (new, mut script) = Replica::scripted().await;
     let follower = Follower::new(Route::Nowhere, patient());
     for n in 0..200 {
-        follower.sessions.open(WorkerId(Uuid::from_u128(n)), STREAM, [], 0).unwrap();
+        follower.sessions.open(Caller::Anybody, WorkerId(Uuid::from_u128(n)), STREAM, [], 0).unwrap();
     }
     follower.route.send_replace(new.route());
     let mut under_way = Vec::new();

@@ -11,6 +11,7 @@ use cortex::domain::ids::{DeliveryId, JobId, WorkerId};
 use cortex::domain::transition::JobEvent;
 use cortex::domain::worker::WorkerStatus;
 use cortex::forward::{ForwardConfig, ForwardServer, Route, Router, keep_attached, tune, wire};
+use cortex::security::Caller;
 use cortex::services::command::{Answer, Applied, Command, Commands, Heartbeat, HeartbeatAnswer, PollJob};
 use cortex::services::error::ServiceError;
 use cortex::services::sessions::Sessions;
@@ -33,7 +34,7 @@ pub const SOON: Duration = Duration::from_secs(5);
 pub struct Echo;
 
 impl Commands for Echo {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
+    fn execute(&self, _: Caller, command: Command) -> BoxFuture<'_, Outcome> {
         async move {
             tokio::task::yield_now().await;
             Ok(echo(&command))
@@ -54,7 +55,7 @@ pub fn echo(command: &Command) -> Answer {
 pub struct Idle;
 
 impl Commands for Idle {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
+    fn execute(&self, _: Caller, command: Command) -> BoxFuture<'_, Outcome> {
         async move {
             tokio::time::sleep(wait_of(&command)).await;
             Ok(Answer::PollJob(None))
@@ -95,7 +96,7 @@ impl wire::forward_server::Forward for Counting {
 pub struct Counter(pub AtomicUsize);
 
 impl Commands for Counter {
-    fn execute(&self, _: Command) -> BoxFuture<'_, Outcome> {
+    fn execute(&self, _: Caller, _: Command) -> BoxFuture<'_, Outcome> {
         async move {
             tokio::task::yield_now().await;
             self.0.fetch_add(1, Ordering::Relaxed);
@@ -115,7 +116,7 @@ pub struct Taken {
 }
 
 impl Commands for Scripted {
-    fn execute(&self, command: Command) -> BoxFuture<'_, Outcome> {
+    fn execute(&self, _: Caller, command: Command) -> BoxFuture<'_, Outcome> {
         let (answer, outcome) = oneshot::channel();
         self.0.send(Taken { command, answer }).ok().unwrap();
         async { outcome.await.unwrap_or_else(|_| resume_unwind(Box::new("dropped"))) }.boxed()
@@ -242,7 +243,7 @@ impl Follower {
 
     pub fn send(&self, command: Command) -> JoinHandle<Outcome> {
         let router = Arc::clone(&self.router);
-        tokio::spawn(async move { router.execute(command).await })
+        tokio::spawn(async move { router.execute(Caller::Anybody, command).await })
     }
 
     /// Waits until as many calls are under way.

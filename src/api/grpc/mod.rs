@@ -1,9 +1,14 @@
 //! The worker protocol: `cortex.JobService`, health (`grpc.health.v1`) and server reflection.
 
+mod access;
 mod client;
 mod jobs;
 mod parse;
 mod routes;
 mod session;
 
+pub use access::RPCS;
+pub(super) use access::{access_of, name_of};
+#[cfg(test)]
+use routes::DESCRIPTORS;
 pub use routes::{ServingStatus, routes};

@@ -10,11 +10,11 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use super::client::Clients;
 use super::jobs::Jobs;
-use crate::api::guard;
 use crate::api::state::Api;
+use crate::api::{gate, guard};
 
 /// The descriptors of `proto/cortex.proto`, for reflection.
-const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cortex.descriptors"));
+pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cortex.descriptors"));
 
 /// What `grpc.health.v1` answers. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -55,6 +55,7 @@ pub async fn routes(api: Api) -> Result<(Routes, ServingStatus), tonic_reflectio
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .into_axum_router()
+        .layer(from_fn_with_state(api.clone(), gate::grpc))
         .layer(from_fn_with_state(api, guard::grpc));
     Ok((Routes::from(router).prepare(), serving))
 }

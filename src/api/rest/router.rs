@@ -3,15 +3,17 @@
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, delete, get, patch, post};
+use axum::routing::{MethodRouter, any, delete, get, patch, post};
 
 use super::{jobs, system, workers};
-use crate::api::guard;
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
+use crate::api::{gate, guard};
+use crate::security::Access;
 
-/// One method of one path.
+/// One method of one path, and what it asks of its caller.
 struct Route {
+    access: Access,
     method: Method,
     path: &'static str,
     handler: MethodRouter<Api>,
@@ -20,46 +22,55 @@ struct Route {
 /// The REST surface, ready to be served. Other routers are merged in front of the listener.
 pub fn router(api: Api) -> Router {
     let mut router = Router::new();
-    for Route { path, handler, .. } in all() {
-        router = router.route(path, handler);
+    for Route { access, path, handler, .. } in all() {
+        // Around the handler itself, so that what is served is what was declared.
+        router =
+            router.route(path, handler.route_layer(from_fn_with_state((api.clone(), access), gate::http)));
     }
+    // What is not served is told to those who may look.
+    let nothing = from_fn_with_state((api.clone(), Access::Read), gate::http);
     router
-        .fallback(no_such_route)
+        .fallback_service(any(no_such_route).layer(nothing).with_state(api.clone()))
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(api.clone(), gate::headers))
         .layer(from_fn_with_state(api.clone(), guard::http))
         .with_state(api)
 }
 
-/// Method and path pattern of everything that is served: the router is built from the same list.
-pub fn routes() -> Vec<(Method, &'static str)> {
-    all().into_iter().map(|route| (route.method, route.path)).collect()
+/// Method and path pattern of everything that is served, and what it asks for: the router is built from the
+/// same list.
+pub fn routes() -> Vec<(Method, &'static str, Access)> {
+    all().into_iter().map(|route| (route.method, route.path, route.access)).collect()
 }
 
 fn all() -> Vec<Route> {
-    let route = |method, path, handler| Route { method, path, handler };
+    let open = |method, path, handler| Route { access: Access::Open, method, path, handler };
+    let read = |method, path, handler| Route { access: Access::Read, method, path, handler };
+    let submit = |method, path, handler| Route { access: Access::Submit, method, path, handler };
+    let work = |method, path, handler| Route { access: Access::Work, method, path, handler };
     vec![
-        route(Method::GET, "/api/v1/jobs", get(jobs::list)),
-        route(Method::POST, "/api/v1/jobs", post(jobs::submit)),
-        route(Method::POST, "/api/v1/jobs/batch", post(jobs::submit_batch)),
+        read(Method::GET, "/api/v1/jobs", get(jobs::list)),
+        submit(Method::POST, "/api/v1/jobs", post(jobs::submit)),
+        submit(Method::POST, "/api/v1/jobs/batch", post(jobs::submit_batch)),
         // Declared literally, so that `/jobs/{id}` cannot shadow it.
-        route(Method::GET, "/api/v1/jobs/stats/summary", get(jobs::stats)),
-        route(Method::GET, "/api/v1/jobs/{id}", get(jobs::show)),
-        route(Method::PATCH, "/api/v1/jobs/{id}", patch(jobs::update)),
-        route(Method::DELETE, "/api/v1/jobs/{id}", delete(jobs::cancel)),
-        route(Method::POST, "/api/v1/jobs/{id}/retry", post(jobs::retry)),
-        route(Method::GET, "/api/v1/jobs/{id}/executions", get(jobs::executions)),
-        route(Method::GET, "/api/v1/jobs/{id}/explain", get(jobs::explain)),
-        route(Method::GET, "/api/v1/workers", get(workers::list)),
-        route(Method::POST, "/api/v1/workers", post(workers::register)),
-        route(Method::GET, "/api/v1/workers/{id}", get(workers::show)),
-        route(Method::GET, "/api/v1/cluster", get(system::cluster)),
-        route(Method::GET, "/api/v1/health", get(system::health)),
-        route(Method::GET, "/api/v1/health/live", get(system::live)),
-        route(Method::GET, "/api/v1/health/ready", get(system::ready)),
-        route(Method::GET, "/health", get(system::health)),
-        route(Method::GET, "/health/live", get(system::live)),
-        route(Method::GET, "/health/ready", get(system::ready)),
-        route(Method::GET, "/metrics", get(system::metrics)),
+        read(Method::GET, "/api/v1/jobs/stats/summary", get(jobs::stats)),
+        read(Method::GET, "/api/v1/jobs/{id}", get(jobs::show)),
+        submit(Method::PATCH, "/api/v1/jobs/{id}", patch(jobs::update)),
+        submit(Method::DELETE, "/api/v1/jobs/{id}", delete(jobs::cancel)),
+        submit(Method::POST, "/api/v1/jobs/{id}/retry", post(jobs::retry)),
+        read(Method::GET, "/api/v1/jobs/{id}/executions", get(jobs::executions)),
+        read(Method::GET, "/api/v1/jobs/{id}/explain", get(jobs::explain)),
+        read(Method::GET, "/api/v1/workers", get(workers::list)),
+        work(Method::POST, "/api/v1/workers", post(workers::register)),
+        read(Method::GET, "/api/v1/workers/{id}", get(workers::show)),
+        read(Method::GET, "/api/v1/cluster", get(system::cluster)),
+        open(Method::GET, "/api/v1/health", get(system::health)),
+        open(Method::GET, "/api/v1/health/live", get(system::live)),
+        open(Method::GET, "/api/v1/health/ready", get(system::ready)),
+        open(Method::GET, "/health", get(system::health)),
+        open(Method::GET, "/health/live", get(system::live)),
+        open(Method::GET, "/health/ready", get(system::ready)),
+        open(Method::GET, "/metrics", get(system::metrics)),
     ]
 }
 

@@ -227,6 +227,13 @@ pub struct Seed {
 pub struct Limits {
     /// Largest request body. Default 1048576 bytes (1 MiB); 1024 to 8388608 (8 MiB).
     pub max_body_bytes: usize,
+    /// Largest sum of a request's headers. Default 16384 bytes (16 KiB); 1024 to 262144.
+    pub max_header_bytes: usize,
+    /// Requests a second that one subject may make, or one address without a token, at each replica. Default 0: any
+    /// number; to 1000000.
+    pub requests_per_second: u32,
+    /// Requests that one caller may make at once. Default 0: as many as in a second; to 1000000.
+    pub request_burst: u32,
 }
 
 /// Section `retention`.

@@ -76,6 +76,9 @@ fn sections(root: &mut Section<'_>) -> Config {
         cluster,
         limits: root.section("limits", |limits| Limits {
             max_body_bytes: limits.whole("max_body_bytes", 1024..=8 << 20, 1 << 20),
+            max_header_bytes: limits.whole("max_header_bytes", 1024..=256 << 10, 16 << 10),
+            requests_per_second: limits.whole("requests_per_second", 0..=1_000_000, 0),
+            request_burst: limits.whole("request_burst", 0..=1_000_000, 0),
         }),
         retention: root.section("retention", retention),
     }

@@ -19,6 +19,7 @@ use super::command::Assignment;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::placement::Pool;
 use crate::domain::worker::{Worker, WorkerStatus};
+use crate::security::Caller;
 use crate::storage::{LiveLease, Vitals};
 
 /// How long an assigned job may wait to be fetched.
@@ -75,6 +76,11 @@ impl Fleet {
     /// Whether the worker is known and online.
     pub fn knows(&self, worker: WorkerId) -> bool {
         self.workers.contains_key(&worker)
+    }
+
+    /// Whether the worker is the caller's; nothing if it is not known.
+    pub fn owned(&self, worker: WorkerId, by: &Caller) -> Option<bool> {
+        self.workers.get(&worker).map(|worker| by.owns(worker.owner.as_deref()))
     }
 
     /// Notes a sign of life.

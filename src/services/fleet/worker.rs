@@ -14,6 +14,8 @@ use crate::services::command::{Assignment, Credits, Delivery, News, Outlet};
 
 /// A worker that is not offline.
 pub(super) struct FleetWorker {
+    /// Who has registered it, where that is known.
+    pub owner: Option<String>,
     pub capabilities: Capabilities,
     pub slots: u32,
     /// Silence after which the worker is lost.
@@ -122,6 +124,7 @@ impl From<WorkerStatus> for Health {
 impl FleetWorker {
     pub(super) fn new(grace_until: Instant) -> Self {
         Self {
+            owner: None,
             capabilities: Capabilities { models: None, gpu: false, memory_mib: None },
             slots: 0,
             limit: Duration::ZERO,
@@ -145,6 +148,7 @@ impl FleetWorker {
         if let Ok(capabilities) = Capabilities::from_json(&members) {
             self.capabilities = capabilities;
         }
+        self.owner.clone_from(&worker.owner);
         self.slots = worker.max_concurrent_jobs;
         self.limit = limit;
         self.last_heard = heard;

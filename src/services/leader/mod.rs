@@ -46,6 +46,7 @@ use crate::domain::ids::JobId;
 use crate::domain::job::JobDefaults;
 use crate::domain::transition::JobEvent;
 use crate::ready_queue::{QueueError, ReadyQueue};
+use crate::security::Caller;
 use crate::storage::{Database, Fence, FencedTransaction, StorageError};
 use crate::telemetry::Metrics;
 
@@ -196,7 +197,7 @@ impl Leader {
 
 impl Commands for Leader {
     /// Each command has a future of its own, no larger than it needs.
-    fn execute(&self, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
+    fn execute(&self, by: Caller, command: Command) -> BoxFuture<'_, Result<Answer, ServiceError>> {
         if self.core.end.borrow().is_some() {
             return ready(Err(ServiceError::NoLeader)).boxed();
         }
@@ -206,20 +207,24 @@ impl Commands for Leader {
                 self.submit_once(*submission).map_ok(Answer::SubmitOnce).boxed()
             }
             Command::ApplyEvent(job, event) => async move {
-                self.note_reporter(&event).await?;
+                self.note_reporter(&by, &event).await?;
                 self.apply(job, event).await.map(Answer::ApplyEvent)
             }
             .boxed(),
             Command::Outlook(shape) => ready(Ok(Answer::Outlook(self.outlook(&shape)))).boxed(),
             Command::RegisterWorker(new) => async move {
-                let (worker, created) = self.register(new).await?;
+                let (worker, created) = self.register(&by, new).await?;
                 Ok(Answer::RegisterWorker(Box::new(worker), created))
             }
             .boxed(),
-            Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat).map_ok(Answer::Heartbeat).boxed(),
-            Command::PollJob(poll) => self.poll(poll).map_ok(Answer::PollJob).boxed(),
-            Command::Attach(attach) => self.attach(attach).map_ok(Answer::Attach).boxed(),
-            Command::Hear(hear) => self.hear(hear).map_ok(Answer::Hear).boxed(),
+            Command::Heartbeat(heartbeat) => {
+                async move { self.heartbeat(&by, heartbeat).await.map(Answer::Heartbeat) }.boxed()
+            }
+            Command::PollJob(poll) => async move { self.poll(&by, poll).await.map(Answer::PollJob) }.boxed(),
+            Command::Attach(attach) => {
+                async move { self.attach(&by, attach).await.map(Answer::Attach) }.boxed()
+            }
+            Command::Hear(hear) => async move { self.hear(&by, hear).await.map(Answer::Hear) }.boxed(),
             Command::Detach(worker, session, held) => {
                 self.detach(worker, session, held);
                 ready(Ok(Answer::Detach)).boxed()

@@ -7,15 +7,20 @@ use super::apply::reporter;
 use super::dispatch::assignment;
 use crate::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::transition::JobEvent;
+use crate::security::Caller;
 use crate::services::command::{Applied, Attach, Hear};
 use crate::services::error::ServiceError;
 
 impl Leader {
     /// Lets a session take its worker's jobs. Live leases that it does not hold are pushed to it again; those
     /// that it holds and that are not live are answered.
-    pub(super) async fn attach(&self, attach: Attach) -> Result<Vec<(JobId, LeaseId)>, ServiceError> {
+    pub(super) async fn attach(
+        &self,
+        by: &Caller,
+        attach: Attach,
+    ) -> Result<Vec<(JobId, LeaseId)>, ServiceError> {
         let (core, worker) = (&self.core, attach.worker_id);
-        self.admit_known(worker).await?;
+        self.admit_known(by, worker).await?;
         let now = core.now();
         let found = core.fleet().attach(attach, now).ok_or_else(|| ServiceError::no_worker(worker))?;
         for lease in found.unsent {
@@ -34,9 +39,13 @@ impl Leader {
     }
 
     /// Takes what a worker said on its session; answers what came of each report.
-    pub(super) async fn hear(&self, hear: Hear) -> Result<Vec<Result<Applied, ServiceError>>, ServiceError> {
+    pub(super) async fn hear(
+        &self,
+        by: &Caller,
+        hear: Hear,
+    ) -> Result<Vec<Result<Applied, ServiceError>>, ServiceError> {
         let Hear { worker_id, session, granted, events, pulse } = hear;
-        self.admit_known(worker_id).await?;
+        self.admit_known(by, worker_id).await?;
         let core = &self.core;
         let given_back = core.fleet().hear(worker_id, session, granted, pulse, core.now());
         self.give_back(given_back);

@@ -14,6 +14,7 @@ use super::{Core, Leader};
 use crate::domain::ids::{DeliveryId, LeaseId, WorkerId};
 use crate::domain::transition::JobEvent;
 use crate::domain::worker::{NewWorker, Worker};
+use crate::security::Caller;
 use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::{Assignment, Heartbeat, HeartbeatAnswer, PollJob};
 use crate::services::crash;
@@ -48,16 +49,25 @@ pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batch
 }
 
 impl Leader {
-    /// Registers a worker. What it ran before under the same hostname and port is lost.
-    pub(super) async fn register(&self, new: NewWorker) -> Result<(Worker, bool), ServiceError> {
+    /// Registers a worker, which is the caller's from then on. What it ran before under the same hostname and
+    /// port is lost.
+    pub(super) async fn register(&self, by: &Caller, new: NewWorker) -> Result<(Worker, bool), ServiceError> {
         let core = &self.core;
         let (worker, created) = core
             .transaction("register_worker", || async {
                 let mut transaction = core.begin().await?;
-                let registered = transaction.register_worker(&new).await?;
-                transaction.commit().await.map(|()| registered)
+                let (mut worker, created) = transaction.register_worker(&new).await?;
+                worker.owner = transaction.own_worker(worker.id, by.subject()).await?;
+                if by.owns(worker.owner.as_deref()) {
+                    transaction.commit().await?;
+                }
+                Ok((worker, created))
             })
             .await?;
+        if !by.owns(worker.owner.as_deref()) {
+            tracing::warn!(%by, worker_id = %worker.id, "A worker that is somebody else's was to be registered.");
+            return Err(ServiceError::not_owner(worker.id));
+        }
         let now = core.now();
         let lost = {
             let mut fleet = core.fleet();
@@ -74,8 +84,12 @@ impl Leader {
     }
 
     /// Takes a sign of life.
-    pub(super) async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<HeartbeatAnswer, ServiceError> {
-        self.admit_known(heartbeat.worker_id).await?;
+    pub(super) async fn heartbeat(
+        &self,
+        by: &Caller,
+        heartbeat: Heartbeat,
+    ) -> Result<HeartbeatAnswer, ServiceError> {
+        self.admit_known(by, heartbeat.worker_id).await?;
         let now = self.core.now();
         let taken = self.core.fleet().heartbeat(&heartbeat, now);
         let (answer, given_back) = taken.ok_or_else(|| ServiceError::no_worker(heartbeat.worker_id))?;
@@ -87,10 +101,14 @@ impl Leader {
     }
 
     /// Collects a job for a worker, or waits for one.
-    pub(super) async fn poll(&self, poll: PollJob) -> Result<Option<Box<Assignment>>, ServiceError> {
+    pub(super) async fn poll(
+        &self,
+        by: &Caller,
+        poll: PollJob,
+    ) -> Result<Option<Box<Assignment>>, ServiceError> {
         let deadline = Instant::now() + poll.wait;
         loop {
-            self.admit_known(poll.worker_id).await?;
+            self.admit_known(by, poll.worker_id).await?;
             let polled =
                 self.core.fleet().poll(poll.worker_id, poll.delivery, !poll.wait.is_zero(), self.core.now());
             match polled {
@@ -170,21 +188,27 @@ impl Leader {
     }
 
     /// A report is a sign of life, of a worker that must be registered.
-    pub(super) async fn note_reporter(&self, event: &JobEvent) -> Result<(), ServiceError> {
+    pub(super) async fn note_reporter(&self, by_whom: &Caller, event: &JobEvent) -> Result<(), ServiceError> {
         let Some(by) = reporter(event) else { return Ok(()) };
-        self.admit_known(by.worker_id).await?;
+        self.admit_known(by_whom, by.worker_id).await?;
         let now = self.core.now();
         self.core.fleet().touch(by.worker_id, now);
         Ok(())
     }
 
-    /// Takes in a worker that is registered but was counted as lost.
-    pub(super) async fn admit_known(&self, id: WorkerId) -> Result<(), ServiceError> {
-        if self.core.fleet().knows(id) {
-            return Ok(());
+    /// Sees that the worker is the caller's, and takes it in if it is registered but was counted as lost.
+    pub(super) async fn admit_known(&self, by: &Caller, id: WorkerId) -> Result<(), ServiceError> {
+        let owned = self.core.fleet().owned(id, by);
+        match owned {
+            Some(true) => return Ok(()),
+            Some(false) => return Err(ServiceError::not_owner(id)),
+            None => {}
         }
         let worker = self.core.parts.database.worker(id).await?;
         let worker = worker.ok_or_else(|| ServiceError::no_worker(id))?;
+        if !by.owns(worker.owner.as_deref()) {
+            return Err(ServiceError::not_owner(id));
+        }
         let now = self.core.now();
         self.core.fleet().admit(&worker, self.core.parts.worker_timeout, now, now);
         tracing::info!(worker_id = %id, "A worker that had gone silent is back.");

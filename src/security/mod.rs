@@ -1,0 +1,20 @@
+//! Who calls, and what they may do: tokens, roles, limits on rates.
+//!
+//! Knows no transport and no use case. [`crate::api`] reads a token from a request and asks
+//! [`Authenticator`] whose it is; the [`Caller`] then goes with every command, to the leader, wherever that is.
+//!
+//! Invariant: what cannot be checked is refused. No part of a token is believed before its signature is.
+
+mod authenticator;
+mod caller;
+mod issue;
+mod jwks;
+mod keys;
+mod limiter;
+mod token;
+
+pub use authenticator::{AuthError, Authenticator, SetupError};
+pub use caller::{Access, Caller, Role};
+pub use issue::{IssueError, Issuer, KeyPair, NewToken};
+pub use limiter::{Limiter, Rate};
+pub use token::MAX_TOKEN;
