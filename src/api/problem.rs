@@ -26,7 +26,7 @@ pub enum ProblemType {
     MalformedRequest,
     /// Fields or parameters break their bounds.
     InvalidFields,
-    /// No such job or worker.
+    /// No such job, worker or member.
     NotFound,
     /// No such path.
     NoSuchRoute,
@@ -34,7 +34,7 @@ pub enum ProblemType {
     MethodNotAllowed,
     /// The request's body did not arrive in time.
     RequestTimeout,
-    /// The state machine does not allow it.
+    /// The state machine, or the group of replicas, does not allow it.
     Conflict,
     /// The body is over its limit.
     BodyTooLarge,
@@ -46,6 +46,8 @@ pub enum ProblemType {
     Overloaded,
     /// Nobody leads at the moment.
     NoLeader,
+    /// The replica was removed from its cluster.
+    NotAMember,
     /// A store is down.
     StoreUnavailable,
     /// The request may or may not have been carried out.
@@ -56,7 +58,7 @@ pub enum ProblemType {
 
 impl ProblemType {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::MalformedRequest,
         Self::InvalidFields,
         Self::NotFound,
@@ -69,6 +71,7 @@ impl ProblemType {
         Self::QueueFull,
         Self::Overloaded,
         Self::NoLeader,
+        Self::NotAMember,
         Self::StoreUnavailable,
         Self::OutcomeUnknown,
         Self::Internal,
@@ -89,6 +92,7 @@ impl ProblemType {
             Self::QueueFull => "urn:cortex:problem:queue-full",
             Self::Overloaded => "urn:cortex:problem:overloaded",
             Self::NoLeader => "urn:cortex:problem:no-leader",
+            Self::NotAMember => "urn:cortex:problem:not-a-member",
             Self::StoreUnavailable => "urn:cortex:problem:store-unavailable",
             Self::OutcomeUnknown => "urn:cortex:problem:outcome-unknown",
             Self::Internal => "urn:cortex:problem:internal",
@@ -110,6 +114,7 @@ impl ProblemType {
             Self::QueueFull => "The queue is full",
             Self::Overloaded => "Too many requests",
             Self::NoLeader => "There is no leader",
+            Self::NotAMember => "The replica is no member of the cluster",
             Self::StoreUnavailable => "A store is unavailable",
             Self::OutcomeUnknown => "The outcome is unknown",
             Self::Internal => "Internal error",
@@ -128,7 +133,9 @@ impl ProblemType {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::QueueFull | Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoLeader | Self::StoreUnavailable | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoLeader | Self::NotAMember | Self::StoreUnavailable | Self::OutcomeUnknown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -145,7 +152,9 @@ impl ProblemType {
             Self::RequestTimeout => Code::DeadlineExceeded,
             Self::Conflict => Code::FailedPrecondition,
             Self::QueueFull | Self::Overloaded => Code::ResourceExhausted,
-            Self::NoLeader | Self::StoreUnavailable | Self::OutcomeUnknown => Code::Unavailable,
+            Self::NoLeader | Self::NotAMember | Self::StoreUnavailable | Self::OutcomeUnknown => {
+                Code::Unavailable
+            }
             Self::Internal => Code::Internal,
         }
     }
@@ -154,7 +163,11 @@ impl ProblemType {
     /// send the request again may carry it out twice.
     const fn retry_after(self) -> Option<u32> {
         match self {
-            Self::QueueFull | Self::Overloaded | Self::NoLeader | Self::StoreUnavailable => Some(RETRY_AFTER),
+            Self::QueueFull
+            | Self::Overloaded
+            | Self::NoLeader
+            | Self::NotAMember
+            | Self::StoreUnavailable => Some(RETRY_AFTER),
             Self::MalformedRequest
             | Self::InvalidFields
             | Self::NotFound

@@ -17,7 +17,7 @@ pub enum ServiceError {
     /// No such thing.
     #[error("{kind} {id} does not exist")]
     NotFound {
-        /// Job or worker.
+        /// Job, worker or member.
         kind: String,
         /// The id that was asked for.
         id: String,
@@ -68,6 +68,9 @@ pub enum Conflict {
     /// The reporter's lease is not the current one.
     #[error("the lease is not current: {0}")]
     StaleLease(String),
+    /// The group of replicas does not allow the change.
+    #[error("{0}")]
+    Group(String),
 }
 
 impl ServiceError {
@@ -86,6 +89,11 @@ impl ServiceError {
     /// A job that is not there.
     pub fn no_job(id: impl ToString) -> Self {
         Self::NotFound { kind: "job".to_owned(), id: id.to_string() }
+    }
+
+    /// A replica that is not there.
+    pub fn no_member(id: impl ToString) -> Self {
+        Self::NotFound { kind: "member".to_owned(), id: id.to_string() }
     }
 
     /// A worker that is not there.

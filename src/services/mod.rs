@@ -2,13 +2,16 @@
 
 pub mod batcher;
 pub mod command;
+pub mod control;
 mod crash;
 pub mod error;
 pub mod facade;
 mod fleet;
 pub mod inspect;
 pub mod leader;
+mod members;
 pub mod queries;
+mod queues;
 pub mod sessions;
 
 pub use error::ServiceError;

@@ -5,7 +5,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 
-use super::{jobs, system, workers};
+use super::{jobs, members, queues, system, workers};
 use crate::api::guard;
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
@@ -51,7 +51,17 @@ fn all() -> Vec<Route> {
         route(Method::GET, "/api/v1/workers", get(workers::list)),
         route(Method::POST, "/api/v1/workers", post(workers::register)),
         route(Method::GET, "/api/v1/workers/{id}", get(workers::show)),
+        route(Method::GET, "/api/v1/queues", get(queues::show)),
+        route(Method::DELETE, "/api/v1/queues", delete(queues::clear)),
+        route(Method::GET, "/api/v1/queues/depth", get(queues::depth)),
+        route(Method::GET, "/api/v1/queues/peek", get(queues::peek)),
+        route(Method::POST, "/api/v1/queues/pause", post(queues::pause)),
+        route(Method::POST, "/api/v1/queues/resume", post(queues::resume)),
+        route(Method::GET, "/api/v1/queues/metrics", get(queues::metrics)),
         route(Method::GET, "/api/v1/cluster", get(system::cluster)),
+        route(Method::POST, "/api/v1/cluster/members", post(members::add)),
+        route(Method::DELETE, "/api/v1/cluster/members/{id}", delete(members::remove)),
+        route(Method::POST, "/api/v1/cluster/transfer", post(members::transfer)),
         route(Method::GET, "/api/v1/health", get(system::health)),
         route(Method::GET, "/api/v1/health/live", get(system::live)),
         route(Method::GET, "/api/v1/health/ready", get(system::ready)),
