@@ -7,6 +7,7 @@ mod hand;
 mod leases;
 mod malformed;
 mod poll;
+mod queues;
 mod reply;
 mod rest;
 mod retries;
