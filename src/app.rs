@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
-use cortex_cluster::{ClusterConfig, Node, StartError};
+use cortex_cluster::{ClusterConfig, Leadership, Node, StartError};
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -15,16 +15,19 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 
+use crate::api::grpc::ServingStatus;
 use crate::api::{self, Api, Gate, Observe};
 use crate::config::Config;
 use crate::domain::ambient::{Ambient, System};
 use crate::domain::ids::{ClusterId, Epoch};
 use crate::domain::job::JobDefaults;
 use crate::forward::{self, ForwardConfig, ForwardServer, Route, Router};
+use crate::group::Group;
 use crate::leadership::{self, RaftStopped};
 use crate::ready_queue::{QueueError, ReadyQueue};
 use crate::security::{Authenticator, Limiter, Rate, SetupError};
 use crate::services::Services;
+use crate::services::control::Control;
 use crate::services::inspect::{ClusterView, Component, Health, Inspect, MemberView, Role};
 use crate::services::leader::LeaderParts;
 use crate::services::queries::Queries;
@@ -132,7 +135,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         database: database.clone(),
         queue: queue.clone(),
         routes: routes.clone(),
+        leadership: node.leadership(),
     };
+    let control: Arc<dyn Control> = Arc::new(Group::of(node.clone()));
     let sessions = Arc::new(Sessions::default());
     let router = Arc::new(Router::new(routes, forwarding, Arc::clone(&ambient), Arc::clone(&sessions)));
     let close = CancellationToken::new();
@@ -140,9 +145,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let api = Api::new(api::Parts {
         services: Services::new(
             router,
+            Arc::clone(&control),
             Arc::clone(&ambient),
             defaults.clone(),
-            Queries::new(database.clone()),
+            Queries::new(database.clone(), queue.clone()),
             Arc::clone(&sessions),
         ),
         inspect: Arc::new(inspector),
@@ -161,6 +167,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             queue,
             // Filled in with every leadership.
             fence: Fence { cluster_id: ClusterId(uuid::Uuid::nil()), epoch: Epoch(0) },
+            control,
             ambient,
             metrics,
             defaults,
@@ -171,11 +178,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         },
         poll_interval: config.scheduler.poll_interval,
         retention: config.retention.finished_jobs,
+        metrics_interval: config.queue.metrics_interval,
+        metrics_retention: config.retention.queue_metrics,
         retire: retire.clone(),
         stop: stop.clone(),
     };
     let mut leading = tokio::spawn(leadership::run(parts));
-    let servers = serve(api, listeners.http, listeners.grpc, &close).await?;
+    let (servers, serving) = serve(api, listeners.http, listeners.grpc, &close).await?;
+    tokio::spawn(close_when_removed(node.clone(), Arc::clone(&sessions), serving));
     tracing::info!(node_id = config.cluster.node_id, http = %config.http_listen(), grpc = %config.grpc_listen(),
         "The replica is up.");
 
@@ -296,7 +306,7 @@ async fn serve(
     http: TcpListener,
     grpc: TcpListener,
     close: &CancellationToken,
-) -> Result<[JoinHandle<()>; 2], AppError> {
+) -> Result<([JoinHandle<()>; 2], ServingStatus), AppError> {
     let (routes, serving) =
         api::grpc::routes(api.clone()).await.map_err(|error| AppError::Grpc(error.to_string()))?;
     let http = http.tap_io(|stream| drop(stream.set_nodelay(true)));
@@ -311,20 +321,34 @@ async fn serve(
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_routes(routes);
+    let switch = serving.clone();
     let (incoming, closed) = (TcpIncoming::from(grpc).with_nodelay(Some(true)), close.clone());
     let grpc = tokio::spawn(async move {
-        serving.set(true).await;
+        switch.set(true).await;
         if let Err(error) = server.serve_with_incoming_shutdown(incoming, closed.cancelled_owned()).await {
             tracing::error!(%error, "The gRPC listener failed.");
         }
     });
-    Ok([rest, grpc])
+    Ok(([rest, grpc], serving))
+}
+
+/// Sends workers on to other replicas once this one is no member any more.
+async fn close_when_removed(node: Node, sessions: Arc<Sessions>, serving: ServingStatus) {
+    let mut leadership = node.leadership();
+    let removed = |now: &Leadership| matches!(now, Leadership::Stopped { removed: true, .. });
+    if leadership.wait_for(removed).await.is_ok() {
+        tracing::error!(
+            "This replica was removed from the cluster; it serves nobody any more and can be stopped."
+        );
+        sessions.stop();
+        serving.set(false).await;
+    }
 }
 
 /// Waits until another replica leads, so that requests that are still open can be carried to it.
 async fn wait_until_retired(node: &Node) {
     let mut leadership = node.leadership();
-    let followed = leadership.wait_for(|now| !matches!(now, cortex_cluster::Leadership::Leading { .. }));
+    let followed = leadership.wait_for(|now| !matches!(now, Leadership::Leading { .. }));
     drop(tokio::time::timeout(CLOSE_WITHIN, followed).await);
 }
 
@@ -341,6 +365,7 @@ struct Inspector {
     database: Database,
     queue: ReadyQueue,
     routes: watch::Receiver<Route>,
+    leadership: watch::Receiver<Leadership>,
 }
 
 impl Inspect for Inspector {
@@ -349,6 +374,7 @@ impl Inspect for Inspector {
             let (postgres, redis) = tokio::join!(check(self.database.ping()), check(self.queue.ping()));
             let status = self.node.status();
             let raft = match (status.running, status.leader) {
+                (false, _) if self.removed() => Component::down("this replica was removed from the cluster"),
                 (false, _) => Component::down("the Raft core has stopped"),
                 (true, None) => Component::down("no leader is known"),
                 // Elected, and not (yet) let by the stores.
@@ -363,6 +389,10 @@ impl Inspect for Inspector {
 
     fn alive(&self) -> bool {
         self.node.status().running
+    }
+
+    fn removed(&self) -> bool {
+        matches!(*self.leadership.borrow(), Leadership::Stopped { removed: true, .. })
     }
 
     fn cluster(&self) -> ClusterView {

@@ -16,6 +16,7 @@
 //! - With a stale quorum the loops pause; nothing is torn down, for the fence protects all the same.
 //! - Once PostgreSQL has fenced an epoch off, it is never led with again. Redis is no authority: what it
 //!   refuses makes this replica take over again, and PostgreSQL decides.
+//! - A replica that was removed from its group stays, to say so to those who ask; it takes no part any more.
 //! - Stepping down: loops first, then what the batchers hold, then the hand-over.
 //!
 //! Not here: who wins an election (`cortex-cluster`), and what a leader does (`services::leader`).
@@ -40,6 +41,8 @@ use crate::telemetry::Metrics;
 
 /// Pause before another try to take over while PostgreSQL does not let us.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// Pause between two looks whether a database that belongs to another cluster was adopted.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest try to take over.
 const TAKE_OVER_WITHIN: Duration = Duration::from_secs(5);
 /// How long PostgreSQL may refuse a new leader before another replica gets its turn.
@@ -61,6 +64,10 @@ pub struct Parts {
     pub poll_interval: Duration,
     /// `retention.finished_jobs`: how long finished jobs are kept, if not for ever.
     pub retention: Option<Duration>,
+    /// `queue.metrics_interval`: how often the queue's metrics are recorded, if at all.
+    pub metrics_interval: Option<Duration>,
+    /// `retention.queue_metrics`: how long they are kept, if not for ever.
+    pub metrics_retention: Option<Duration>,
     /// Hand over and lead no more.
     pub retire: CancellationToken,
     /// Stop following, too.
@@ -109,7 +116,7 @@ pub async fn run(parts: Parts) -> Result<(), RaftStopped> {
         let now = leadership.borrow_and_update().clone();
         parts.publish(&now);
         match now {
-            Leadership::Stopped { reason } => return Err(RaftStopped(reason)),
+            Leadership::Stopped { reason, removed: false } => return Err(RaftStopped(reason)),
             Leadership::Leading { term, epoch, cluster_id, .. }
                 if spent != Some(epoch) && !parts.retire.is_cancelled() =>
             {
@@ -120,7 +127,7 @@ pub async fn run(parts: Parts) -> Result<(), RaftStopped> {
                 }
                 continue;
             }
-            Leadership::Leading { .. } | Leadership::Following { .. } => {}
+            Leadership::Leading { .. } | Leadership::Following { .. } | Leadership::Stopped { .. } => {}
         }
         tokio::select! {
             () = parts.stop.cancelled() => return Ok(()),
@@ -186,6 +193,7 @@ impl Parts {
         let stage = Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() };
         let (term, id) = (claim.term.cast_signed(), self.node.id().cast_signed());
         let began = tokio::time::Instant::now();
+        let mut foreign = false;
         loop {
             let leader = LeaderParts { fence, ..self.leader.clone() };
             let taking_over = Leader::take_over(leader, term, id, &stage);
@@ -199,23 +207,25 @@ impl Parts {
                     self.metrics().fenced_writes.inc();
                     return Err(Over::Fenced);
                 }
+                // Until somebody says that the database is this cluster's, with `cortex cluster adopt`.
                 Err(StorageError::ForeignCluster(reason)) => {
-                    tracing::error!(
-                        reason,
-                        "This replica must not lead: the database belongs to another cluster."
-                    );
-                    return Err(Over::Fenced);
+                    if !std::mem::replace(&mut foreign, true) {
+                        tracing::error!(
+                            reason,
+                            "This replica must not lead: the database belongs to another cluster."
+                        );
+                    }
                 }
                 Err(error) => tracing::warn!(%error, "Taking over failed; it is tried again."),
             }
             // PostgreSQL may be away for this replica alone.
-            if began.elapsed() >= HAND_OVER_AFTER && self.node.status().members.len() > 1 {
+            if !foreign && began.elapsed() >= HAND_OVER_AFTER && self.node.status().members.len() > 1 {
                 tracing::warn!("PostgreSQL does not answer this replica; the leadership is handed over.");
                 self.hand_over().await;
             }
             tokio::select! {
                 () = self.retire.cancelled() => return Err(Over::Retired),
-                () = tokio::time::sleep(TRY_AGAIN) => {}
+                () = tokio::time::sleep(if foreign { LOOK_AGAIN } else { TRY_AGAIN }) => {}
             }
             if !claim.is_current(&leadership.borrow_and_update()) {
                 return Err(Over::Deposed);
@@ -233,6 +243,8 @@ impl Parts {
             poll_interval: self.poll_interval,
             scheduling: self.leader.scheduling,
             retention: self.retention,
+            metrics_interval: self.metrics_interval,
+            metrics_retention: self.metrics_retention,
         };
         let tasks = reign.stage.tasks.clone();
         tokio::spawn(async move {

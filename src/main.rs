@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cortex::cli::args::{Cli, Command};
-use cortex::cli::{bench, cluster, dev, jobs, migrate, serve, token, worker, workers};
+use cortex::cli::{bench, cluster, dev, jobs, migrate, queues, serve, token, worker, workers};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -31,6 +31,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Worker(args) => worker::run(args).await,
         Command::Jobs(command) => jobs::run(command).await,
         Command::Workers(command) => workers::run(command).await,
+        Command::Queues(command) => queues::run(command).await,
         Command::Cluster(command) => cluster::run(command).await,
         Command::Token(command) => token::run(command),
         Command::Bench(args) => bench::run(args).await,

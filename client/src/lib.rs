@@ -76,7 +76,8 @@ pub use endpoints::InvalidEndpoint;
 pub use exec::ExecHandler;
 pub use jobs::{
     ClientError, ClusterMember, ClusterStatus, Execution, FieldError, Health, Job, JobFilter, JobList,
-    JobStats, JobUpdate, JobsClient, JobsClientBuilder, NewJob, Problem, WorkerInfo, WorkerList,
+    JobStats, JobUpdate, JobsClient, JobsClientBuilder, NewJob, NewMember, Paused, PriorityView, Problem,
+    QueueView, WorkerInfo, WorkerList,
 };
 pub use sleep::SleepHandler;
 pub use tokio_util::sync::CancellationToken;

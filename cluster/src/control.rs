@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// Longest key of a setting, in bytes.
-pub const MAX_SETTING_KEY: usize = 256;
+pub const MAX_SETTING_KEY: usize = 2 * 1024;
 /// Longest value of a setting, in bytes.
 pub const MAX_SETTING_VALUE: usize = 4 * 1024;
 /// Most settings.

@@ -155,13 +155,13 @@ impl Joiner {
         let outcome = match outcome {
             Ok(()) => {
                 self.gate.open();
-                self.stay().await
+                self.stay().await.map_err(|reason| (reason, true))
             }
-            refusal => refusal,
+            Err(reason) => Err((reason, false)),
         };
-        if let Err(reason) = outcome {
+        if let Err((reason, removed)) = outcome {
             tracing::error!(node_id = self.config.node_id, reason, "This replica may not take part.");
-            self.leadership.send_replace(Leadership::Stopped { reason });
+            self.leadership.send_replace(Leadership::Stopped { reason, removed });
             if let Err(error) = self.raft.shutdown().await {
                 tracing::warn!(%error, "The Raft core did not end cleanly.");
             }

@@ -45,8 +45,9 @@ pub enum Leadership {
     Following { leader: Option<Leader> },
     /// This replica leads, with `epoch` as its fencing token.
     Leading { term: u64, epoch: u64, cluster_id: Uuid, quorum: Quorum },
-    /// The Raft core has ended for good; the process should end too.
-    Stopped { reason: String },
+    /// The Raft core has ended for good, and the process should end too, unless it stays to say that this replica
+    /// was removed.
+    Stopped { reason: String, removed: bool },
 }
 
 /// Whether the leader heard from a quorum lately.
@@ -180,7 +181,7 @@ impl Watcher {
                     claim = outcome.or(claim);
                 }
                 () = self.stop.cancelled() => {
-                    return self.show(Leadership::Stopped { reason: "it was shut down".to_owned() });
+                    return self.show(Leadership::Stopped { reason: "it was shut down".to_owned(), removed: false });
                 }
             }
         }
@@ -264,7 +265,7 @@ impl Watcher {
                     let leader = leader.as_ref().map(|leader| leader.id);
                     tracing::info!(node_id = self.node_id, ?leader, "This replica follows.");
                 }
-                Leadership::Stopped { reason } => {
+                Leadership::Stopped { reason, .. } => {
                     tracing::error!(node_id = self.node_id, reason, "This replica takes part no more.");
                 }
             }
@@ -276,7 +277,7 @@ impl Watcher {
     fn stopped(&self) {
         let running = self.raft.metrics().borrow_watched().running_state.clone();
         let why = running.err().map_or_else(|| "its task ended".to_owned(), |error| error.to_string());
-        self.show(Leadership::Stopped { reason: format!("Raft stopped: {why}") });
+        self.show(Leadership::Stopped { reason: format!("Raft stopped: {why}"), removed: false });
     }
 }
 

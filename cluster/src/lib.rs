@@ -23,7 +23,7 @@
 //!     match leadership.borrow_and_update().clone() {
 //!         Leadership::Leading { epoch, .. } => println!("leading with epoch {epoch}"),
 //!         Leadership::Following { leader } => println!("following {leader:?}"),
-//!         Leadership::Stopped { reason } => break println!("{reason}"),
+//!         Leadership::Stopped { reason, .. } => break println!("{reason}"),
 //!     }
 //!     leadership.changed().await?;
 //! }

@@ -21,8 +21,9 @@ use crate::raft::{Raft, Types};
 const KEEP: Duration = Duration::from_millis(100);
 /// Longest time for a change of the membership.
 const CHANGE: Duration = Duration::from_secs(5);
-/// Longest time for a new member to catch up.
-const CATCH_UP: Duration = Duration::from_secs(30);
+/// Longest time for a new member to catch up with a log that is short: one that does not is not running, or cannot be
+/// reached.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]

@@ -113,7 +113,7 @@ async fn a_wiped_member_that_starts_alone_stops_when_others_tell_it() {
     let (two, three) = (ground.start(2).await, ground.start(3).await);
     let stopped = wiped.until("stopping", |l| matches!(l, Leadership::Stopped { .. })).await;
     assert!(
-        matches!(&stopped, Leadership::Stopped { reason } if reason.contains("had joined")),
+        matches!(&stopped, Leadership::Stopped { reason, removed: false } if reason.contains("had joined")),
         "{stopped:?}"
     );
     assert!(!wiped.node.status().running);
@@ -170,7 +170,7 @@ async fn a_member_is_added_and_removed_and_its_id_never_comes_back() {
 
     leader.remove_member(4).await.unwrap();
     assert_eq!(role(leader), None);
-    four.until("noticing its removal", |l| matches!(l, Leadership::Stopped { .. })).await;
+    four.until("noticing its removal", |l| matches!(l, Leadership::Stopped { removed: true, .. })).await;
     four.kill();
     let readded = leader.add_member(4, config.advertise.clone()).await;
     assert!(matches!(readded, Err(ChangeError::RemovedId(4))), "{readded:?}");

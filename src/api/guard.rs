@@ -41,7 +41,11 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     let reads = request.method().is_safe();
     let wants_messagepack = messagepack::is_wanted(request.headers());
     let span = debug_span!("api.http.request", method, route, status = field::Empty);
-    let answer = guarded(next.run(request), api.limits.request_timeout, &span).await;
+    let answer = if api.inspect.removed() && needs_a_member(route) {
+        Ok(not_a_member().into_response())
+    } else {
+        guarded(next.run(request), limit(&api, method, route), &span).await
+    };
     let mut response = answer.unwrap_or_else(|broken| match broken {
         Broken::Panicked => Problem::from(ServiceError::Internal).into_response(),
         Broken::TooSlow if reads => too_slow(ProblemType::StoreUnavailable).into_response(),
@@ -63,7 +67,12 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     let method = known.unwrap_or(OTHER);
     let span = debug_span!("api.grpc.call", method, code = field::Empty);
     let limit = api.limits.request_timeout + MAX_WAIT;
-    let mut response = match guarded(next.run(request), limit, &span).await {
+    let answer = if known.is_some() && api.inspect.removed() {
+        Ok(Status::from(not_a_member()).into_http())
+    } else {
+        guarded(next.run(request), limit, &span).await
+    };
+    let mut response = match answer {
         Ok(response) => response,
         Err(Broken::Panicked) => status(ServiceError::Internal).into_http(),
         Err(Broken::TooSlow) => Status::from(too_slow(ProblemType::OutcomeUnknown)).into_http(),
@@ -77,6 +86,23 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     span.record("code", code);
     api.observer.grpc(method, code, api.ambient.instant().saturating_duration_since(started));
     response
+}
+
+/// How long a request may take.
+fn limit(api: &Api, method: &str, route: &str) -> Duration {
+    match (method, route) {
+        ("DELETE", "/api/v1/queues") => api.limits.clear_timeout,
+        _ => api.limits.request_timeout,
+    }
+}
+
+/// Whether a route is closed at a replica that is no member any more; it still shows how it is.
+fn needs_a_member(route: &str) -> bool {
+    route.starts_with("/api/v1/") && !route.starts_with("/api/v1/health")
+}
+
+fn not_a_member() -> Problem {
+    Problem::new(ProblemType::NotAMember, "this replica was removed from the cluster; ask another one")
 }
 
 /// Why there is no answer.
@@ -202,6 +228,14 @@ mod tests {
         let ours: Response = status(ServiceError::Internal).into_http();
         assert_eq!(unreadable(&ours), None);
         assert_eq!(code_of(&ours), Code::Internal);
+    }
+
+    #[test]
+    fn a_replica_that_was_removed_still_shows_how_it_is() {
+        let closed: Vec<_> = crate::api::rest::routes().into_iter().map(|(_, path, _)| path).collect();
+        let open: Vec<_> = closed.iter().filter(|path| !needs_a_member(path)).collect();
+        assert_eq!(open.len(), 7, "{open:?}");
+        assert!(open.iter().all(|path| path.contains("/health") || **path == "/metrics"), "{open:?}");
     }
 
     #[tokio::test]

@@ -40,7 +40,7 @@ pub enum ProblemType {
     HeadersTooLarge,
     /// Tokens cannot be judged at the moment.
     KeysUnavailable,
-    /// No such job or worker.
+    /// No such job, worker or member.
     NotFound,
     /// No such path.
     NoSuchRoute,
@@ -48,7 +48,7 @@ pub enum ProblemType {
     MethodNotAllowed,
     /// The request's body did not arrive in time.
     RequestTimeout,
-    /// The state machine does not allow it.
+    /// The state machine, or the group of replicas, does not allow it.
     Conflict,
     /// The body is over its limit.
     BodyTooLarge,
@@ -60,6 +60,8 @@ pub enum ProblemType {
     Overloaded,
     /// Nobody leads at the moment.
     NoLeader,
+    /// The replica was removed from its cluster.
+    NotAMember,
     /// A store is down.
     StoreUnavailable,
     /// The request may or may not have been carried out.
@@ -70,7 +72,7 @@ pub enum ProblemType {
 
 impl ProblemType {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::MalformedRequest,
         Self::InvalidFields,
         Self::TokenMissing,
@@ -89,6 +91,7 @@ impl ProblemType {
         Self::QueueFull,
         Self::Overloaded,
         Self::NoLeader,
+        Self::NotAMember,
         Self::StoreUnavailable,
         Self::OutcomeUnknown,
         Self::Internal,
@@ -115,6 +118,7 @@ impl ProblemType {
             Self::QueueFull => "urn:cortex:problem:queue-full",
             Self::Overloaded => "urn:cortex:problem:overloaded",
             Self::NoLeader => "urn:cortex:problem:no-leader",
+            Self::NotAMember => "urn:cortex:problem:not-a-member",
             Self::StoreUnavailable => "urn:cortex:problem:store-unavailable",
             Self::OutcomeUnknown => "urn:cortex:problem:outcome-unknown",
             Self::Internal => "urn:cortex:problem:internal",
@@ -142,6 +146,7 @@ impl ProblemType {
             Self::QueueFull => "The queue is full",
             Self::Overloaded => "Too many requests",
             Self::NoLeader => "There is no leader",
+            Self::NotAMember => "The replica is no member of the cluster",
             Self::StoreUnavailable => "A store is unavailable",
             Self::OutcomeUnknown => "The outcome is unknown",
             Self::Internal => "Internal error",
@@ -163,9 +168,11 @@ impl ProblemType {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::QueueFull | Self::Overloaded | Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoLeader | Self::StoreUnavailable | Self::KeysUnavailable | Self::OutcomeUnknown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoLeader
+            | Self::NotAMember
+            | Self::StoreUnavailable
+            | Self::KeysUnavailable
+            | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -185,9 +192,11 @@ impl ProblemType {
             Self::RequestTimeout => Code::DeadlineExceeded,
             Self::Conflict => Code::FailedPrecondition,
             Self::QueueFull | Self::Overloaded | Self::RateLimited => Code::ResourceExhausted,
-            Self::NoLeader | Self::StoreUnavailable | Self::KeysUnavailable | Self::OutcomeUnknown => {
-                Code::Unavailable
-            }
+            Self::NoLeader
+            | Self::NotAMember
+            | Self::StoreUnavailable
+            | Self::KeysUnavailable
+            | Self::OutcomeUnknown => Code::Unavailable,
             Self::Internal => Code::Internal,
         }
     }
@@ -200,6 +209,7 @@ impl ProblemType {
             | Self::Overloaded
             | Self::RateLimited
             | Self::NoLeader
+            | Self::NotAMember
             | Self::StoreUnavailable
             | Self::KeysUnavailable => Some(RETRY_AFTER),
             Self::MalformedRequest

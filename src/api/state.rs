@@ -53,11 +53,14 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// Longest that a REST request may take; a gRPC call may take as much on top of what it asked to wait.
     pub request_timeout: Duration,
+    /// Longest that clearing the queue may take: it goes through all jobs that wait.
+    pub clear_timeout: Duration,
 }
 
 impl Default for Limits {
-    /// 1 MiB, 30 seconds.
+    /// 1 MiB, 30 seconds, 10 minutes.
     fn default() -> Self {
-        Self { max_body_bytes: 1 << 20, request_timeout: Duration::from_secs(30) }
+        let (request_timeout, clear_timeout) = (Duration::from_secs(30), Duration::from_secs(600));
+        Self { max_body_bytes: 1 << 20, request_timeout, clear_timeout }
     }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use super::cluster_args::ClusterCommand;
+pub use super::queue_args::QueuesCommand;
 use crate::bench::Workload;
 use crate::security::Role;
 
@@ -34,7 +36,10 @@ pub enum Command {
     /// Look at the workers
     #[command(subcommand)]
     Workers(WorkersCommand),
-    /// Look at the replicas
+    /// Look at the queue, hold it, empty it
+    #[command(subcommand)]
+    Queues(QueuesCommand),
+    /// Look at the replicas, add and remove them
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Measure a running cluster
@@ -399,21 +404,6 @@ pub struct WorkersListArgs {
     pub client: ClientArgs,
 }
 
-/// Commands about the replicas.
-#[derive(Debug, Subcommand)]
-pub enum ClusterCommand {
-    /// Show the replicas and who leads
-    Status(ClusterStatusArgs),
-}
-
-/// Arguments of `cortex cluster status`.
-#[derive(Debug, Args)]
-pub struct ClusterStatusArgs {
-    /// Which replicas, and how to print.
-    #[command(flatten)]
-    pub client: ClientArgs,
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -455,6 +445,11 @@ mod tests {
             "cortex jobs watch",
             "cortex jobs list --output xml",
             "cortex jobs list --page-size 101",
+            "cortex queues depth --priority 0",
+            "cortex queues peek --limit 101",
+            "cortex cluster add 4",
+            "cortex cluster add 0 --peer a:1",
+            "cortex cluster adopt",
             "cortex bench",
             "cortex bench sprint",
             "cortex bench drain --jobs 5 --seconds 5",
@@ -478,7 +473,17 @@ mod tests {
             "cortex jobs cancel 1",
             "cortex jobs retry 1 --token t",
             "cortex workers list --status idle",
+            "cortex queues depth --priority 10",
+            "cortex queues peek --limit 100 --priority 1 --output json",
+            "cortex queues pause",
+            "cortex queues resume --model m",
+            "cortex queues clear --priority 3",
             "cortex cluster status",
+            "cortex cluster add 4 --peer d:7070 --http d:8080 --grpc d:9090",
+            "cortex cluster remove 4 --output json",
+            "cortex cluster transfer --to 2",
+            "cortex cluster adopt --config cortex.yaml",
+            "cortex cluster adopt --database-url postgres://db/x --cluster-id 01890000-0000-7000-8000-000000000000",
             "cortex bench submit --jobs 10 --in-flight 64 --payload-bytes 200",
             "cortex bench submit-batch --batch 1000 --seconds 5",
             "cortex bench pipeline --workers 2 --slots 100 --endpoint http://a:1 --worker-endpoint http://a:2",

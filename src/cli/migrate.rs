@@ -1,5 +1,6 @@
 //! `cortex migrate`: the database schema.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,8 +15,15 @@ pub async fn run(args: MigrateArgs) -> ExitCode {
 }
 
 async fn migrate(args: MigrateArgs) -> Result<(), CommandError> {
+    let database = database(args.database_url, args.config)?;
+    database.migrate().await.map_err(|error| CommandError::Failed(error.to_string()))?;
+    print_line("The database schema is up to date.")
+}
+
+/// The database at `url`, or the one that a configuration file names.
+pub(super) fn database(url: Option<String>, config: Option<PathBuf>) -> Result<Database, CommandError> {
     let failed = |error: &dyn std::fmt::Display| CommandError::Failed(error.to_string());
-    let url = match (args.database_url, args.config) {
+    let url = match (url, config) {
         (Some(url), _) => url,
         (None, Some(file)) => {
             Config::load(&file).map_err(|error| failed(&error))?.database.url.expose().to_owned()
@@ -30,7 +38,5 @@ async fn migrate(args: MigrateArgs) -> Result<(), CommandError> {
         acquire_timeout: Duration::from_secs(30),
         max_lifetime: Duration::from_secs(3600),
     };
-    let database = Database::connect_lazily(&options).map_err(|error| failed(&error))?;
-    database.migrate().await.map_err(|error| failed(&error))?;
-    print_line("The database schema is up to date.")
+    Database::connect_lazily(&options).map_err(|error| failed(&error))
 }

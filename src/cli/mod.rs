@@ -5,10 +5,13 @@
 pub mod args;
 pub mod bench;
 pub mod cluster;
+pub mod cluster_args;
 pub mod dev;
 pub mod jobs;
 pub mod migrate;
 mod output;
+pub mod queue_args;
+pub mod queues;
 pub mod serve;
 mod signals;
 mod submit;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use cortex_client::{ClientError, InvalidEndpoint, JobsClient};
@@ -49,6 +50,15 @@ pub(super) fn finish(result: Result<(), CommandError>) -> ExitCode {
         CommandError::Usage(_) => ExitCode::from(2),
         CommandError::Failed(_) => ExitCode::from(1),
     }
+}
+
+/// How long a change of the cluster may take: a new member has to catch up.
+const CHANGE_WITHIN: Duration = Duration::from_secs(20);
+
+/// A client for changes of the cluster, which waits longer.
+pub(super) fn patient(args: &ClientArgs) -> Result<JobsClient, CommandError> {
+    let builder = JobsClient::builder(&args.server.endpoint).token(args.server.token.clone());
+    Ok(builder.request_timeout(CHANGE_WITHIN).deadline(CHANGE_WITHIN).build()?)
 }
 
 /// A client of the replicas that the arguments name.

@@ -59,6 +59,8 @@ pub enum JobEvent {
     NotFetched { lease: LeaseId },
     /// A client calls the job off.
     Cancel,
+    /// A client empties the queue: the job is called off if it still waits there.
+    Clear,
     /// A client wants it tried again now.
     Retry,
     /// A client drives the job itself.

@@ -129,6 +129,8 @@ impl JobState {
                 Ok(())
             }
             JobEvent::Cancel => self.cancel(now),
+            JobEvent::Clear if self.status == JobStatus::Queued => self.cancel(now),
+            JobEvent::Clear => Err(Refusal::Illegal { from: self.status, action: "cleared from the queue" }),
             JobEvent::Retry => self.retry_now(now),
             JobEvent::Patch(patch) => self.patch(patch, now, unit),
             JobEvent::Due => {

@@ -156,6 +156,16 @@ fn a_job_that_a_worker_holds_cannot_be_driven_from_outside_but_can_be_cancelled(
 }
 
 #[test]
+fn clearing_the_queue_calls_off_those_who_wait_there_and_nobody_else() {
+    for status in JobStatus::ALL {
+        let mut state = job(status);
+        let cleared = state.apply(&JobEvent::Clear, at(5), 0.5);
+        assert_eq!(cleared.is_ok(), status == JobStatus::Queued, "{status}");
+        assert_eq!(state.status, if cleared.is_ok() { JobStatus::Cancelled } else { status });
+    }
+}
+
+#[test]
 fn the_specification_s_flow_from_outside_works() {
     let patch = |status| JobEvent::Patch(JobPatch { status: Some(status), ..JobPatch::default() });
     let mut state = job(JobStatus::Queued);
@@ -182,6 +192,7 @@ fn events() -> impl Strategy<Value = JobEvent> {
         Just(JobEvent::WorkerLost { lease: token }),
         Just(JobEvent::NotFetched { lease: token }),
         Just(JobEvent::Cancel),
+        Just(JobEvent::Clear),
         Just(JobEvent::Retry),
         Just(JobEvent::Due),
         proptest::sample::select(&JobStatus::ALL[..])

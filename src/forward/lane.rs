@@ -16,7 +16,9 @@ impl Lane {
             | Command::Heartbeat(_)
             | Command::Attach(_)
             | Command::Hear(_)
-            | Command::Detach(..) => Self::Prompt,
+            | Command::Detach(..)
+            | Command::Control(_)
+            | Command::ClearQueue(_) => Self::Prompt,
             Command::PollJob(_) => Self::Wait,
             Command::SubmitJobs(_) | Command::SubmitOnce(_) => Self::Bulk,
         }

@@ -219,7 +219,9 @@ impl Patience {
             | Command::Heartbeat(_)
             | Command::Attach(_)
             | Command::Hear(_)
-            | Command::Detach(..) => None,
+            | Command::Detach(..)
+            | Command::Control(_)
+            | Command::ClearQueue(_) => None,
         };
         Self { deadline: poll_until.unwrap_or(now) + timeout, poll_until }
     }

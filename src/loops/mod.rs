@@ -6,8 +6,10 @@
 mod forget_keys;
 mod promote_retries;
 mod prune_jobs;
+mod prune_queue_metrics;
 mod reap_leases;
 mod reconcile_queue;
+mod record_queue_metrics;
 mod record_vitals;
 mod schedule_jobs;
 
@@ -69,6 +71,10 @@ pub struct Surroundings {
     pub scheduling: bool,
     /// `retention.finished_jobs`.
     pub retention: Option<Duration>,
+    /// `queue.metrics_interval`.
+    pub metrics_interval: Option<Duration>,
+    /// `retention.queue_metrics`.
+    pub metrics_retention: Option<Duration>,
 }
 
 /// Starts every loop.
@@ -84,6 +90,13 @@ pub fn start(surroundings: &Surroundings, tasks: &TaskTracker) {
     tasks.spawn(drive(forget_keys::ForgetKeys, surroundings.clone()));
     if let Some(age) = surroundings.retention {
         tasks.spawn(drive(prune_jobs::PruneJobs::of(age), surroundings.clone()));
+    }
+    if let Some(interval) = surroundings.metrics_interval {
+        let record = record_queue_metrics::RecordQueueMetrics::every(interval);
+        tasks.spawn(drive(record, surroundings.clone()));
+    }
+    if let Some(age) = surroundings.metrics_retention {
+        tasks.spawn(drive(prune_queue_metrics::PruneQueueMetrics { age }, surroundings.clone()));
     }
 }
 

@@ -33,6 +33,15 @@ impl ReadyQueue {
         Ok(depth)
     }
 
+    /// Whether the queue holds what it should, as far as Redis itself knows: it does not after it was emptied,
+    /// until it is rebuilt.
+    ///
+    /// # Errors
+    /// Redis failed.
+    pub async fn is_whole(&self) -> Result<bool, QueueError> {
+        self.command(redis::cmd("EXISTS").arg(&self.keys().generation)).await
+    }
+
     /// The number of jobs, waiting and claimed: the real sizes, not counters.
     ///
     /// # Errors

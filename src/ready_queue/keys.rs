@@ -9,6 +9,7 @@ use super::error::QueueError;
 pub(super) struct Keys {
     /// `epoch`, `generation`, `shapes`, `depth`, `claims`: the order in which scripts expect them.
     pub fixed: [String; 5],
+    pub generation: String,
     pub depth: String,
     pub claims: String,
     pub shape_prefix: String,
@@ -23,6 +24,7 @@ impl Keys {
         let key = |name: &str| format!("{prefix}:{{{prefix}}}:{name}");
         Ok(Self {
             fixed: ["epoch", "generation", "shapes", "depth", "claims"].map(key),
+            generation: key("generation"),
             depth: key("depth"),
             claims: key("claims"),
             shape_prefix: key("shape:"),

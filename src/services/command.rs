@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use super::control::{Change, Changed};
 use super::error::ServiceError;
 use crate::domain::execution::Usage;
 use crate::domain::explain::Outlook;
@@ -20,6 +21,7 @@ use crate::domain::ids::{DeliveryId, JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::job::{Job, NewJob};
 use crate::domain::matching::Shape;
 use crate::domain::payload::Payload;
+use crate::domain::queue::Place;
 use crate::domain::transition::JobEvent;
 use crate::domain::worker::{NewWorker, Worker, WorkerStatus};
 use crate::security::Caller;
@@ -48,6 +50,10 @@ pub enum Command {
     /// The session's stream has ended, with these leases of which the worker may know; nothing more is pushed
     /// to it. Leases stay, unless the worker is leaving and cannot know of them.
     Detach(WorkerId, SessionId, Vec<LeaseId>),
+    /// Has the group of replicas change what it agrees on.
+    Control(Change),
+    /// Calls off a page of the jobs that wait in the queue.
+    ClearQueue(ClearPage),
 }
 
 /// The answer to the command of the same place.
@@ -73,6 +79,10 @@ pub enum Answer {
     Hear(Vec<Result<Applied, ServiceError>>),
     /// Done, or already so.
     Detach,
+    /// What came of the change.
+    Control(Changed),
+    /// How many were called off, and where to go on.
+    ClearQueue(Cleared),
 }
 
 /// What the leader chose for a job that it stored; the rest is as submitted.
@@ -148,6 +158,28 @@ pub struct PollJob {
     pub delivery: DeliveryId,
     /// How long to wait for a job.
     pub wait: Duration,
+}
+
+/// Which jobs to call off: a page of those that wait in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClearPage {
+    /// Of one priority, or of all.
+    pub priority: Option<u8>,
+    /// Only jobs that have waited since then; `None` on the first page, whose answer says it.
+    pub until: Option<DateTime<Utc>>,
+    /// Where the page before it ended.
+    pub after: Option<Place>,
+}
+
+/// What came of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleared {
+    /// Jobs that were called off.
+    pub cancelled: u64,
+    /// When the clearing began.
+    pub until: DateTime<Utc>,
+    /// Where the next page goes on, if there is one.
+    pub after: Option<Place>,
 }
 
 /// A job on its way to its worker.
@@ -293,10 +325,13 @@ pub trait Commands: Send + Sync + 'static {
 
 impl Command {
     /// Whether the command may be sent again when nobody knows what came of the first copy. What an
-    /// explicit retry or a PATCH did cannot be told from what somebody else did in between.
+    /// explicit retry or a PATCH did cannot be told from what somebody else did in between, nor can how many jobs
+    /// a page had, or who led before a transfer.
     pub fn repeatable(&self) -> bool {
         match self {
-            Self::ApplyEvent(_, JobEvent::Retry | JobEvent::Patch(_)) => false,
+            Self::ApplyEvent(_, JobEvent::Retry | JobEvent::Patch(_))
+            | Self::Control(Change::Transfer(_))
+            | Self::ClearQueue(_) => false,
             Self::SubmitJobs(_)
             | Self::SubmitOnce(_)
             | Self::ApplyEvent(..)
@@ -306,7 +341,8 @@ impl Command {
             | Self::PollJob(_)
             | Self::Attach(_)
             | Self::Hear(_)
-            | Self::Detach(..) => true,
+            | Self::Detach(..)
+            | Self::Control(_) => true,
         }
     }
 
@@ -323,6 +359,8 @@ impl Command {
             Self::Attach(_) => "attach",
             Self::Hear(_) => "hear",
             Self::Detach(..) => "detach",
+            Self::Control(_) => "control",
+            Self::ClearQueue(_) => "clear_queue",
         }
     }
 }

@@ -19,7 +19,7 @@ pub enum ServiceError {
     /// No such thing.
     #[error("{kind} {id} does not exist")]
     NotFound {
-        /// Job or worker.
+        /// Job, worker or member.
         kind: String,
         /// The id that was asked for.
         id: String,
@@ -76,6 +76,9 @@ pub enum Conflict {
     /// The reporter's lease is not the current one.
     #[error("the lease is not current: {0}")]
     StaleLease(String),
+    /// The group of replicas does not allow the change.
+    #[error("{0}")]
+    Group(String),
 }
 
 impl ServiceError {
@@ -100,6 +103,11 @@ impl ServiceError {
     /// A worker that somebody else has registered.
     pub fn not_owner(id: impl Display) -> Self {
         Self::Forbidden(format!("worker {id} was registered by somebody else"))
+    }
+
+    /// A replica that is not there.
+    pub fn no_member(id: impl ToString) -> Self {
+        Self::NotFound { kind: "member".to_owned(), id: id.to_string() }
     }
 
     /// A worker that is not there.

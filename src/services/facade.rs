@@ -10,6 +10,7 @@ use super::command::{
     Accepted, Answer, Applied, Assignment, Command, Commands, Hear, Heartbeat, HeartbeatAnswer, PollJob,
     Pulse, SubmitOnce, Submitted,
 };
+use super::control::Control;
 use super::error::ServiceError;
 use super::queries::Queries;
 use super::sessions::{Closing, Session, Sessions};
@@ -31,6 +32,7 @@ type Result<T> = std::result::Result<T, ServiceError>;
 #[derive(Clone)]
 pub struct Services {
     pub(super) commands: Arc<dyn Commands>,
+    pub(super) control: Arc<dyn Control>,
     pub(super) ambient: Arc<dyn Ambient>,
     defaults: Arc<JobDefaults>,
     /// Reads from PostgreSQL.
@@ -42,12 +44,13 @@ impl Services {
     /// Puts the use cases together.
     pub fn new(
         commands: Arc<dyn Commands>,
+        control: Arc<dyn Control>,
         ambient: Arc<dyn Ambient>,
         defaults: JobDefaults,
         queries: Queries,
         sessions: Arc<Sessions>,
     ) -> Self {
-        Self { commands, ambient, defaults: Arc::new(defaults), queries, sessions }
+        Self { commands, control, ambient, defaults: Arc::new(defaults), queries, sessions }
     }
 
     /// Checks a submission and stores it. The job is returned as accepted: `pending`, and on its way to

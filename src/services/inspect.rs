@@ -15,6 +15,9 @@ pub trait Inspect: Send + Sync + 'static {
     /// nobody, so that a liveness probe never waits for a store.
     fn alive(&self) -> bool;
 
+    /// Whether this replica was removed from its cluster, and so serves nobody any more. Asks nobody.
+    fn removed(&self) -> bool;
+
     /// The cluster as this replica sees it.
     fn cluster(&self) -> ClusterView;
 }

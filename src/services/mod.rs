@@ -2,6 +2,7 @@
 
 pub mod batcher;
 pub mod command;
+pub mod control;
 mod crash;
 pub mod error;
 mod explain;
@@ -9,7 +10,9 @@ pub mod facade;
 mod fleet;
 pub mod inspect;
 pub mod leader;
+mod members;
 pub mod queries;
+mod queues;
 pub mod sessions;
 
 pub use error::ServiceError;

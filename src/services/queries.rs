@@ -1,24 +1,31 @@
 //! Reads, answered by the replica that is asked.
 
+use chrono::{DateTime, Utc};
+
 use super::error::ServiceError;
 use crate::domain::execution::Execution;
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::{Job, JobFilter, JobList, JobStats};
+use crate::domain::pause::Paused;
+use crate::domain::queue::{QueueMetrics, QueueView};
 use crate::domain::worker::{Worker, WorkerList, WorkerStatus};
+use crate::ready_queue::{QueueError, ReadyQueue};
 use crate::storage::Database;
 
 type Result<T> = std::result::Result<T, ServiceError>;
 
-/// Reads from PostgreSQL, where every acknowledged write can be seen by every replica.
+/// Reads from PostgreSQL, where every acknowledged write can be seen by every replica, and from Redis what only
+/// the ready queue knows.
 #[derive(Clone)]
 pub struct Queries {
     database: Database,
+    queue: ReadyQueue,
 }
 
 impl Queries {
-    /// Reads from `database`.
-    pub fn new(database: Database) -> Self {
-        Self { database }
+    /// Reads from `database` and `queue`.
+    pub fn new(database: Database, queue: ReadyQueue) -> Self {
+        Self { database, queue }
     }
 
     /// One job.
@@ -66,8 +73,55 @@ impl Queries {
         self.database.worker(id).await?.ok_or_else(|| ServiceError::no_worker(id))
     }
 
+    /// How many jobs wait, of one priority or of all.
+    pub async fn queue_depth(&self, priority: Option<u8>) -> Result<u64> {
+        let depth = self.depth().await?;
+        Ok(match priority {
+            Some(priority) => depth.get(usize::from(priority).wrapping_sub(1)).copied().unwrap_or(0),
+            None => depth.iter().sum(),
+        })
+    }
+
+    /// What waits, by priority.
+    pub async fn queue(&self, paused: Paused) -> Result<QueueView> {
+        let (depth, waits) =
+            tokio::try_join!(self.depth(), async { Ok(self.database.oldest_waits().await?) })?;
+        Ok(QueueView::new(depth, waits, paused))
+    }
+
+    /// The jobs that are to be given out next, of one priority or of all, in this order.
+    pub async fn queue_peek(&self, limit: usize, priority: Option<u8>) -> Result<Vec<Job>> {
+        let next = self.queue.peek(limit, priority).await.map_err(unavailable)?;
+        self.whole().await?;
+        Ok(self.database.queued_among(&next).await?)
+    }
+
+    /// The series of the queue's metrics, the oldest first: what was recorded at `since` or later, or the newest.
+    pub async fn queue_metrics(&self, since: Option<DateTime<Utc>>, limit: i64) -> Result<Vec<QueueMetrics>> {
+        Ok(self.database.queue_metrics(since, limit).await?)
+    }
+
+    async fn depth(&self) -> Result<[u64; 10]> {
+        let depth = self.queue.depth().await.map_err(unavailable)?;
+        self.whole().await?;
+        Ok(depth)
+    }
+
+    /// Looked at last: a Redis that was emptied must not be taken for an empty queue.
+    async fn whole(&self) -> Result<()> {
+        if self.queue.is_whole().await.map_err(unavailable)? {
+            return Ok(());
+        }
+        Err(ServiceError::Unavailable { store: "the ready queue, which is being rebuilt,".to_owned() })
+    }
+
     /// Whether PostgreSQL answers.
     pub async fn ping(&self) -> Result<()> {
         Ok(self.database.ping().await?)
     }
+}
+
+fn unavailable(error: QueueError) -> ServiceError {
+    tracing::warn!(%error, "Redis did not answer a request.");
+    ServiceError::Unavailable { store: "Redis".to_owned() }
 }

@@ -8,9 +8,12 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::ambient::System;
 use crate::domain::job::JobDefaults;
+use crate::domain::pause::Paused;
 use crate::domain::payload::Payload;
 use crate::domain::retry::RetryPolicy;
+use crate::ready_queue::ReadyQueue;
 use crate::services::Services;
+use crate::services::control::{Change, Changed, Control};
 use crate::services::error::Conflict;
 use crate::services::queries::Queries;
 use crate::storage::{Database, DatabaseOptions};
@@ -291,6 +294,27 @@ impl Commands for Leading {
     }
 }
 
+/// A group in which nothing is paused and nothing changes.
+struct Alone;
+
+impl Control for Alone {
+    fn paused(&self) -> Arc<Paused> {
+        Arc::default()
+    }
+
+    fn change(&self, change: Change) -> BoxFuture<'_, Result<Changed, ServiceError>> {
+        panic!("nobody asked for {change:?}")
+    }
+
+    fn leader(&self) -> Option<u64> {
+        None
+    }
+
+    fn leader_after(&self, _: Option<u64>) -> BoxFuture<'_, Option<u64>> {
+        std::future::ready(None).boxed()
+    }
+}
+
 fn replica() -> (Services, Arc<Leading>, Arc<Sessions>) {
     let (leader, sessions) = (Arc::new(Leading::default()), Arc::new(Sessions::default()));
     let database = Database::connect_lazily(&DatabaseOptions {
@@ -301,9 +325,10 @@ fn replica() -> (Services, Arc<Leading>, Arc<Sessions>) {
     });
     let services = Services::new(
         Arc::clone(&leader) as Arc<dyn Commands>,
+        Arc::new(Alone),
         Arc::new(System),
         JobDefaults { retry: RetryPolicy::default(), timeout_seconds: 1 },
-        Queries::new(database.unwrap()),
+        Queries::new(database.unwrap(), ReadyQueue::connect("redis://127.0.0.1:1", "none").unwrap()),
         Arc::clone(&sessions),
     );
     (services, leader, sessions)

@@ -48,6 +48,25 @@ impl Database {
         Ok(())
     }
 
+    /// Gives the database to the Raft group `to`, whoever leads on it now: once no transaction is under way, all
+    /// of the former group are shut out. Answers that group, if there was another one.
+    pub async fn adopt(&self, to: ClusterId) -> Result<Option<ClusterId>, StorageError> {
+        let mut transaction = self.writes.begin().await?;
+        let alone = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
+             SELECT pg_advisory_xact_lock(cortex_fence_key())";
+        sqlx::raw_sql(alone).execute(&mut *transaction).await?;
+        let former = sqlx::query_scalar!(
+            "UPDATE leadership l SET cluster_id = $1, epoch = 0, term = 0, leader_id = 0, since = now()
+             FROM leadership former WHERE l.singleton = former.singleton AND former.cluster_id <> $1
+             RETURNING former.cluster_id",
+            to.0,
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(former.map(ClusterId))
+    }
+
     /// Begins a leader transaction, which fails with [`StorageError::Fenced`] if the fence is not the
     /// current one.
     pub async fn begin(&self, fence: Fence) -> Result<FencedTransaction, StorageError> {

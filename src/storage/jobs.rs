@@ -112,6 +112,17 @@ impl Database {
         rows.into_iter().map(Job::try_from).collect()
     }
 
+    /// Those of the jobs that wait in the queue, in the order of `ids`.
+    pub async fn queued_among(&self, ids: &[JobId]) -> Result<Vec<Job>, StorageError> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let mut select = QueryBuilder::new(SELECT_JOB);
+        select.push(" WHERE ready AND id = ANY(").push_bind(&ids).push(")");
+        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
+        let mut jobs = rows.into_iter().map(Job::try_from).collect::<Result<Vec<_>, _>>()?;
+        jobs.sort_by_key(|job| ids.iter().position(|id| *id == job.id.0));
+        Ok(jobs)
+    }
+
     /// A page of jobs, newest first.
     pub async fn jobs(&self, filter: &JobFilter, page: i64, page_size: i64) -> Result<JobList, StorageError> {
         let total = self.count_jobs(filter).await?;

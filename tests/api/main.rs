@@ -10,6 +10,7 @@ mod leases;
 mod malformed;
 mod once;
 mod poll;
+mod queues;
 mod reply;
 mod rest;
 mod retries;

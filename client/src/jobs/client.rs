@@ -105,9 +105,7 @@ impl JobsClient {
 
     /// Cancels a job.
     pub async fn cancel(&self, id: &str) -> Result<(), ClientError> {
-        let call = Call::write(Method::DELETE, &["api", "v1", "jobs", id]);
-        let answer = self.transport.send(&call).await?;
-        if answer.status.is_success() { Ok(()) } else { Err(answer.problem()) }
+        self.nothing(Call::write(Method::DELETE, &["api", "v1", "jobs", id])).await
     }
 
     /// Makes a failed, timed-out or cancelled job run again.
@@ -167,7 +165,13 @@ impl JobsClient {
         }
     }
 
-    async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
+    /// Sends a call whose answer says nothing but that it is done.
+    pub(super) async fn nothing(&self, call: Call) -> Result<(), ClientError> {
+        let answer = self.transport.send(&call).await?;
+        if answer.status.is_success() { Ok(()) } else { Err(answer.problem()) }
+    }
+
+    pub(super) async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
         let answer = self.transport.send(&call).await?;
         if answer.status.is_success() { decode(&answer) } else { Err(answer.problem()) }
     }
@@ -256,7 +260,7 @@ enum Attempts {
 }
 
 impl Call {
-    fn with_json(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
+    pub(super) fn with_json(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
         let body = serde_json::to_vec(body)
             .map_err(|e| ClientError::Config { what: "request body", reason: e.to_string() })?;
         self.body = Some(Bytes::from(body));

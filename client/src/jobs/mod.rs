@@ -3,6 +3,7 @@
 mod client;
 mod error;
 mod models;
+mod queues;
 mod transport;
 
 pub use client::{JobsClient, JobsClientBuilder};
@@ -11,3 +12,4 @@ pub use models::{
     ClusterMember, ClusterStatus, Execution, Health, Job, JobFilter, JobList, JobStats, JobUpdate, NewJob,
     WorkerInfo, WorkerList,
 };
+pub use queues::{NewMember, Paused, PriorityView, QueueView};

@@ -2,8 +2,10 @@
 
 mod body;
 mod jobs;
+mod members;
 mod path;
 mod query;
+mod queues;
 mod router;
 mod system;
 mod workers;

@@ -14,6 +14,9 @@ pub(super) struct JobPath(pub(super) JobId);
 /// The worker that a path names.
 pub(super) struct WorkerPath(pub(super) WorkerId);
 
+/// The replica that a path names.
+pub(super) struct MemberPath(pub(super) u64);
+
 impl<S: Send + Sync> FromRequestParts<S> for JobPath {
     type Rejection = Problem;
 
@@ -30,11 +33,27 @@ impl<S: Send + Sync> FromRequestParts<S> for WorkerPath {
     }
 }
 
-/// The path's one parameter, which may be anything that a client can encode.
+impl<S: Send + Sync> FromRequestParts<S> for MemberPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        text(parts, state)
+            .await
+            .and_then(|text| text.parse().ok())
+            .filter(|id| (1..=i64::MAX.cast_unsigned()).contains(id))
+            .map(Self)
+            .ok_or_else(|| Problem::malformed_field("id", "must be a whole number from 1"))
+    }
+}
+
 async fn id<T: FromStr, S: Send + Sync>(parts: &mut Parts, state: &S, field: &str) -> Result<T, Problem> {
-    Path::<String>::from_request_parts(parts, state)
+    text(parts, state)
         .await
-        .ok()
-        .and_then(|Path(text)| text.parse().ok())
+        .and_then(|text| text.parse().ok())
         .ok_or_else(|| Problem::malformed_field(field, "must be a UUID"))
+}
+
+/// The path's one parameter, which may be anything that a client can encode.
+async fn text<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<String> {
+    Path::<String>::from_request_parts(parts, state).await.ok().map(|Path(text)| text)
 }

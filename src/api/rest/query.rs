@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+use chrono::{DateTime, Datelike, Utc};
+
 use crate::domain::job::JobFilter;
 use crate::domain::validate::{FieldError, Validator, check_text};
 use crate::domain::worker::WorkerStatus;
@@ -13,6 +15,14 @@ const MAX_TAGS: usize = 32;
 const MAX_PAGE: i64 = i32::MAX as i64;
 /// Largest page, in jobs.
 const MAX_PAGE_SIZE: i64 = 100;
+/// Jobs that a look into the queue shows, unless it asks for another number.
+const PEEK: i64 = 10;
+/// Most jobs that a look into the queue shows.
+const MAX_PEEK: i64 = 100;
+/// Rows of the series of metrics, unless another number is asked for.
+const METRICS: i64 = 100;
+/// Most rows of the series of metrics.
+const MAX_METRICS: i64 = 1_000;
 
 /// Which jobs to list, and which part of them.
 #[derive(Debug)]
@@ -32,9 +42,7 @@ pub(super) fn jobs(query: &str) -> Result<JobsQuery, Vec<FieldError>> {
         let filter = &mut wanted.filter;
         match name.as_str() {
             "status" | "status_filter" => filter.status = choice(&mut v, &name, value),
-            "priority" => {
-                filter.priority = whole(&mut v, &name, value, 1, 10).and_then(|n| u8::try_from(n).ok());
-            }
+            "priority" => filter.priority = of_priority(&mut v, &name, value),
             "model_name" => filter.model_name = text(&mut v, &name, value),
             "created_by" => filter.created_by = text(&mut v, &name, value),
             "tag" => tag(&mut v, filter, value),
@@ -56,6 +64,72 @@ pub(super) fn worker_status(query: &str) -> Result<Option<WorkerStatus>, Vec<Fie
         }
     }
     v.finish(Some(status))
+}
+
+/// Which of the jobs that wait to show.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PeekQuery {
+    /// 1 to 100.
+    pub(super) limit: usize,
+    /// 1 to 10, or all.
+    pub(super) priority: Option<u8>,
+}
+
+/// Which rows of the series of metrics to show.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct MetricsQuery {
+    /// From when on; without it the newest.
+    pub(super) since: Option<DateTime<Utc>>,
+    /// 1 to 1000.
+    pub(super) limit: i64,
+}
+
+/// Reads the parameter `priority`.
+pub(super) fn priority(query: &str) -> Result<Option<u8>, Vec<FieldError>> {
+    let mut v = Validator::default();
+    let mut priority = None;
+    for (name, value) in pairs(query).filter(|(name, _)| name == "priority") {
+        priority = of_priority(&mut v, &name, value);
+    }
+    v.finish(Some(priority))
+}
+
+/// Reads the parameters of a look into the queue.
+pub(super) fn peek(query: &str) -> Result<PeekQuery, Vec<FieldError>> {
+    let mut v = Validator::default();
+    let (mut limit, mut priority) = (PEEK, None);
+    for (name, value) in pairs(query) {
+        match name.as_str() {
+            "limit" => limit = whole(&mut v, &name, value, 1, MAX_PEEK).unwrap_or(PEEK),
+            "priority" => priority = of_priority(&mut v, &name, value),
+            _ => {}
+        }
+    }
+    v.finish(usize::try_from(limit).ok().map(|limit| PeekQuery { limit, priority }))
+}
+
+/// Reads the parameter `model_name`.
+pub(super) fn model(query: &str) -> Result<Option<String>, Vec<FieldError>> {
+    let mut v = Validator::default();
+    let mut model = None;
+    for (name, value) in pairs(query).filter(|(name, _)| name == "model_name") {
+        model = text(&mut v, &name, value);
+    }
+    v.finish(Some(model))
+}
+
+/// Reads the parameters of the series of metrics.
+pub(super) fn metrics(query: &str) -> Result<MetricsQuery, Vec<FieldError>> {
+    let mut v = Validator::default();
+    let mut wanted = MetricsQuery { since: None, limit: METRICS };
+    for (name, value) in pairs(query) {
+        match name.as_str() {
+            "since" => wanted.since = moment(&mut v, &name, value),
+            "limit" => wanted.limit = whole(&mut v, &name, value, 1, MAX_METRICS).unwrap_or(METRICS),
+            _ => {}
+        }
+    }
+    v.finish(Some(wanted))
 }
 
 /// The decoded name, and the decoded value unless it cannot be decoded.
@@ -108,6 +182,21 @@ fn whole(v: &mut Validator, name: &str, value: Option<String>, min: i64, max: i6
         v.reject(name, format!("must be a whole number from {min} to {max}"));
     }
     number
+}
+
+fn of_priority(v: &mut Validator, name: &str, value: Option<String>) -> Option<u8> {
+    whole(v, name, value, 1, 10).and_then(|n| u8::try_from(n).ok())
+}
+
+/// A time that PostgreSQL can hold.
+fn moment(v: &mut Validator, name: &str, value: Option<String>) -> Option<DateTime<Utc>> {
+    // A plus sign that was not encoded has become a space.
+    let text = decoded(v, name, value)?.replace(' ', "+");
+    let moment = DateTime::parse_from_rfc3339(&text).ok().filter(|moment| moment.year() >= 0);
+    if moment.is_none() {
+        v.reject(name, "must be an RFC 3339 time, such as 2026-01-31T12:00:00Z");
+    }
+    moment.map(|moment| moment.to_utc())
 }
 
 fn text(v: &mut Validator, name: &str, value: Option<String>) -> Option<String> {
@@ -200,6 +289,30 @@ mod tests {
         }
         let many: String = (0..=MAX_TAGS).map(|n| format!("&tag=k{n}:v")).collect();
         assert_eq!(fields(&many), ["tag"]);
+    }
+
+    #[test]
+    fn the_queue_is_asked_for_by_priority_model_and_time() {
+        assert_eq!((priority(""), priority("priority=10&x=y")), (Ok(None), Ok(Some(10))));
+        assert!(priority("priority=0").is_err() && priority("priority=11").is_err());
+        assert_eq!(peek(""), Ok(PeekQuery { limit: 10, priority: None }));
+        assert_eq!(peek("limit=100&priority=1"), Ok(PeekQuery { limit: 100, priority: Some(1) }));
+        let wrong = peek("limit=101&priority=x").unwrap_err();
+        assert_eq!(wrong.into_iter().map(|error| error.field).collect::<Vec<_>>(), ["limit", "priority"]);
+        assert_eq!((model("").unwrap(), model("model_name=a%20b").unwrap()), (None, Some("a b".to_owned())));
+        assert!(model("model_name=").is_err() && model("model_name=%00").is_err());
+    }
+
+    #[test]
+    fn the_series_of_metrics_begins_at_a_time_with_any_offset() {
+        assert_eq!(metrics(""), Ok(MetricsQuery { since: None, limit: 100 }));
+        let utc = metrics("since=2026-01-31T12:00:00Z&limit=1000").unwrap();
+        for other in ["2026-01-31T13:00:00%2B01:00", "2026-01-31T13:00:00+01:00"] {
+            assert_eq!(metrics(&format!("limit=1000&since={other}")).unwrap(), utc);
+        }
+        let wrong = metrics("since=today&limit=0").unwrap_err();
+        assert_eq!(wrong.into_iter().map(|error| error.field).collect::<Vec<_>>(), ["since", "limit"]);
+        assert!(metrics("since=").is_err() && metrics("limit=1001").is_err());
     }
 
     #[test]

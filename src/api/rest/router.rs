@@ -5,7 +5,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
 
-use super::{jobs, system, workers};
+use super::{jobs, members, queues, system, workers};
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
 use crate::api::{gate, guard};
@@ -48,6 +48,7 @@ fn all() -> Vec<Route> {
     let read = |method, path, handler| Route { access: Access::Read, method, path, handler };
     let submit = |method, path, handler| Route { access: Access::Submit, method, path, handler };
     let work = |method, path, handler| Route { access: Access::Work, method, path, handler };
+    let administer = |method, path, handler| Route { access: Access::Administer, method, path, handler };
     vec![
         read(Method::GET, "/api/v1/jobs", get(jobs::list)),
         submit(Method::POST, "/api/v1/jobs", post(jobs::submit)),
@@ -63,7 +64,17 @@ fn all() -> Vec<Route> {
         read(Method::GET, "/api/v1/workers", get(workers::list)),
         work(Method::POST, "/api/v1/workers", post(workers::register)),
         read(Method::GET, "/api/v1/workers/{id}", get(workers::show)),
+        read(Method::GET, "/api/v1/queues", get(queues::show)),
+        administer(Method::DELETE, "/api/v1/queues", delete(queues::clear)),
+        read(Method::GET, "/api/v1/queues/depth", get(queues::depth)),
+        read(Method::GET, "/api/v1/queues/peek", get(queues::peek)),
+        administer(Method::POST, "/api/v1/queues/pause", post(queues::pause)),
+        administer(Method::POST, "/api/v1/queues/resume", post(queues::resume)),
+        read(Method::GET, "/api/v1/queues/metrics", get(queues::metrics)),
         read(Method::GET, "/api/v1/cluster", get(system::cluster)),
+        administer(Method::POST, "/api/v1/cluster/members", post(members::add)),
+        administer(Method::DELETE, "/api/v1/cluster/members/{id}", delete(members::remove)),
+        administer(Method::POST, "/api/v1/cluster/transfer", post(members::transfer)),
         open(Method::GET, "/api/v1/health", get(system::health)),
         open(Method::GET, "/api/v1/health/live", get(system::live)),
         open(Method::GET, "/api/v1/health/ready", get(system::ready)),

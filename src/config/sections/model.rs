@@ -70,6 +70,8 @@ pub struct Queue {
     pub redis_url: Secret,
     /// Jobs that may wait before submissions are refused with 429. Default 10000; 0 (no limit) to 100000000.
     pub max_queue_size: u64,
+    /// Time between two rows of `queue_metrics`. Default 60 seconds, whole; 0 records none, else up to 86400.
+    pub metrics_interval: Option<Duration>,
     /// Prefix of every key of the ready queue. Default `cortex:queue`; 1 to 128 characters, no braces or spaces.
     pub queue_prefix: String,
     /// Prefix of keys about single jobs. Default `cortex:job`; as `queue_prefix`.
@@ -242,6 +244,9 @@ pub struct Retention {
     /// Time after its end at which a job is deleted, with its executions. Default 2592000 seconds (30 days), whole; 0 keeps
     /// jobs for ever, else 3600 to 315360000 (10 years).
     pub finished_jobs: Option<Duration>,
+    /// Age at which a row of `queue_metrics` is deleted. Default 604800 seconds (7 days), whole; 0 keeps rows for ever, else
+    /// up to 315360000 (10 years).
+    pub queue_metrics: Option<Duration>,
 }
 
 /// Log levels, from all to severe.

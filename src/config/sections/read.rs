@@ -26,6 +26,8 @@ const STRATEGIES: &[(&str, RetryStrategy)] = &[
 const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 const ALGORITHMS: &[(&str, JwtAlgorithm)] = &[("RS256", JwtAlgorithm::Rs256)];
 const AN_HOUR: u64 = 3600;
+const A_DAY: u64 = 24 * 3600;
+const SEVEN_DAYS: u64 = 7 * 24 * 3600;
 const THIRTY_DAYS: u64 = 30 * 24 * 3600;
 const TEN_YEARS: u64 = 3650 * 24 * 3600;
 const HTTP_URL: &str = "must start with http:// or https://";
@@ -113,6 +115,7 @@ fn queue(section: &mut Section<'_>) -> Queue {
             |text| schemes.iter().any(|scheme| text.starts_with(scheme)),
         ),
         max_queue_size: section.whole("max_queue_size", 0..=100_000_000, 10_000),
+        metrics_interval: unless_zero(section.whole("metrics_interval", 0..=A_DAY, 60)),
         queue_prefix: prefix(section, "queue_prefix", "cortex:queue"),
         job_prefix: prefix(section, "job_prefix", "cortex:job"),
     }
@@ -124,7 +127,15 @@ fn retention(section: &mut Section<'_>) -> Retention {
         // A submission that is sent again on its way to the leader must find its job.
         section.note("finished_jobs", "must be 0 or at least 3600 seconds");
     }
-    Retention { finished_jobs: (seconds > 0).then(|| Duration::from_secs(seconds)) }
+    Retention {
+        finished_jobs: unless_zero(seconds),
+        queue_metrics: unless_zero(section.whole("queue_metrics", 0..=TEN_YEARS, SEVEN_DAYS)),
+    }
+}
+
+/// A number of seconds of which 0 stands for never.
+fn unless_zero(seconds: u64) -> Option<Duration> {
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 /// Braces would be taken for the hash tag of a Redis cluster.

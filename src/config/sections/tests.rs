@@ -35,6 +35,8 @@ fn the_defaults_are_those_of_the_specification() {
     assert_eq!(config.cluster.seeds, [Seed { id: 1, address: "127.0.0.1:7070".into() }]);
     assert_eq!(config.limits.max_body_bytes, 1 << 20);
     assert_eq!(config.retention.finished_jobs, Some(Duration::from_secs(2_592_000)));
+    assert_eq!(config.retention.queue_metrics, Some(Duration::from_secs(604_800)));
+    assert_eq!(config.queue.metrics_interval, Some(Duration::from_secs(60)));
     assert!(config.security.require_auth);
 }
 
@@ -84,7 +86,8 @@ security: {jwt_algorithm: HS256, payload_keys: [short], jwks_url: ftp://x}
 cluster: {seeds: ['1=a:1', '1=b:2', '3=b:2'], election_timeout_ms: [50, 60], peer_listen: here}
 cors: {origins: ['*']}
 limits: {max_body_bytes: 999999999999}
-retention: {finished_jobs: 1.5}
+retention: {finished_jobs: 1.5, queue_metrics: -1}
+queue: {metrics_interval: 86401}
 extra: 1
 ",
         &[],
@@ -98,8 +101,10 @@ extra: 1
         "database.url",
         "extra",
         "limits.max_body_bytes",
+        "queue.metrics_interval",
         "queue.redis_url",
         "retention.finished_jobs",
+        "retention.queue_metrics",
         "retry.backoff_multiplier",
         "retry.max_retries",
         "scheduler.batch_size",
@@ -232,6 +237,8 @@ fn limits_are_inclusive() {
     assert_eq!(kept(3_600), Ok(Some(Duration::from_secs(3_600))));
     assert!(kept(1).is_err() && kept(3_599).is_err() && kept(315_360_001).is_err());
     assert_eq!(faults(with_stores("scheduler: {poll_interval: 0.009}")), ["scheduler.poll_interval"]);
+    let off = with_stores("retention: {queue_metrics: 0}").unwrap();
+    assert_eq!(off.retention.queue_metrics, None);
     assert!(with_stores(&format!("security: {{payload_keys: ['{}']}}", "0a".repeat(32))).is_ok());
     assert!(with_stores(&format!("security: {{payload_keys: ['{}=']}}", "a".repeat(43))).is_ok());
 }

@@ -337,6 +337,7 @@ pub(super) fn reporter(event: &JobEvent) -> Option<&Reporter> {
         | JobEvent::WorkerLost { .. }
         | JobEvent::NotFetched { .. }
         | JobEvent::Cancel
+        | JobEvent::Clear
         | JobEvent::Retry
         | JobEvent::Patch(_)
         | JobEvent::Due => None,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::backlog::Glimpse;
+use super::control::Open;
 use super::feed::FeedItem;
 use super::lanes::Lane;
 use super::{Core, Leader};
@@ -74,6 +75,7 @@ impl Leader {
     pub async fn schedule_round(self: &Arc<Self>) -> Result<usize, RoundError> {
         let core = &self.core;
         let lane = core.rounds.enter().await;
+        let open = core.dispatching.begin().await;
         let Some(question) = core.question(lane.is_alone()) else { return Ok(0) };
         let timer = core.parts.metrics.scheduling_duration.start_timer();
         let claimed = core
@@ -90,7 +92,7 @@ impl Leader {
             return Ok(0);
         }
         let (leader, count) = (Arc::clone(self), claims.len());
-        self.stage.tasks.spawn(async move { leader.assign(lane, &question, &claims, placed).await });
+        self.stage.tasks.spawn(async move { leader.assign(lane, open, &question, &claims, placed).await });
         Ok(count)
     }
 
@@ -98,6 +100,7 @@ impl Leader {
     async fn assign(
         &self,
         lane: Lane,
+        open: Open,
         question: &Question,
         claims: &[ready_queue::Claim],
         placed: Vec<Placed>,
@@ -126,7 +129,7 @@ impl Leader {
                 }
             }
         }
-        drop(lane);
+        drop((lane, open));
         core.nudges.schedule.notify_one();
     }
 
@@ -162,11 +165,13 @@ impl Leader {
 }
 
 impl Core {
-    /// What to ask the ready queue for: shapes that may have jobs and that some free worker can take.
+    /// What to ask the ready queue for: shapes that may have jobs, are not paused, and that some free worker can
+    /// take.
     /// `None` if there is nothing to ask, or too few slots to begin beside other rounds.
     fn question(&self, alone: bool) -> Option<Question> {
         let backlog = self.backlog();
-        if backlog.is_empty() {
+        let paused = self.parts.control.paused();
+        if backlog.is_empty() || paused.all {
             return None;
         }
         let mut fleet = self.fleet();
@@ -179,7 +184,7 @@ impl Core {
         }
         let places: HashMap<GroupId, u16> = groups.iter().copied().zip(0..=u16::MAX).collect();
         let (mut offers, mut glimpses) = (Vec::new(), Vec::new());
-        for (shape, glimpse) in backlog.shapes() {
+        for (shape, glimpse) in backlog.shapes().filter(|(shape, _)| !paused.holds(&shape.model_name)) {
             let able = pool.able(shape);
             let groups: Vec<u16> = able.iter().filter_map(|id| places.get(id).copied()).collect();
             if !groups.is_empty() {

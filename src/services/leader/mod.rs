@@ -7,12 +7,15 @@
 
 mod apply;
 mod backlog;
+mod clear;
 mod complete;
+mod control;
 mod dispatch;
 mod feed;
 mod lanes;
 mod once;
 mod outlook;
+mod queue_metrics;
 mod sessions;
 mod submit;
 mod take_over;
@@ -30,15 +33,18 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use self::apply::EventItem;
 use self::backlog::Backlog;
+use self::control::Dispatching;
 pub use self::dispatch::RoundError;
 use self::feed::Feed;
 use self::lanes::Lanes;
 use self::once::Keyed;
+pub use self::queue_metrics::Recording;
 use self::submit::Submission;
 pub use self::upkeep::{Pruning, Reconciliation, UpkeepError};
 use self::workers::Fetch;
 use super::batcher::{Batcher, Stage};
 use super::command::{Answer, Applied, Command, Commands};
+use super::control::Control;
 use super::error::ServiceError;
 use super::fleet::Fleet;
 use crate::domain::ambient::Ambient;
@@ -74,6 +80,8 @@ pub struct LeaderParts {
     pub queue: ReadyQueue,
     /// What it must show to write.
     pub fence: Fence,
+    /// What the replicas agree on.
+    pub control: Arc<dyn Control>,
     /// Time, ids and randomness.
     pub ambient: Arc<dyn Ambient>,
     /// Where it counts.
@@ -133,6 +141,8 @@ struct Core {
     backlog: std::sync::Mutex<Backlog>,
     /// Rounds of the scheduler that are being committed.
     rounds: Lanes,
+    /// Rounds and direct placements, from the look at what is paused to the commit.
+    dispatching: Dispatching,
     /// Something could not be told to the ready queue.
     queue_lacks: AtomicBool,
     /// Jobs that wait, by the counters and what was added since.
@@ -229,6 +239,8 @@ impl Commands for Leader {
                 self.detach(worker, session, held);
                 ready(Ok(Answer::Detach)).boxed()
             }
+            Command::Control(change) => self.control(change).map_ok(Answer::Control).boxed(),
+            Command::ClearQueue(page) => self.clear_page(page).map_ok(Answer::ClearQueue).boxed(),
         }
     }
 }

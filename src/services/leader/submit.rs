@@ -13,6 +13,7 @@ use super::dispatch::{FETCH_SECONDS, Placed};
 use super::feed::FeedItem;
 use super::{Core, Leader, SUBMISSION_SLOTS};
 use crate::domain::job::NewJob;
+use crate::domain::matching::Shape;
 use crate::domain::placement::GroupId;
 use crate::ready_queue::Entry;
 use crate::services::batcher::{Batcher, Limits, Stage};
@@ -111,6 +112,7 @@ impl Leader {
     async fn insert(&self, slot: i16, batch: &[Submission]) -> Result<Vec<Stored>, StorageError> {
         let core = &self.core;
         let jobs: Vec<&NewJob> = batch.iter().flat_map(|submission| &submission.jobs).collect();
+        let _open = core.dispatching.begin().await;
         let placed = core.place_directly(&jobs);
         let insertions: Vec<Insertion<'_>> = jobs
             .iter()
@@ -185,7 +187,8 @@ impl Core {
     /// Reserves a slot for each job that a worker can take at once without overtaking a job that waits for
     /// the same slot.
     fn place_directly(&self, jobs: &[&NewJob]) -> Vec<Option<Placed>> {
-        if !self.parts.scheduling {
+        let paused = self.parts.control.paused();
+        if !self.parts.scheduling || paused.all {
             return jobs.iter().map(|_| None).collect();
         }
         let backlog = self.backlog();
@@ -197,12 +200,18 @@ impl Core {
         let mut rivals: HashMap<GroupId, u64> = HashMap::new();
         for index in order {
             let job = jobs[index];
+            if paused.holds(&job.shape.model_name) {
+                continue;
+            }
             let pool = fleet.pool();
             let able = pool.able(&job.shape);
             // A slot more than those need that wait for this group.
             let to_spare = |group: &GroupId| {
                 let rivals = rivals.entry(*group);
-                let rivals = rivals.or_insert_with(|| backlog.waiting(|shape| pool.runs(*group, shape)));
+                let rivals = rivals.or_insert_with(|| {
+                    let goes_on = |shape: &Shape| !paused.holds(&shape.model_name);
+                    backlog.waiting(|shape| goes_on(shape) && pool.runs(*group, shape))
+                });
                 u64::from(pool.free_in(*group)) > *rivals
             };
             let Some(group) = able.into_iter().find(to_spare) else { continue };

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::control::Dispatching;
 use super::lanes::Lanes;
 use super::{Core, Leader, LeaderParts, Nudges, ROUND_SLOTS, feed};
 use crate::domain::worker::WorkerStatus;
@@ -37,6 +38,7 @@ impl Leader {
             feed,
             backlog: std::sync::Mutex::default(),
             rounds: Lanes::new(&ROUND_SLOTS),
+            dispatching: Dispatching::default(),
             queue_lacks: AtomicBool::new(false),
             waiting: AtomicI64::new(waiting),
             arriving: Arc::new(AtomicU64::new(0)),

@@ -1,0 +1,74 @@
+//! The series of the queue's metrics.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::scene::Scene;
+use crate::support::eventually;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_recorded_at_the_interval_with_every_column_and_served_by_every_replica() {
+    let scene = Scene::with(|builder| builder.set("queue.metrics_interval=1")).await;
+    scene.start_worker(&["m"], 2, Duration::from_millis(50));
+    scene.submit(0, "nobody", 3, 4).await;
+    scene.submit(0, "m", 5, 60).await;
+    let rows = async |replica: usize, query: &str| -> Vec<Value> {
+        scene.get(replica, &format!("/api/v1/queues/metrics{query}")).await.as_array().unwrap().clone()
+    };
+    eventually("a row tells of completed jobs", async || {
+        let told = |row: &Value| row["jobs_per_minute"].as_f64() > Some(0.0);
+        rows(1, "").await.iter().any(told)
+    })
+    .await;
+    scene.reach("m", "completed", 60).await;
+    eventually("the last row shows what is left", async || {
+        let rows = rows(2, "?limit=1").await;
+        rows[0]["queue_depth"] == 4 && rows[0]["priority_3_count"] == 4 && rows[0]["idle_workers"] == 1
+    })
+    .await;
+    let all = rows(0, "?limit=1000").await;
+    let busy = all.iter().find(|row| row["jobs_per_minute"].as_f64() > Some(0.0)).unwrap();
+    assert!(busy["average_execution_time_ms"].as_i64() >= Some(50), "{busy}");
+    assert!(busy["average_wait_time_ms"].is_i64() && busy["total_workers"] == 1, "{busy}");
+    assert!(all[0]["jobs_per_minute"].is_null(), "nothing was before the first row: {}", all[0]);
+    assert!(all.iter().all(|row| row["running_jobs"].is_i64() && row["pending_jobs"] == 0), "{all:?}");
+    let times: Vec<&str> = all.iter().map(|row| row["recorded_at"].as_str().unwrap()).collect();
+    assert!(times.is_sorted(), "{times:?}");
+    // From a row on, that row is the first.
+    let from = rows(1, &format!("?since={}&limit=2", times[1])).await;
+    assert_eq!((from.len(), &from[0]), (2, &all[1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_rows_go_and_new_ones_stay() {
+    let scene = Scene::with(|builder| {
+        builder.replicas(1).set("queue.metrics_interval=0").set("retention.queue_metrics=3600")
+    })
+    .await;
+    // As if they had been recorded by a leader of before; pruning begins with the next one.
+    sqlx::query(
+        "INSERT INTO queue_metrics (queue_depth, pending_jobs, running_jobs, total_workers, idle_workers,
+             busy_workers, recorded_at)
+         SELECT n, 0, 0, 0, 0, 0, now() - interval '1 minute' * n FROM generate_series(1, 2600) n",
+    )
+    .execute(&scene.database)
+    .await
+    .unwrap();
+    let mut scene = scene;
+    scene.cluster.kill(0, cortex::dev::Signal::SIGKILL);
+    scene.cluster.wait_for_exit(0).await;
+    scene.cluster.restart(0).await.unwrap();
+    eventually("the rows of the last hour are left", async || {
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM queue_metrics")
+            .fetch_one(&scene.database)
+            .await
+            .unwrap();
+        assert!(left >= 59);
+        left <= 60
+    })
+    .await;
+    eventually("the replica serves", async || scene.cluster.is_ready(0).await).await;
+    let rows = scene.get(0, "/api/v1/queues/metrics?limit=1").await;
+    assert_eq!(rows[0]["queue_depth"], json!(1), "the newest row, which no leader has added to");
+}
