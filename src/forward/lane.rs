@@ -15,7 +15,9 @@ impl Lane {
             | Command::Heartbeat(_)
             | Command::Attach(_)
             | Command::Hear(_)
-            | Command::Detach(..) => Self::Prompt,
+            | Command::Detach(..)
+            | Command::DrainWorker(_)
+            | Command::RemoveWorker(_) => Self::Prompt,
             Command::PollJob(_) => Self::Wait,
             Command::SubmitJobs(_) => Self::Bulk,
         }

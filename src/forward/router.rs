@@ -210,7 +210,9 @@ impl Patience {
             | Command::Heartbeat(_)
             | Command::Attach(_)
             | Command::Hear(_)
-            | Command::Detach(..) => None,
+            | Command::Detach(..)
+            | Command::DrainWorker(_)
+            | Command::RemoveWorker(_) => None,
         };
         Self { deadline: poll_until.unwrap_or(now) + timeout, poll_until }
     }

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::services::leader::{Leader, RoundError, UpkeepError};
+use crate::services::leader::{Leader, RoundError, UpkeepError, UsageGauges};
 use crate::telemetry::Metrics;
 
 /// Pause after a run that failed.
@@ -79,7 +79,8 @@ pub fn start(surroundings: &Surroundings, tasks: &TaskTracker) {
     tasks.spawn(drive(promote_retries::PromoteRetries, surroundings.clone()));
     tasks.spawn(drive(reap_leases::ReapLeases, surroundings.clone()));
     tasks.spawn(drive(reconcile_queue::ReconcileQueue::default(), surroundings.clone()));
-    tasks.spawn(drive(record_vitals::RecordVitals, surroundings.clone()));
+    let gauges = UsageGauges::new(Arc::clone(&surroundings.metrics));
+    tasks.spawn(drive(record_vitals::RecordVitals { gauges }, surroundings.clone()));
     if let Some(age) = surroundings.retention {
         tasks.spawn(drive(prune_jobs::PruneJobs::of(age), surroundings.clone()));
     }

@@ -40,6 +40,10 @@ pub enum Command {
     /// The session's stream has ended, with these leases of which the worker may know; nothing more is pushed
     /// to it. Leases stay, unless the worker is leaving and cannot know of them.
     Detach(WorkerId, SessionId, Vec<LeaseId>),
+    /// Gives a worker nothing new until it registers again.
+    DrainWorker(WorkerId),
+    /// Takes a worker out of service until it registers again.
+    RemoveWorker(WorkerId),
 }
 
 /// The answer to the command of the same place.
@@ -61,6 +65,10 @@ pub enum Answer {
     Hear(Vec<Result<Applied, ServiceError>>),
     /// Done, or already so.
     Detach,
+    /// The worker, which is draining.
+    DrainWorker(Box<Worker>),
+    /// Done, or already so.
+    RemoveWorker,
 }
 
 /// What the leader chose for a job that it stored; the rest is as submitted.
@@ -96,6 +104,9 @@ pub struct Heartbeat {
     pub usage: Usage,
     /// The models that it has loaded.
     pub loaded_models: Vec<String>,
+    /// What else it says of itself, if it does.
+    #[serde(default)]
+    pub metadata: Option<Payload>,
 }
 
 /// The answer to a sign of life.
@@ -105,6 +116,9 @@ pub struct HeartbeatAnswer {
     pub pending_jobs: Vec<JobId>,
     /// Jobs that the worker listed and does not hold.
     pub cancelled_jobs: Vec<JobId>,
+    /// The worker gets nothing new until it registers again.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// A worker asks for a job.
@@ -205,6 +219,10 @@ pub enum News {
     Ended(JobId, LeaseId),
     /// A newer stream of the same worker has taken this one's place.
     Replaced,
+    /// The worker gets nothing new until it registers again.
+    Draining,
+    /// The worker was taken out of service.
+    Removed,
 }
 
 /// Takes deliveries to the sessions of one replica. The number of deliveries that wait is bounded by the
@@ -272,7 +290,9 @@ impl Command {
             | Self::PollJob(_)
             | Self::Attach(_)
             | Self::Hear(_)
-            | Self::Detach(..) => true,
+            | Self::Detach(..)
+            | Self::DrainWorker(_)
+            | Self::RemoveWorker(_) => true,
         }
     }
 
@@ -287,6 +307,8 @@ impl Command {
             Self::Attach(_) => "attach",
             Self::Hear(_) => "hear",
             Self::Detach(..) => "detach",
+            Self::DrainWorker(_) => "drain_worker",
+            Self::RemoveWorker(_) => "remove_worker",
         }
     }
 }

@@ -68,6 +68,9 @@ pub enum Conflict {
     /// The reporter's lease is not the current one.
     #[error("the lease is not current: {0}")]
     StaleLease(String),
+    /// The worker was taken out of service.
+    #[error("worker {0} was removed; it may register again")]
+    Removed(String),
 }
 
 impl ServiceError {

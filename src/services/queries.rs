@@ -4,7 +4,7 @@ use super::error::ServiceError;
 use crate::domain::execution::Execution;
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::{Job, JobFilter, JobList, JobStats};
-use crate::domain::worker::{Worker, WorkerList, WorkerStatus};
+use crate::domain::worker::{Worker, WorkerList, WorkerStats, WorkerStatus};
 use crate::storage::Database;
 
 type Result<T> = std::result::Result<T, ServiceError>;
@@ -48,6 +48,11 @@ impl Queries {
     /// All workers, or those in one state.
     pub async fn workers(&self, status: Option<WorkerStatus>) -> Result<WorkerList> {
         Ok(self.database.workers(status).await?)
+    }
+
+    /// Workers by state, and how much of what they can run they do run.
+    pub async fn worker_stats(&self) -> Result<WorkerStats> {
+        Ok(self.database.worker_stats().await?)
     }
 
     /// One worker.

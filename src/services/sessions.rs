@@ -82,6 +82,8 @@ pub struct Batch {
     pub refused: Vec<(u64, ServiceError)>,
     /// Leases that have ended without the worker.
     pub ended: Vec<(JobId, LeaseId)>,
+    /// The worker gets nothing new until it registers again.
+    pub draining: bool,
 }
 
 /// Why a stream ends.
@@ -95,6 +97,8 @@ pub enum Closing {
     TooLarge,
     /// Nobody knows the worker any more.
     Unknown,
+    /// The worker was taken out of service.
+    Removed,
     /// The replica is about to stop.
     Stopping,
 }
@@ -196,6 +200,7 @@ impl Batch {
             acknowledged: first(&mut self.acknowledged, ACKNOWLEDGED),
             refused: first(&mut self.refused, BATCH),
             ended: std::mem::take(&mut self.ended),
+            draining: std::mem::take(&mut self.draining),
         }
     }
 }
@@ -359,6 +364,12 @@ impl Session {
                     return true;
                 }
                 state.batch.ended.push((job, lease));
+            }
+            News::Draining => state.batch.draining = true,
+            News::Removed => {
+                drop(state);
+                self.close(Closing::Removed);
+                return true;
             }
             News::Replaced => {
                 drop(state);

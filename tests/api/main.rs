@@ -1,6 +1,8 @@
 //! One running group, from outside: REST and gRPC at all three replicas, then the rows that are left.
 
 mod batch;
+mod cancel;
+mod failing;
 mod flow;
 mod group;
 mod hand;
@@ -10,9 +12,11 @@ mod poll;
 mod reply;
 mod rest;
 mod retries;
+mod roster;
 mod session;
 mod states;
 #[path = "../support/mod.rs"]
 mod support;
 mod system;
+mod talk;
 mod whole;

@@ -12,8 +12,9 @@ use crate::support::eventually;
 use crate::system::served_protocol;
 
 /// Routes that have no request to refuse.
-const CANNOT_FAIL: [&str; 8] = [
+const CANNOT_FAIL: [&str; 9] = [
     "/api/v1/jobs/stats/summary",
+    "/api/v1/workers/stats/summary",
     "/api/v1/cluster",
     "/api/v1/health",
     "/api/v1/health/live",

@@ -283,6 +283,7 @@ pub fn heartbeat(worker: Uuid) -> Command {
         current_jobs: vec![],
         usage: Usage::default(),
         loaded_models: Vec::new(),
+        metadata: None,
     })
 }
 

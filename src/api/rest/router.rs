@@ -5,7 +5,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 
-use super::{jobs, system, workers};
+use super::{heartbeat, jobs, system, workers};
 use crate::api::guard;
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
@@ -50,7 +50,12 @@ fn all() -> Vec<Route> {
         route(Method::GET, "/api/v1/jobs/{id}/executions", get(jobs::executions)),
         route(Method::GET, "/api/v1/workers", get(workers::list)),
         route(Method::POST, "/api/v1/workers", post(workers::register)),
+        // Declared literally, so that `/workers/{id}` cannot shadow it.
+        route(Method::GET, "/api/v1/workers/stats/summary", get(workers::stats)),
         route(Method::GET, "/api/v1/workers/{id}", get(workers::show)),
+        route(Method::DELETE, "/api/v1/workers/{id}", delete(workers::remove)),
+        route(Method::POST, "/api/v1/workers/{id}/heartbeat", post(heartbeat::take)),
+        route(Method::POST, "/api/v1/workers/{id}/drain", post(workers::drain)),
         route(Method::GET, "/api/v1/cluster", get(system::cluster)),
         route(Method::GET, "/api/v1/health", get(system::health)),
         route(Method::GET, "/api/v1/health/live", get(system::live)),

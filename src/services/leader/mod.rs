@@ -11,10 +11,12 @@ mod complete;
 mod dispatch;
 mod feed;
 mod lanes;
+mod roster;
 mod sessions;
 mod submit;
 mod take_over;
 mod upkeep;
+mod usage;
 mod workers;
 
 use std::future::Future;
@@ -33,11 +35,13 @@ use self::feed::Feed;
 use self::lanes::Lanes;
 use self::submit::Submission;
 pub use self::upkeep::{Pruning, Reconciliation, UpkeepError};
+pub use self::usage::UsageGauges;
 use self::workers::Fetch;
 use super::batcher::{Batcher, Stage};
 use super::command::{Answer, Applied, Command, Commands};
 use super::error::ServiceError;
 use super::fleet::Fleet;
+pub use super::fleet::Patience;
 use crate::domain::ambient::Ambient;
 use crate::domain::ids::JobId;
 use crate::domain::job::JobDefaults;
@@ -78,6 +82,8 @@ pub struct LeaderParts {
     pub defaults: JobDefaults,
     /// `scheduler.worker_timeout`.
     pub worker_timeout: Duration,
+    /// How much failing of a worker is borne.
+    pub patience: Patience,
     /// `scheduler.batch_size`: most jobs of one scheduling round.
     pub batch_size: usize,
     /// `queue.max_queue_size`: most jobs that wait or are being stored; 0 means any number.
@@ -122,6 +128,9 @@ pub struct Leader {
 struct Core {
     parts: LeaderParts,
     fleet: std::sync::Mutex<Fleet>,
+    /// Held by those who take workers in, and alone by who drains or removes one, so that PostgreSQL and the
+    /// fleet agree about what came last.
+    roster: tokio::sync::RwLock<()>,
     nudges: Nudges,
     feed: Feed,
     /// Locked before the fleet where both are.
@@ -215,6 +224,12 @@ impl Commands for Leader {
                 self.detach(worker, session, held);
                 ready(Ok(Answer::Detach)).boxed()
             }
+            Command::DrainWorker(worker) => async move {
+                let worker = self.drain(worker).await?;
+                Ok(Answer::DrainWorker(Box::new(worker)))
+            }
+            .boxed(),
+            Command::RemoveWorker(worker) => self.remove(worker).map_ok(|()| Answer::RemoveWorker).boxed(),
         }
     }
 }
