@@ -29,7 +29,7 @@ pub enum Command {
     /// Submit and follow jobs
     #[command(subcommand)]
     Jobs(JobsCommand),
-    /// Look at the workers
+    /// Look at the workers, and drain them
     #[command(subcommand)]
     Workers(WorkersCommand),
     /// Look at the replicas
@@ -328,6 +328,19 @@ pub struct ListArgs {
 pub enum WorkersCommand {
     /// List the workers
     List(WorkersListArgs),
+    /// Give workers no new jobs until they register again; what they run they keep
+    Drain(WorkerIdsArgs),
+}
+
+/// Arguments of commands on several workers.
+#[derive(Debug, Args)]
+pub struct WorkerIdsArgs {
+    /// The workers
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Which replicas, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 /// Arguments of `cortex workers list`.
@@ -395,6 +408,7 @@ mod tests {
             "cortex jobs submit --model m",
             "cortex jobs submit --model m --input {} --priority 11",
             "cortex jobs watch",
+            "cortex workers drain",
             "cortex jobs list --output xml",
             "cortex jobs list --page-size 101",
             "cortex bench",
@@ -420,6 +434,7 @@ mod tests {
             "cortex jobs cancel 1",
             "cortex jobs retry 1 --token t",
             "cortex workers list --status idle",
+            "cortex workers drain 1 2 --output json",
             "cortex cluster status",
             "cortex bench submit --jobs 10 --in-flight 64 --payload-bytes 200",
             "cortex bench submit-batch --batch 1000 --seconds 5",

@@ -215,6 +215,28 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn a_retry_is_never_due_before_its_delay_is_over_nor_a_millisecond_late(
+        ns in 0_i64..2_000_000_000, count in 0_u32..10, unit in 0.0..1.0_f64, jitter in any::<bool>(),
+    ) {
+        let now = at(5) + TimeDelta::nanoseconds(ns);
+        let mut state = JobState { retry_count: count, max_retries: 10, ..job(JobStatus::Running) };
+        state.retry_policy.jitter = jitter;
+        let delay = TimeDelta::from_std(state.retry_policy.delay(count, unit)).unwrap();
+        state.apply(&failed(None), now, unit).unwrap();
+        let due = state.next_retry_at.unwrap();
+        prop_assert!(due >= now + delay && due < now + delay + TimeDelta::milliseconds(1));
+        prop_assert_eq!(due.timestamp_subsec_nanos() % 1_000_000, 0);
+        prop_assert!(state.retry_backoff_seconds.unwrap() * 1000 >= delay.num_milliseconds());
+        let waiting = state.clone();
+        state.apply(&JobEvent::Due, due - TimeDelta::microseconds(1), 0.5).unwrap();
+        prop_assert_eq!(&state, &waiting);
+        state.apply(&JobEvent::Due, due, 0.5).unwrap();
+        prop_assert_eq!(state.status, JobStatus::Queued);
+    }
+}
+
 /// The job runs on this worker, is lost with it, and is due again.
 fn lost_with(state: &mut JobState, worker: u128) -> ExecutionChange {
     let lease = Lease {

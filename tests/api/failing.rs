@@ -29,7 +29,7 @@ async fn fail_once(api: &Api, hand: &Hand) {
 
 #[tokio::test]
 async fn a_worker_that_fails_too_often_in_a_row_is_unhealthy_until_a_trial_ends_well() {
-    let api = Api::of("unhealthy").await;
+    let api = Api::of("failing-in-a-row").await;
     let mut hand = Hand::new(&api, 1, 3).await;
     for failures in 1..UNHEALTHY_AFTER {
         fail_once(&api, &hand).await;

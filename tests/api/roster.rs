@@ -306,3 +306,37 @@ async fn the_statistics_of_workers_are_not_taken_for_a_worker_and_add_up() {
     remove(&api, 0, &id).await;
     api.leave().await;
 }
+
+/// What `cortex workers` prints, if it succeeds.
+async fn cortex_workers(api: &Api, arguments: &[&str]) -> Result<String, i32> {
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_cortex"))
+        .arg("workers")
+        .args(arguments)
+        .args(["--endpoint", &api.url(1, "")])
+        .output()
+        .await
+        .unwrap();
+    if output.status.success() {
+        return Ok(String::from_utf8(output.stdout).unwrap());
+    }
+    assert!(!output.stderr.is_empty());
+    Err(output.status.code().unwrap())
+}
+
+#[tokio::test]
+async fn workers_are_drained_and_listed_from_the_command_line() {
+    let api = Api::of("drain-command").await;
+    let id = register(&api, 0, &json!({})).await;
+    let printed = cortex_workers(&api, &["drain", &id]).await.unwrap();
+    let line = printed.lines().find(|line| line.contains(&id)).unwrap();
+    assert!(line.contains("idle, draining") || line.contains("busy, draining"), "{printed}");
+    assert_eq!(worker(&api, &id).await["draining"], json!(true));
+    let listed = cortex_workers(&api, &["list", "--output", "json"]).await.unwrap();
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let mine = listed["workers"].as_array().unwrap().iter().find(|worker| worker["id"] == id.as_str());
+    assert_eq!(mine.unwrap()["draining"], json!(true));
+    assert_eq!(cortex_workers(&api, &["drain", NOBODY]).await, Err(1));
+    assert_eq!(cortex_workers(&api, &["drain"]).await, Err(2));
+    remove(&api, 0, &id).await;
+    api.leave().await;
+}

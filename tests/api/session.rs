@@ -1,22 +1,17 @@
 //! Sessions: one stream per worker, spoken by hand.
 
-use std::time::Duration;
-
 use cortex_client::proto::session_report::Report;
 use cortex_client::proto::{
-    HeldLease, JobCompletion, JobStatusUpdate, PollJobResponse, SessionHeartbeat, SessionOpening,
-    SessionReport, SessionRequest, SessionResponse, WorkerRegistration,
+    HeldLease, JobCompletion, SessionOpening, SessionReport, SessionRequest, WorkerRegistration,
 };
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::Code;
 
 use crate::group::{Api, REPLICAS};
 use crate::hand::connect;
 use crate::support::eventually;
-use crate::talk::{SOON, Talk, completion, done, held, registration, resumed, update};
+use crate::talk::{SOON, Talk, completion, done, held, registration, update};
 
 const NOBODY: &str = "0190a5c0-0000-7000-8000-000000000001";
 #[tokio::test]

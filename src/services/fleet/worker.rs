@@ -166,6 +166,7 @@ impl FleetWorker {
         self.limit = limit;
         self.last_heard = heard;
         self.health = Health::Well;
+        self.changed = true;
         self.lists_jobs = false;
         self.loaded_models.clear();
         // Its calls and its session were made by a process that is gone.
