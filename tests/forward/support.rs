@@ -47,6 +47,7 @@ pub fn echo(command: &Command) -> Answer {
     Answer::Heartbeat(HeartbeatAnswer {
         pending_jobs: vec![JobId(heartbeat.worker_id.0)],
         cancelled_jobs: vec![],
+        draining: false,
     })
 }
 
