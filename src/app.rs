@@ -29,7 +29,7 @@ use crate::security::{Authenticator, Limiter, Rate, SetupError};
 use crate::services::Services;
 use crate::services::control::Control;
 use crate::services::inspect::{ClusterView, Component, Health, Inspect, MemberView, Role};
-use crate::services::leader::LeaderParts;
+use crate::services::leader::{LeaderParts, Patience};
 use crate::services::queries::Queries;
 use crate::services::sessions::Sessions;
 use crate::storage::{Database, DatabaseOptions, Fence, StorageError};
@@ -172,6 +172,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             metrics,
             defaults,
             worker_timeout: config.scheduler.worker_timeout,
+            patience: Patience {
+                failures: config.scheduler.unhealthy_after,
+                pause: config.scheduler.unhealthy_pause,
+            },
             batch_size: config.scheduler.batch_size as usize,
             max_queue_size: config.queue.max_queue_size,
             scheduling: config.scheduler.enabled,

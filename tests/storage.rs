@@ -88,6 +88,7 @@ fn worker() -> NewWorker {
         max_concurrent_jobs: 1,
         heartbeat_interval_seconds: 30,
         version: None,
+        metadata: serde_json::Map::new(),
     }
     .check(WorkerId(System.uuid()))
     .unwrap()

@@ -110,6 +110,15 @@ fn job() -> Value {
         "updated_at": "2030-01-01T00:00:00Z", "a_later_field": true})
 }
 
+fn worker() -> Value {
+    json!({"id": "w1", "name": "w", "hostname": "h", "ip_address": "10.0.0.1", "port": 1, "status": "busy",
+        "draining": true, "max_concurrent_jobs": 1, "current_job_count": 1, "total_jobs_completed": 0,
+        "total_jobs_failed": 0, "last_heartbeat": "2026-01-01T00:00:00Z", "heartbeat_interval_seconds": 30,
+        "consecutive_failures": 0, "registered_at": "2026-01-01T00:00:00Z",
+        "last_active_at": "2026-01-01T00:00:00Z", "created_at": "2026-01-01T00:00:00Z",
+        "updated_at": "2026-01-01T00:00:00Z"})
+}
+
 fn new_job() -> NewJob {
     NewJob::new("n", "m", "1", json!({"a": 1}))
 }
@@ -223,6 +232,7 @@ async fn every_read_asks_for_its_own_path() {
         ok(&json!({"id": 2, "cluster_id": "c", "leader": 1, "members": [{"id": 1, "role": "leader", "zone": "a"}]})),
         ok(&job()),
         Reply::Answer(204, "", String::new()),
+        ok(&worker()),
     ])
     .await;
     let client = client(&[replica.address]);
@@ -242,6 +252,7 @@ async fn every_read_asks_for_its_own_path() {
     assert_eq!(cluster.members[0].other["zone"], "a");
     client.retry("j1").await.unwrap();
     client.cancel("j1").await.unwrap();
+    assert!(client.drain_worker("w1").await.unwrap().draining);
     let lines: Vec<_> = replica
         .requests()
         .iter()
@@ -258,6 +269,7 @@ async fn every_read_asks_for_its_own_path() {
             "GET /api/v1/cluster",
             "POST /api/v1/jobs/j1/retry",
             "DELETE /api/v1/jobs/j1",
+            "POST /api/v1/workers/w1/drain",
         ]
     );
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::domain::ids::WorkerId;
-use crate::domain::validate::{FieldError, Validator};
+use crate::domain::ids::{JobId, WorkerId};
+use crate::domain::validate::{FieldError, Validator, check_text};
 use crate::domain::worker::WorkerDraft;
 use crate::security::Caller;
 
@@ -14,6 +14,10 @@ use crate::security::Caller;
 pub(super) const MAX_TEXT: usize = 65_536;
 /// Longest duration that is accepted, in milliseconds: what a PostgreSQL `INTEGER` holds, 24 days.
 pub(super) const MAX_DURATION_MS: i64 = i32::MAX as i64;
+/// Most jobs that a heartbeat may list.
+pub(super) const MAX_LISTED_JOBS: usize = 1_000;
+/// Most models that a worker may name as loaded.
+const MAX_LOADED_MODELS: usize = 100;
 /// Longest that a worker may wait for a job.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
@@ -29,6 +33,32 @@ pub(super) fn id<T: FromStr>(v: &mut Validator, field: &str, text: &str) -> Opti
 /// Whose idempotency keys a caller uses. Callers without a name share theirs.
 pub(super) fn key_scope() -> String {
     Caller::current().and_then(|caller| caller.subject().map(str::to_owned)).unwrap_or_default()
+}
+
+/// The models that a worker says it has loaded.
+pub(super) fn loaded_models(v: &mut Validator, names: Vec<String>) -> Option<Vec<String>> {
+    if names.len() > MAX_LOADED_MODELS {
+        v.reject("loaded_models", format!("may name at most {MAX_LOADED_MODELS} models"));
+        return None;
+    }
+    if let Some(wrong) = names.iter().find_map(|name| check_text(name, 1, 255).err()) {
+        v.reject("loaded_models", wrong);
+        return None;
+    }
+    Some(names)
+}
+
+/// The jobs that a worker says it holds.
+pub(super) fn listed_jobs(v: &mut Validator, ids: &[String]) -> Option<Vec<JobId>> {
+    if ids.len() > MAX_LISTED_JOBS {
+        v.reject("current_jobs", format!("may list at most {MAX_LISTED_JOBS} jobs"));
+        return None;
+    }
+    let jobs: Option<Vec<JobId>> = ids.iter().map(|id| id.parse().ok()).collect();
+    if jobs.is_none() {
+        v.reject("current_jobs", "must be UUIDs");
+    }
+    jobs
 }
 
 /// Passes a registration on, or names all that is wrong with it: what `noted` holds already and what the

@@ -105,6 +105,7 @@ async fn register(database: &Database, fence: Fence) -> Result<WorkerId, Storage
         max_concurrent_jobs: 100,
         heartbeat_interval_seconds: 30,
         version: None,
+        metadata: serde_json::Map::new(),
     };
     let worker = draft.check(WorkerId(System.uuid())).map_err(|_| StorageError::timed_out())?;
     let mut transaction = database.begin(fence).await?;

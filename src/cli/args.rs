@@ -33,7 +33,7 @@ pub enum Command {
     /// Submit and follow jobs
     #[command(subcommand)]
     Jobs(JobsCommand),
-    /// Look at the workers
+    /// Look at the workers, and drain them
     #[command(subcommand)]
     Workers(WorkersCommand),
     /// Look at the queue, hold it, empty it
@@ -391,6 +391,19 @@ pub struct ListArgs {
 pub enum WorkersCommand {
     /// List the workers
     List(WorkersListArgs),
+    /// Give workers no new jobs until they register again; what they run they keep
+    Drain(WorkerIdsArgs),
+}
+
+/// Arguments of commands on several workers.
+#[derive(Debug, Args)]
+pub struct WorkerIdsArgs {
+    /// The workers
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Which replicas, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 /// Arguments of `cortex workers list`.
@@ -443,6 +456,7 @@ mod tests {
             "cortex jobs submit --model m",
             "cortex jobs submit --model m --input {} --priority 11",
             "cortex jobs watch",
+            "cortex workers drain",
             "cortex jobs list --output xml",
             "cortex jobs list --page-size 101",
             "cortex queues depth --priority 0",
@@ -478,6 +492,7 @@ mod tests {
             "cortex queues pause",
             "cortex queues resume --model m",
             "cortex queues clear --priority 3",
+            "cortex workers drain 1 2 --output json",
             "cortex cluster status",
             "cortex cluster add 4 --peer d:7070 --http d:8080 --grpc d:9090",
             "cortex cluster remove 4 --output json",

@@ -2,13 +2,17 @@
 
 use std::process::ExitCode;
 
-use super::args::{Output, WorkersCommand, WorkersListArgs};
+use comfy_table::Table;
+use cortex_client::WorkerInfo;
+
+use super::args::{Output, WorkerIdsArgs, WorkersCommand, WorkersListArgs};
 use super::output::{CommandError, client, finish, print_json, print_table, table};
 
 /// Runs one of the commands about workers.
 pub async fn run(command: WorkersCommand) -> ExitCode {
     finish(match command {
         WorkersCommand::List(args) => list(&args).await,
+        WorkersCommand::Drain(args) => drain(&args).await,
     })
 }
 
@@ -17,19 +21,37 @@ async fn list(args: &WorkersListArgs) -> Result<(), CommandError> {
     if args.client.output == Output::Json {
         return print_json(&list);
     }
+    print_table(shown(list.workers))
+}
+
+/// Workers before the one that cannot be drained are drained, and stay so.
+async fn drain(args: &WorkerIdsArgs) -> Result<(), CommandError> {
+    let client = client(&args.client)?;
+    let mut drained = Vec::with_capacity(args.ids.len());
+    for id in &args.ids {
+        drained.push(client.drain_worker(id).await?);
+    }
+    match args.client.output {
+        Output::Json => print_json(&drained),
+        Output::Table => print_table(shown(drained)),
+    }
+}
+
+fn shown(workers: Vec<WorkerInfo>) -> Table {
     let mut table =
         table(&["id", "name", "address", "status", "jobs", "completed", "failed", "last heartbeat"]);
-    for worker in list.workers {
+    for worker in workers {
+        let status = if worker.draining { format!("{}, draining", worker.status) } else { worker.status };
         table.add_row([
             worker.id,
             worker.name,
             format!("{}:{}", worker.hostname, worker.port),
-            worker.status,
+            status,
             format!("{}/{}", worker.current_job_count, worker.max_concurrent_jobs),
             worker.total_jobs_completed.to_string(),
             worker.total_jobs_failed.to_string(),
             worker.last_heartbeat,
         ]);
     }
-    print_table(table)
+    table
 }

@@ -20,6 +20,12 @@ const MAX_GROWTH: u64 = 1 << 20;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload(Arc<str>);
 
+impl Default for Payload {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
 impl Payload {
     /// Checks that `text` is a JSON object which PostgreSQL can store: nesting up to serde_json's
     /// limit of 128 levels, no U+0000 in strings, numbers within the range of a double.

@@ -178,6 +178,56 @@ mod tests {
         }
 
         #[test]
+        fn the_delay_is_the_formula_s_up_to_the_cap_and_whole_milliseconds(
+            policy in policies(), count in 0_u32..11,
+        ) {
+            let policy = RetryPolicy { jitter: false, ..policy };
+            let (initial, growth) = (f64::from(policy.initial_delay_seconds), policy.backoff_multiplier);
+            let formula = match policy.strategy {
+                // By hand, so that nothing is compared with itself.
+                RetryStrategy::Exponential => (0..count).fold(initial, |delay, _| delay * growth),
+                RetryStrategy::Linear => (0..count).fold(initial, |delay, _| delay + growth),
+                RetryStrategy::Fixed => initial,
+            };
+            let expected = formula.min(f64::from(policy.max_delay_seconds));
+            let delay = policy.delay(count, 0.3);
+            prop_assert!((delay.as_secs_f64() - expected).abs() <= 0.000_6, "{delay:?} for {expected}");
+            prop_assert_eq!(delay.subsec_nanos() % 1_000_000, 0);
+        }
+
+        #[test]
+        fn jitter_moves_the_delay_by_no_more_than_a_tenth_and_as_far_as_chance_says(
+            policy in policies(), count in 0_u32..11, unit in 0.0..1.0_f64,
+        ) {
+            let plain = RetryPolicy { jitter: false, ..policy.clone() }.delay(count, unit).as_secs_f64();
+            let jittered = RetryPolicy { jitter: true, ..policy };
+            let seconds = jittered.delay(count, unit).as_secs_f64();
+            prop_assert!(seconds >= plain * 0.9 - 0.002 && seconds <= plain * 1.1 + 0.002);
+            prop_assert!((seconds - plain * (0.9 + 0.2 * unit)).abs() <= 0.002);
+            prop_assert!(jittered.delay(count, 0.0) <= jittered.delay(count, unit));
+        }
+
+        #[test]
+        fn an_attempt_is_retried_exactly_if_retries_are_left_and_its_error_is_named(
+            policy in policies(), count in 0_u32..12, bound in 0_u32..=10, unit in 0.0..1.0_f64,
+            named in prop::option::of(prop::collection::vec("[a-d]", 0..3)), code in prop::option::of("[a-d]"),
+        ) {
+            let policy = RetryPolicy { retry_on_errors: named.clone(), ..policy };
+            let decision = policy.decide(count, bound, code.as_deref(), unit);
+            // No list, and an empty one, names every error; an attempt without a code has none to be refused.
+            let is_named = match (named.as_deref(), &code) {
+                (None | Some([]), _) | (_, None) => true,
+                (Some(named), Some(code)) => named.contains(code),
+            };
+            let expected = match (count < bound, is_named) {
+                (false, _) => RetryDecision::Spent,
+                (true, false) => RetryDecision::NotRetryable,
+                (true, true) => RetryDecision::RetryAfter(policy.delay(count, unit)),
+            };
+            prop_assert_eq!(decision, expected);
+        }
+
+        #[test]
         fn without_jitter_the_delay_never_shrinks(policy in policies(), count in 0_u32..50) {
             let policy = RetryPolicy { jitter: false, ..policy };
             prop_assert!(policy.delay(count + 1, 0.5) >= policy.delay(count, 0.5));

@@ -18,11 +18,19 @@ use super::retry::{RetryDecision, RetryPolicy};
 pub const TIMEOUT: &str = "timeout";
 /// Error code of an attempt whose worker went silent or registered again.
 pub const WORKER_LOST: &str = "worker_lost";
+/// Error code of the attempt with which a job took its last worker down: it is not tried again.
+pub const POISON: &str = "poison";
 /// Error code of an attempt that the worker handed back, or never fetched.
 pub const REJECTED: &str = "rejected";
 
+/// How many different workers a job may take down, whatever its retry policy says.
+pub const MOST_LOST_WORKERS: usize = 3;
+
 /// How long a handed-back job waits before it is offered again, in milliseconds.
 const REJECTED_DELAY_MS: i64 = 1_000;
+
+/// What is said of an attempt whose worker was lost.
+const LOST: &str = "The worker was lost.";
 
 /// A live lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +69,8 @@ pub struct JobState {
     pub output_data: Option<Payload>,
     pub error_message: Option<String>,
     pub error_stack: Option<String>,
+    /// Workers that were lost while they ran the job, each once.
+    pub lost_workers: Vec<WorkerId>,
     /// The live lease, if any; a job driven from outside runs without one.
     pub lease: Option<Lease>,
     /// What happened to leases of this job while events were applied.
@@ -81,6 +91,16 @@ pub struct ExecutionChange {
     pub output_data: Option<Payload>,
     pub error: Option<Failure>,
     pub usage: Usage,
+}
+
+impl ExecutionChange {
+    /// Whether the attempt ended badly in a way that speaks against its worker. For being lost a worker's silence
+    /// answers.
+    pub fn blames_worker(&self) -> bool {
+        let code = self.error.as_ref().and_then(|error| error.code.as_deref());
+        matches!(self.status, ExecutionStatus::Failed | ExecutionStatus::Timeout)
+            && !matches!(code, Some(WORKER_LOST | POISON))
+    }
 }
 
 /// Why an attempt ended that its worker handed back with `message`.
@@ -204,12 +224,20 @@ impl JobState {
 
     fn lose_worker(&mut self, lease: LeaseId, now: DateTime<Utc>, unit: f64) {
         let Some(lease) = self.lease.clone().filter(|held| held.id == lease) else { return };
-        let failure = failure(WORKER_LOST, "The worker was lost.");
-        if lease.running {
-            self.fail_attempt(Some(&lease), failure, now, unit);
-        } else {
-            self.requeue(&lease, failure, now);
+        if !lease.running {
+            return self.requeue(&lease, failure(WORKER_LOST, LOST), now);
         }
+        if !self.lost_workers.contains(&lease.worker_id) {
+            self.lost_workers.push(lease.worker_id);
+        }
+        if self.lost_workers.len() < MOST_LOST_WORKERS {
+            return self.fail_attempt(Some(&lease), failure(WORKER_LOST, LOST), now, unit);
+        }
+        let lost = self.lost_workers.len();
+        let message =
+            format!("{lost} different workers were lost while they ran the job; it is not tried again.");
+        self.end_attempt(Some(&lease), ExecutionStatus::Failed, failure(POISON, &message), now);
+        self.give_up(JobStatus::Failed, now);
     }
 
     fn time_out(&mut self, lease: Option<LeaseId>, now: DateTime<Utc>, unit: f64) {
@@ -237,11 +265,7 @@ impl JobState {
             (JobStatus::Failed, ExecutionStatus::Failed)
         };
         let decision = self.retry_policy.decide(self.retry_count, self.max_retries, code, unit);
-        self.error_message = Some(failure.message.clone());
-        self.error_stack.clone_from(&failure.stack);
-        if let Some(lease) = lease {
-            self.end_lease(lease, execution_end, Some(failure), now);
-        }
+        self.end_attempt(lease, execution_end, failure, now);
         match decision {
             RetryDecision::RetryAfter(delay) => {
                 let delay = TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX);
@@ -249,11 +273,28 @@ impl JobState {
                 self.retry_backoff_seconds = Some((delay.num_milliseconds() + 999) / 1000);
                 self.wait_until(now + delay);
             }
-            RetryDecision::Spent | RetryDecision::NotRetryable => {
-                self.execution_duration_ms = self.duration(None, now);
-                self.finish(job_end, now);
-            }
+            RetryDecision::Spent | RetryDecision::NotRetryable => self.give_up(job_end, now),
         }
+    }
+
+    fn end_attempt(
+        &mut self,
+        lease: Option<&Lease>,
+        status: ExecutionStatus,
+        failure: Failure,
+        now: DateTime<Utc>,
+    ) {
+        self.error_message = Some(failure.message.clone());
+        self.error_stack.clone_from(&failure.stack);
+        if let Some(lease) = lease {
+            self.end_lease(lease, status, Some(failure), now);
+        }
+    }
+
+    /// The job has failed for good.
+    fn give_up(&mut self, status: JobStatus, now: DateTime<Utc>) {
+        self.execution_duration_ms = self.duration(None, now);
+        self.finish(status, now);
     }
 
     fn cancel(&mut self, now: DateTime<Utc>) -> Result<(), Refusal> {
@@ -275,6 +316,7 @@ impl JobState {
                 self.completed_at = None;
                 self.execution_duration_ms = None;
                 self.output_data = None;
+                self.lost_workers.clear();
                 (self.error_message, self.error_stack) = (None, None);
                 self.wait_until(now);
             }

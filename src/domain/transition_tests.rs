@@ -31,6 +31,7 @@ fn job(status: JobStatus) -> JobState {
         output_data: None,
         error_message: None,
         error_stack: None,
+        lost_workers: Vec::new(),
         lease: leased.then(|| Lease {
             id: LeaseId(Uuid::from_u128(9)),
             worker_id,
@@ -222,5 +223,84 @@ proptest! {
             prop_assert_eq!(state.status.is_terminal(), state.completed_at.is_some());
             prop_assert_eq!(state.status == JobStatus::Pending, state.next_retry_at.is_some());
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_retry_is_never_due_before_its_delay_is_over_nor_a_millisecond_late(
+        ns in 0_i64..2_000_000_000, count in 0_u32..10, unit in 0.0..1.0_f64, jitter in any::<bool>(),
+    ) {
+        let now = at(5) + TimeDelta::nanoseconds(ns);
+        let mut state = JobState { retry_count: count, max_retries: 10, ..job(JobStatus::Running) };
+        state.retry_policy.jitter = jitter;
+        let delay = TimeDelta::from_std(state.retry_policy.delay(count, unit)).unwrap();
+        state.apply(&failed(None), now, unit).unwrap();
+        let due = state.next_retry_at.unwrap();
+        prop_assert!(due >= now + delay && due < now + delay + TimeDelta::milliseconds(1));
+        prop_assert_eq!(due.timestamp_subsec_nanos() % 1_000_000, 0);
+        prop_assert!(state.retry_backoff_seconds.unwrap() * 1000 >= delay.num_milliseconds());
+        let waiting = state.clone();
+        state.apply(&JobEvent::Due, due - TimeDelta::microseconds(1), 0.5).unwrap();
+        prop_assert_eq!(&state, &waiting);
+        state.apply(&JobEvent::Due, due, 0.5).unwrap();
+        prop_assert_eq!(state.status, JobStatus::Queued);
+    }
+}
+
+/// The job runs on this worker, is lost with it, and is due again.
+fn lost_with(state: &mut JobState, worker: u128) -> ExecutionChange {
+    let lease = Lease {
+        id: LeaseId(Uuid::from_u128(100 + worker)),
+        worker_id: WorkerId(Uuid::from_u128(worker)),
+        running: true,
+        expires_at: at(62),
+    };
+    (state.status, state.lease) = (JobStatus::Running, Some(lease.clone()));
+    (state.next_retry_at, state.assigned_worker_id) = (None, Some(lease.worker_id));
+    state.apply(&JobEvent::WorkerLost { lease: lease.id }, at(5), 0.5).unwrap();
+    state.executions.pop().unwrap()
+}
+
+#[test]
+fn a_job_that_takes_three_different_workers_down_is_given_up_whatever_its_policy_says() {
+    let mut state = JobState { max_retries: 10, ..job(JobStatus::Running) };
+    for worker in [21, 22, 21, 22] {
+        let ended = lost_with(&mut state, worker);
+        assert_eq!(ended.error.unwrap().code.as_deref(), Some(WORKER_LOST));
+        assert_eq!(state.status, JobStatus::Pending, "each counts once");
+    }
+    let last = lost_with(&mut state, 23);
+    assert_eq!((state.status, state.retry_count, state.lease.clone()), (JobStatus::Failed, 4, None));
+    assert_eq!(
+        (last.status, last.error.clone().unwrap().code.as_deref()),
+        (ExecutionStatus::Failed, Some(POISON))
+    );
+    assert!(state.error_message.as_deref().unwrap().starts_with("3 different workers were lost"));
+    assert!(!last.blames_worker());
+    state.apply(&JobEvent::Retry, at(9), 0.5).unwrap();
+    assert_eq!((state.status, state.lost_workers.len()), (JobStatus::Pending, 0), "somebody knows better");
+}
+
+#[test]
+fn a_worker_that_is_lost_before_it_ran_the_job_was_not_taken_down_by_it() {
+    let mut state = job(JobStatus::Assigned);
+    state.apply(&JobEvent::WorkerLost { lease: holder().lease.unwrap() }, at(5), 0.5).unwrap();
+    assert_eq!((state.status, state.lost_workers.len()), (JobStatus::Queued, 0));
+}
+
+#[test]
+fn failures_and_timeouts_speak_against_a_worker_and_its_loss_does_not() {
+    for (event, blamed) in [
+        (failed(Some("oom")), true),
+        (JobEvent::DeadlinePassed { lease: holder().lease }, true),
+        (JobEvent::WorkerLost { lease: holder().lease.unwrap() }, false),
+        (JobEvent::Cancel, false),
+        (completed(holder()), false),
+    ] {
+        let mut state = job(JobStatus::Running);
+        let now = if matches!(event, JobEvent::DeadlinePassed { .. }) { at(70) } else { at(5) };
+        state.apply(&event, now, 0.5).unwrap();
+        assert_eq!(state.executions[0].blames_worker(), blamed, "{event:?}");
     }
 }

@@ -108,6 +108,20 @@ impl Validator {
         }
     }
 
+    /// A number within `min..=max` that may be absent.
+    pub fn number(&mut self, field: &str, value: Option<&Value>, min: f64, max: f64) -> Option<f64> {
+        match value {
+            None | Some(Value::Null) => None,
+            Some(value) => match value.as_f64() {
+                Some(number) if (min..=max).contains(&number) => Some(number),
+                _ => {
+                    self.reject(field, format!("must be a number from {min} to {max}"));
+                    None
+                }
+            },
+        }
+    }
+
     /// Anything else that serde can read; `expected` says what it must be.
     pub fn typed<T: DeserializeOwned>(
         &mut self,

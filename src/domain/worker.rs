@@ -13,6 +13,9 @@ use super::matching::Capabilities;
 use super::payload::Payload;
 use super::validate::{FieldError, Validator, check_text};
 
+/// Most bytes of what a worker says of itself, at registration or in a heartbeat.
+pub const MAX_METADATA: usize = 16 << 10;
+
 /// How a worker fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -80,6 +83,9 @@ pub struct NewWorker {
     pub heartbeat_interval_seconds: u32,
     /// At most 50 characters.
     pub version: Option<String>,
+    /// Whatever else the worker says of itself, at most [`MAX_METADATA`] bytes.
+    #[serde(default)]
+    pub metadata: Payload,
 }
 
 /// A registration as it arrives.
@@ -94,6 +100,7 @@ pub struct WorkerDraft {
     pub max_concurrent_jobs: i64,
     pub heartbeat_interval_seconds: i64,
     pub version: Option<String>,
+    pub metadata: Map<String, Value>,
 }
 
 impl WorkerDraft {
@@ -126,10 +133,8 @@ impl WorkerDraft {
         if declared.is_empty() {
             declared.insert("gpu".to_owned(), Value::Bool(false));
         }
-        let capabilities = serde_json::to_string(&declared)
-            .map_err(|error| error.to_string())
-            .and_then(|text| Payload::parse(&text))
-            .map_err(|message| v.reject("capabilities", message));
+        let capabilities = storable(&mut v, "capabilities", &declared, usize::MAX);
+        let metadata = storable(&mut v, "metadata", &self.metadata, MAX_METADATA);
         let complete = (|| {
             Some(NewWorker {
                 id,
@@ -137,14 +142,30 @@ impl WorkerDraft {
                 hostname: self.hostname,
                 ip_address: ip_address.ok()?,
                 port: u16::try_from(port?).ok()?,
-                capabilities: capabilities.ok()?,
+                capabilities: capabilities?,
                 max_concurrent_jobs: slots?,
                 heartbeat_interval_seconds: interval?,
                 version: self.version.filter(|version| !version.is_empty()),
+                metadata: metadata?,
             })
         })();
         v.finish(complete)
     }
+}
+
+/// Checks that an object can be stored and takes at most `most` bytes.
+pub fn storable(
+    v: &mut Validator,
+    field: &str,
+    members: &Map<String, Value>,
+    most: usize,
+) -> Option<Payload> {
+    let text = serde_json::to_string(members).map_err(|error| error.to_string());
+    let read = text.and_then(|text| match text.len() > most {
+        true => Err(format!("may have at most {most} bytes, has {}", text.len())),
+        false => Payload::parse(&text),
+    });
+    read.map_err(|message| v.reject(field, message)).ok()
 }
 
 /// A worker as it is shown.
@@ -157,6 +178,12 @@ pub struct Worker {
     pub ip_address: String,
     pub port: u16,
     pub status: WorkerStatus,
+    /// It keeps what it runs and gets nothing new.
+    #[serde(default)]
+    pub draining: bool,
+    /// When it was taken out of service; until it registers again nothing that it says counts.
+    #[serde(default)]
+    pub removed_at: Option<DateTime<Utc>>,
     pub capabilities: Payload,
     pub max_concurrent_jobs: u32,
     pub current_job_count: i64,
@@ -173,6 +200,23 @@ pub struct Worker {
     pub last_active_at: DateTime<Utc>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+}
+
+/// Workers by state, and how much of what they can run at a time they do run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "one counter per state")]
+pub struct WorkerStats {
+    pub total_workers: i64,
+    pub idle_workers: i64,
+    pub busy_workers: i64,
+    pub offline_workers: i64,
+    pub unhealthy_workers: i64,
+    /// Slots of all workers that are not offline.
+    pub total_capacity: i64,
+    /// Jobs that these workers hold.
+    pub current_utilization: i64,
+    /// 0 to 100; 0 where there is no capacity.
+    pub utilization_percent: f64,
 }
 
 /// A list of workers.
@@ -202,6 +246,7 @@ mod tests {
             max_concurrent_jobs: 101,
             heartbeat_interval_seconds: 1,
             version: Some("v".repeat(51)),
+            metadata: json!({"text": "t".repeat(MAX_METADATA)}).as_object().unwrap().clone(),
         };
         let fields: Vec<_> =
             draft.check(WorkerId(Uuid::nil())).unwrap_err().into_iter().map(|error| error.field).collect();
@@ -215,7 +260,8 @@ mod tests {
                 "max_concurrent_jobs",
                 "heartbeat_interval_seconds",
                 "version",
-                "capabilities.models"
+                "capabilities.models",
+                "metadata"
             ]
         );
     }

@@ -18,7 +18,9 @@ impl Lane {
             | Command::Hear(_)
             | Command::Detach(..)
             | Command::Control(_)
-            | Command::ClearQueue(_) => Self::Prompt,
+            | Command::ClearQueue(_)
+            | Command::DrainWorker(_)
+            | Command::RemoveWorker(_) => Self::Prompt,
             Command::PollJob(_) => Self::Wait,
             Command::SubmitJobs(_) | Command::SubmitOnce(_) => Self::Bulk,
         }

@@ -221,7 +221,9 @@ impl Patience {
             | Command::Hear(_)
             | Command::Detach(..)
             | Command::Control(_)
-            | Command::ClearQueue(_) => None,
+            | Command::ClearQueue(_)
+            | Command::DrainWorker(_)
+            | Command::RemoveWorker(_) => None,
         };
         Self { deadline: poll_until.unwrap_or(now) + timeout, poll_until }
     }

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::services::leader::{Leader, RoundError, UpkeepError};
+use crate::services::leader::{Leader, RoundError, UpkeepError, UsageGauges};
 use crate::telemetry::Metrics;
 
 /// Pause after a run that failed.
@@ -86,7 +86,8 @@ pub fn start(surroundings: &Surroundings, tasks: &TaskTracker) {
     tasks.spawn(drive(promote_retries::PromoteRetries, surroundings.clone()));
     tasks.spawn(drive(reap_leases::ReapLeases, surroundings.clone()));
     tasks.spawn(drive(reconcile_queue::ReconcileQueue::default(), surroundings.clone()));
-    tasks.spawn(drive(record_vitals::RecordVitals, surroundings.clone()));
+    let gauges = UsageGauges::new(Arc::clone(&surroundings.metrics));
+    tasks.spawn(drive(record_vitals::RecordVitals { gauges }, surroundings.clone()));
     tasks.spawn(drive(forget_keys::ForgetKeys, surroundings.clone()));
     if let Some(age) = surroundings.retention {
         tasks.spawn(drive(prune_jobs::PruneJobs::of(age), surroundings.clone()));

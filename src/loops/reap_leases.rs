@@ -1,4 +1,5 @@
-//! Ends attempts that ran too long, takes back jobs that nobody fetched, gives up silent workers.
+//! Ends attempts that ran too long, takes back jobs that nobody fetched, gives up silent workers, tries again
+//! those that have rested from failing.
 
 use std::sync::Arc;
 use std::time::Duration;

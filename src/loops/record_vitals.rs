@@ -1,4 +1,4 @@
-//! Tells PostgreSQL which workers were heard.
+//! Tells PostgreSQL which workers were heard, and shows how they fare.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::{Loop, LoopError};
-use crate::services::leader::Leader;
+use crate::services::leader::{Leader, UsageGauges};
 
 /// Heartbeats live in the leader's memory and reach PostgreSQL in batches.
-pub(super) struct RecordVitals;
+pub(super) struct RecordVitals {
+    pub(super) gauges: UsageGauges,
+}
 
 impl Loop for RecordVitals {
     const NAME: &'static str = "record_vitals";
@@ -23,7 +25,7 @@ impl Loop for RecordVitals {
     }
 
     async fn run(&mut self, leader: &Arc<Leader>) -> Result<Option<Duration>, LoopError> {
-        leader.record_vitals().await?;
+        leader.record_vitals(&mut self.gauges).await?;
         Ok(None)
     }
 }

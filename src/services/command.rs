@@ -54,6 +54,10 @@ pub enum Command {
     Control(Change),
     /// Calls off a page of the jobs that wait in the queue.
     ClearQueue(ClearPage),
+    /// Gives a worker nothing new until it registers again.
+    DrainWorker(WorkerId),
+    /// Takes a worker out of service until it registers again.
+    RemoveWorker(WorkerId),
 }
 
 /// The answer to the command of the same place.
@@ -83,6 +87,10 @@ pub enum Answer {
     Control(Changed),
     /// How many were called off, and where to go on.
     ClearQueue(Cleared),
+    /// The worker, which is draining.
+    DrainWorker(Box<Worker>),
+    /// Done, or already so.
+    RemoveWorker,
 }
 
 /// What the leader chose for a job that it stored; the rest is as submitted.
@@ -138,6 +146,9 @@ pub struct Heartbeat {
     pub usage: Usage,
     /// The models that it has loaded.
     pub loaded_models: Vec<String>,
+    /// What else it says of itself, if it does.
+    #[serde(default)]
+    pub metadata: Option<Payload>,
 }
 
 /// The answer to a sign of life.
@@ -147,6 +158,9 @@ pub struct HeartbeatAnswer {
     pub pending_jobs: Vec<JobId>,
     /// Jobs that the worker listed and does not hold.
     pub cancelled_jobs: Vec<JobId>,
+    /// The worker gets nothing new until it registers again.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// A worker asks for a job.
@@ -269,6 +283,10 @@ pub enum News {
     Ended(JobId, LeaseId),
     /// A newer stream of the same worker has taken this one's place.
     Replaced,
+    /// The worker gets nothing new until it registers again.
+    Draining,
+    /// The worker was taken out of service.
+    Removed,
 }
 
 /// Takes deliveries to the sessions of one replica. The number of deliveries that wait is bounded by the
@@ -342,7 +360,9 @@ impl Command {
             | Self::Attach(_)
             | Self::Hear(_)
             | Self::Detach(..)
-            | Self::Control(_) => true,
+            | Self::Control(_)
+            | Self::DrainWorker(_)
+            | Self::RemoveWorker(_) => true,
         }
     }
 
@@ -361,6 +381,8 @@ impl Command {
             Self::Detach(..) => "detach",
             Self::Control(_) => "control",
             Self::ClearQueue(_) => "clear_queue",
+            Self::DrainWorker(_) => "drain_worker",
+            Self::RemoveWorker(_) => "remove_worker",
         }
     }
 }

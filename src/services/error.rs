@@ -79,6 +79,9 @@ pub enum Conflict {
     /// The group of replicas does not allow the change.
     #[error("{0}")]
     Group(String),
+    /// The worker was taken out of service.
+    #[error("worker {0} was removed; it may register again")]
+    Removed(String),
 }
 
 impl ServiceError {

@@ -168,6 +168,22 @@ impl Services {
         }
     }
 
+    /// Gives a worker nothing new until it registers again.
+    pub async fn drain_worker(&self, id: WorkerId) -> Result<Worker> {
+        match self.execute(Command::DrainWorker(id)).await? {
+            Answer::DrainWorker(worker) => Ok(*worker),
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
+    /// Takes a worker out of service until it registers again.
+    pub async fn remove_worker(&self, id: WorkerId) -> Result<()> {
+        match self.execute(Command::RemoveWorker(id)).await? {
+            Answer::RemoveWorker => Ok(()),
+            _ => Err(ServiceError::Internal),
+        }
+    }
+
     /// Takes a sign of life.
     pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<HeartbeatAnswer> {
         match self.execute(Command::Heartbeat(heartbeat)).await? {

@@ -8,7 +8,7 @@ use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::{Job, JobFilter, JobList, JobStats};
 use crate::domain::pause::Paused;
 use crate::domain::queue::{QueueMetrics, QueueView};
-use crate::domain::worker::{Worker, WorkerList, WorkerStatus};
+use crate::domain::worker::{Worker, WorkerList, WorkerStats, WorkerStatus};
 use crate::ready_queue::{QueueError, ReadyQueue};
 use crate::storage::Database;
 
@@ -66,6 +66,11 @@ impl Queries {
     /// All workers, or those in one state.
     pub async fn workers(&self, status: Option<WorkerStatus>) -> Result<WorkerList> {
         Ok(self.database.workers(status).await?)
+    }
+
+    /// Workers by state, and how much of what they can run they do run.
+    pub async fn worker_stats(&self) -> Result<WorkerStats> {
+        Ok(self.database.worker_stats().await?)
     }
 
     /// One worker.

@@ -85,6 +85,8 @@ pub struct Batch {
     pub refused: Vec<(u64, ServiceError)>,
     /// Leases that have ended without the worker.
     pub ended: Vec<(JobId, LeaseId)>,
+    /// The worker gets nothing new until it registers again.
+    pub draining: bool,
 }
 
 /// Why a stream ends.
@@ -98,6 +100,8 @@ pub enum Closing {
     TooLarge,
     /// Nobody knows the worker any more.
     Unknown,
+    /// The worker was taken out of service.
+    Removed,
     /// The replica is about to stop.
     Stopping,
 }
@@ -205,6 +209,7 @@ impl Batch {
             acknowledged: first(&mut self.acknowledged, ACKNOWLEDGED),
             refused: first(&mut self.refused, BATCH),
             ended: std::mem::take(&mut self.ended),
+            draining: std::mem::take(&mut self.draining),
         }
     }
 }
@@ -368,6 +373,12 @@ impl Session {
                     return true;
                 }
                 state.batch.ended.push((job, lease));
+            }
+            News::Draining => state.batch.draining = true,
+            News::Removed => {
+                drop(state);
+                self.close(Closing::Removed);
+                return true;
             }
             News::Replaced => {
                 drop(state);

@@ -39,7 +39,7 @@ impl FencedTransaction {
                    timeout_seconds, next_retry_at, retry_backoff_seconds, queued_at, assigned_at,
                    assigned_worker_id, started_at, completed_at, execution_duration_ms,
                    output_data::text AS output_data, error_message, error_stack, lease_id,
-                   lease_expires_at, clock_timestamp() AS "moment!"
+                   lease_expires_at, lost_workers, clock_timestamp() AS "moment!"
                FROM jobs WHERE id = ANY($1) ORDER BY id FOR UPDATE"#,
             &ids
         )
@@ -79,6 +79,7 @@ impl FencedTransaction {
                 output_data: row.output_data.map(Payload::trusted),
                 error_message: row.error_message,
                 error_stack: row.error_stack,
+                lost_workers: row.lost_workers.unwrap_or_default().into_iter().map(WorkerId).collect(),
                 lease,
                 executions: Vec::new(),
             });
@@ -99,13 +100,13 @@ impl FencedTransaction {
                  completed_at = c.completed_at, execution_duration_ms = c.execution_duration_ms,
                  output_data = c.output_data::jsonb, error_message = c.error_message,
                  error_stack = c.error_stack, lease_id = c.lease_id, lease_expires_at = c.lease_expires_at,
-                 updated_at = now()
+                 lost_workers = c.lost_workers::uuid[], updated_at = now()
              FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[], $5::int[], $6::timestamptz[],
                          $7::timestamptz[], $8::uuid[], $9::timestamptz[], $10::timestamptz[], $11::bigint[],
-                         $12::text[], $13::text[], $14::text[], $15::uuid[], $16::timestamptz[])
+                         $12::text[], $13::text[], $14::text[], $15::uuid[], $16::timestamptz[], $17::text[])
                  AS c (id, status, retry_count, next_retry_at, retry_backoff_seconds, queued_at, assigned_at,
                        assigned_worker_id, started_at, completed_at, execution_duration_ms, output_data,
-                       error_message, error_stack, lease_id, lease_expires_at)
+                       error_message, error_stack, lease_id, lease_expires_at, lost_workers)
              WHERE j.id = c.id",
             &column(jobs, |job| job.id.0),
             &column(jobs, |job| job.status.as_str()) as _,
@@ -123,6 +124,7 @@ impl FencedTransaction {
             &column(jobs, |job| job.error_stack.as_deref()) as _,
             &column(jobs, |job| job.lease.as_ref().map(|lease| lease.id.0)) as _,
             &column(jobs, |job| deadline(job)) as _,
+            &column(jobs, |job| array(&job.lost_workers)) as _,
         )
         .execute(self.connection()?)
         .await?;
@@ -214,6 +216,13 @@ fn deadline(job: &JobState) -> Option<DateTime<Utc>> {
         Some(started + TimeDelta::seconds(job.timeout_seconds.into()))
     };
     job.lease.as_ref().map(|lease| lease.expires_at).or_else(driven)
+}
+
+/// An array as PostgreSQL reads it from a text: an array of arrays could not be taken apart row by row. NULL if it
+/// is empty.
+fn array(ids: &[WorkerId]) -> Option<String> {
+    let ids: Vec<String> = ids.iter().map(WorkerId::to_string).collect();
+    (!ids.is_empty()).then(|| format!("{{{}}}", ids.join(",")))
 }
 
 fn column<'a, T, C>(rows: &[&'a T], of: impl Fn(&'a T) -> C) -> Vec<C> {

@@ -12,7 +12,7 @@ use super::transitions::parse;
 use crate::domain::execution::Usage;
 use crate::domain::ids::WorkerId;
 use crate::domain::payload::Payload;
-use crate::domain::worker::{NewWorker, Worker, WorkerList, WorkerStatus};
+use crate::domain::worker::{NewWorker, Worker, WorkerList, WorkerStats, WorkerStatus};
 
 /// What the leader knows of a live worker and PostgreSQL is told from time to time.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Vitals {
     pub silent_for: Duration,
     /// What it last said of its machine.
     pub usage: Usage,
+    /// What else it last said of itself; `None` if it has said nothing yet, and what is stored stands.
+    pub metadata: Option<Payload>,
 }
 
 /// What finished attempts add to a worker's tally.
@@ -36,6 +38,9 @@ pub struct WorkerTally {
     pub completed: i32,
     /// Attempts that ended badly.
     pub failed: i32,
+    /// Those of them that speak against the worker: all but the ones with which it was lost, for which its
+    /// silence answers.
+    pub blamed: i32,
     /// Run time of the completed ones, in milliseconds.
     pub execution_ms: i64,
 }
@@ -47,6 +52,8 @@ struct WorkerRow {
     ip_address: String,
     port: i32,
     status: String,
+    draining: bool,
+    removed_at: Option<DateTime<Utc>>,
     capabilities: String,
     max_concurrent_jobs: i32,
     current_job_count: i32,
@@ -72,6 +79,8 @@ impl TryFrom<WorkerRow> for Worker {
         Ok(Self {
             id: WorkerId(row.id),
             status: parse(&row.status)?,
+            draining: row.draining,
+            removed_at: row.removed_at,
             name: row.name,
             hostname: row.hostname,
             ip_address: row.ip_address,
@@ -97,17 +106,22 @@ impl TryFrom<WorkerRow> for Worker {
 }
 
 impl FencedTransaction {
-    /// Registers a worker. A known hostname and port keep their id; `true` says that they were new.
+    /// Registers a worker. A known hostname and port keep their id; `true` says that they were new. What was
+    /// reported before stays beside what is declared now.
     pub async fn register_worker(&mut self, new: &NewWorker) -> Result<(Worker, bool), StorageError> {
         let row = sqlx::query!(
             r#"INSERT INTO workers (id, name, hostname, ip_address, port, capabilities, max_concurrent_jobs,
-                   heartbeat_interval_seconds, version)
-               VALUES ($1, $2, $3, $4::text::inet, $5, $6::text::jsonb, $7, $8, $9)
+                   heartbeat_interval_seconds, version, declared_metadata, metadata)
+               VALUES ($1, $2, $3, $4::text::inet, $5, $6::text::jsonb, $7, $8, $9, $10::text::jsonb,
+                   $10::text::jsonb)
                ON CONFLICT (hostname, port) DO UPDATE SET name = EXCLUDED.name,
                    ip_address = EXCLUDED.ip_address, capabilities = EXCLUDED.capabilities,
                    max_concurrent_jobs = EXCLUDED.max_concurrent_jobs,
                    heartbeat_interval_seconds = EXCLUDED.heartbeat_interval_seconds,
                    version = EXCLUDED.version, status = 'idle', consecutive_failures = 0,
+                   draining = FALSE, removed_at = NULL, declared_metadata = EXCLUDED.declared_metadata,
+                   metadata = EXCLUDED.declared_metadata || (coalesce(workers.metadata, '{}')
+                       - ARRAY(SELECT jsonb_object_keys(workers.declared_metadata))),
                    last_heartbeat = now(), last_active_at = now(), registered_at = now(), updated_at = now()
                RETURNING id, id = $1 AS "created!""#,
             new.id.0,
@@ -119,6 +133,7 @@ impl FencedTransaction {
             new.max_concurrent_jobs.cast_signed(),
             new.heartbeat_interval_seconds.cast_signed(),
             new.version,
+            new.metadata.as_str(),
         )
         .fetch_one(self.connection()?)
         .await?;
@@ -141,12 +156,39 @@ impl FencedTransaction {
         Ok(row.fetch_one(self.connection()?).await?)
     }
 
-    /// Notes signs of life.
+    /// Notes that a worker is to get nothing new. Answers the worker, changed only if it is in service.
+    pub async fn drain_worker(&mut self, id: WorkerId) -> Result<Option<Worker>, StorageError> {
+        sqlx::query!(
+            "UPDATE workers SET draining = TRUE, updated_at = now()
+             WHERE id = $1 AND NOT draining AND removed_at IS NULL",
+            id.0
+        )
+        .execute(self.connection()?)
+        .await?;
+        Ok(select(self.connection()?, Some(id.0), None).await?.pop())
+    }
+
+    /// Takes a worker out of service; its row stays, because its executions name it. Answers whether there is
+    /// such a worker.
+    pub async fn remove_worker(&mut self, id: WorkerId) -> Result<bool, StorageError> {
+        let found = sqlx::query!(
+            "UPDATE workers SET status = 'offline', current_job_count = 0,
+                 removed_at = coalesce(removed_at, now()), updated_at = now()
+             WHERE id = $1",
+            id.0
+        )
+        .execute(self.connection()?)
+        .await?;
+        Ok(found.rows_affected() > 0)
+    }
+
+    /// Notes signs of life. One that was read before its worker was removed comes too late.
     pub async fn write_vitals(&mut self, vitals: &[Vitals]) -> Result<(), StorageError> {
         let ids: Vec<_> = vitals.iter().map(|v| v.worker_id.0).collect();
         let statuses: Vec<_> = vitals.iter().map(|v| v.status.as_str()).collect();
         let counts: Vec<_> = vitals.iter().map(|v| v.current_job_count.cast_signed()).collect();
         let silences: Vec<_> = vitals.iter().map(|v| v.silent_for.as_secs_f64()).collect();
+        let metadata: Vec<_> = vitals.iter().map(|v| v.metadata.as_ref().map(Payload::as_str)).collect();
         let usages: Vec<_> = vitals
             .iter()
             .map(|v| serde_json::to_string(&v.usage).unwrap_or_else(|_| "{}".to_owned()))
@@ -157,17 +199,19 @@ impl FencedTransaction {
              )
              UPDATE workers w SET status = v.status, current_job_count = v.current_job_count,
                  last_heartbeat = greatest(w.last_heartbeat, now() - make_interval(secs => v.silent_for)),
-                 metadata = coalesce(w.metadata, '{}') || jsonb_strip_nulls(v.usage::jsonb),
+                 metadata = CASE WHEN v.metadata IS NULL THEN w.metadata
+                     ELSE w.declared_metadata || v.metadata::jsonb || jsonb_strip_nulls(v.usage::jsonb) END,
                  last_active_at = CASE WHEN v.current_job_count > 0 THEN now() ELSE w.last_active_at END,
                  updated_at = now()
-             FROM unnest($1::uuid[], $2::text[], $3::int[], $4::float8[], $5::text[])
-                 AS v (id, status, current_job_count, silent_for, usage) JOIN locked USING (id)
-             WHERE w.id = v.id",
+             FROM unnest($1::uuid[], $2::text[], $3::int[], $4::float8[], $5::text[], $6::text[])
+                 AS v (id, status, current_job_count, silent_for, usage, metadata) JOIN locked USING (id)
+             WHERE w.id = v.id AND w.removed_at IS NULL",
             &ids,
             &statuses as _,
             &counts,
             &silences,
             &usages as _,
+            &metadata as _,
         )
         .execute(self.connection()?)
         .await?;
@@ -203,11 +247,12 @@ impl FencedTransaction {
         let ids: Vec<_> = tallies.iter().map(|(id, _)| id.0).collect();
         let completed: Vec<_> = tallies.iter().map(|(_, tally)| tally.completed).collect();
         let failed: Vec<_> = tallies.iter().map(|(_, tally)| tally.failed).collect();
+        let blamed: Vec<_> = tallies.iter().map(|(_, tally)| tally.blamed).collect();
         let execution_ms: Vec<_> = tallies.iter().map(|(_, tally)| tally.execution_ms).collect();
         sqlx::query!(
             "WITH tally AS (
-                 SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[], $4::bigint[])
-                     AS t (id, completed, failed, execution_ms)
+                 SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::bigint[])
+                     AS t (id, completed, failed, blamed, execution_ms)
              ), locked AS (
                  SELECT id FROM workers WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE
              )
@@ -217,13 +262,14 @@ impl FencedTransaction {
                      (coalesce(w.average_execution_time_ms, 0) * w.total_jobs_completed::bigint
                       + t.execution_ms) / (w.total_jobs_completed + t.completed) END,
                  consecutive_failures =
-                     CASE WHEN t.completed > 0 THEN 0 ELSE w.consecutive_failures + t.failed END,
+                     CASE WHEN t.completed > 0 THEN 0 ELSE w.consecutive_failures + t.blamed END,
                  last_active_at = now(), updated_at = now()
              FROM tally t JOIN locked USING (id)
              WHERE w.id = t.id",
             &ids,
             &completed,
             &failed,
+            &blamed,
             &execution_ms,
         )
         .execute(self.connection()?)
@@ -246,6 +292,33 @@ impl Database {
         Ok(select(&mut connection, Some(id.0), None).await?.pop())
     }
 
+    /// Workers by state, and how much of what they can run they do run.
+    pub async fn worker_stats(&self) -> Result<WorkerStats, StorageError> {
+        let row = sqlx::query!(
+            r#"SELECT count(*) AS "total!", count(*) FILTER (WHERE status = 'idle') AS "idle!",
+                   count(*) FILTER (WHERE status = 'busy') AS "busy!",
+                   count(*) FILTER (WHERE status = 'offline') AS "offline!",
+                   count(*) FILTER (WHERE status = 'unhealthy') AS "unhealthy!",
+                   coalesce(sum(max_concurrent_jobs) FILTER (WHERE status <> 'offline'), 0) AS "capacity!",
+                   coalesce(sum(current_job_count) FILTER (WHERE status <> 'offline'), 0) AS "held!"
+               FROM workers"#
+        )
+        .fetch_one(&self.reads)
+        .await?;
+        #[expect(clippy::cast_precision_loss, reason = "a ratio of counts")]
+        let percent = if row.capacity > 0 { 100.0 * row.held as f64 / row.capacity as f64 } else { 0.0 };
+        Ok(WorkerStats {
+            total_workers: row.total,
+            idle_workers: row.idle,
+            busy_workers: row.busy,
+            offline_workers: row.offline,
+            unhealthy_workers: row.unhealthy,
+            total_capacity: row.capacity,
+            current_utilization: row.held,
+            utilization_percent: percent,
+        })
+    }
+
     /// The database's time.
     pub async fn now(&self) -> Result<DateTime<Utc>, StorageError> {
         Ok(sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&self.reads).await?)
@@ -259,8 +332,8 @@ async fn select(
 ) -> Result<Vec<Worker>, StorageError> {
     let rows = sqlx::query_as!(
         WorkerRow,
-        r#"SELECT id, name, hostname, host(ip_address) AS "ip_address!", port, status,
-               capabilities::text AS "capabilities!", max_concurrent_jobs, current_job_count,
+        r#"SELECT id, name, hostname, host(ip_address) AS "ip_address!", port, status, draining,
+               removed_at, capabilities::text AS "capabilities!", max_concurrent_jobs, current_job_count,
                total_jobs_completed, total_jobs_failed, average_execution_time_ms, last_heartbeat,
                heartbeat_interval_seconds, consecutive_failures, version, owner,
                coalesce(metadata, '{}')::text AS "metadata!", registered_at, last_active_at, created_at,

@@ -6,8 +6,8 @@
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Microseconds to seconds: work inside the process and the stores, in seconds.
@@ -73,6 +73,12 @@ declare_metrics! {
         "Time from eligible to on the wire to a worker.";
     workers: IntGaugeVec = "cortex_workers" ["status"] NONE,
         "Registered workers.";
+    worker_cpu: GaugeVec = "cortex_worker_cpu_usage_percent" ["worker"] NONE,
+        "What a worker last said of its CPU, by hostname:port; the first 1000 of those that are online.";
+    worker_memory: GaugeVec = "cortex_worker_memory_usage_mb" ["worker"] NONE,
+        "What a worker last said of its memory, as for its CPU.";
+    worker_gpu: GaugeVec = "cortex_worker_gpu_usage_percent" ["worker"] NONE,
+        "What a worker last said of its GPU, as for its CPU.";
     leader: IntGauge = "cortex_leader" [] NONE,
         "1 while this replica leads, else 0.";
     raft_term: IntGauge = "cortex_raft_term" [] NONE,
@@ -172,6 +178,7 @@ macro_rules! declare_kind {
 
 declare_kind!(IntCounter, |name, _labels, _buckets, help| Self::new(name, help));
 declare_kind!(IntGauge, |name, _labels, _buckets, help| Self::new(name, help));
+declare_kind!(GaugeVec, |name, labels, _buckets, help| Self::new(Opts::new(name, help), labels));
 declare_kind!(IntCounterVec, |name, labels, _buckets, help| Self::new(Opts::new(name, help), labels));
 declare_kind!(IntGaugeVec, |name, labels, _buckets, help| Self::new(Opts::new(name, help), labels));
 declare_kind!(Histogram, |name, _labels, buckets, help| {

@@ -18,6 +18,9 @@ use crate::support::{Scratch, Stores, eventually};
 /// Number of replicas.
 pub const REPLICAS: usize = 3;
 
+/// Failures in a row after which a worker gets nothing new for a second; more than any other test has.
+pub const UNHEALTHY_AFTER: u32 = 25;
+
 /// A request that a test made: method, path, status of the answer.
 pub type Made = (Method, String, u16);
 
@@ -50,6 +53,8 @@ async fn start() -> Group {
         .database_url(Some(stores.database_url.clone()))
         .redis_url(Some(stores.redis_url.clone()))
         .set(format!("queue.queue_prefix={:?}", stores.queue_prefix))
+        .set(format!("scheduler.unhealthy_after={UNHEALTHY_AFTER}"))
+        .set("scheduler.unhealthy_pause=1")
         // These tests are not about failover, and the machine may be busy.
         .set("cluster.heartbeat_ms=100")
         .set("cluster.election_timeout_ms=[1000, 2000]")

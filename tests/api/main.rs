@@ -1,7 +1,9 @@
 //! One running group, from outside: REST and gRPC at all three replicas, then the rows that are left.
 
 mod batch;
+mod cancel;
 mod explain;
+mod failing;
 mod flow;
 mod formats;
 mod group;
@@ -14,10 +16,12 @@ mod queues;
 mod reply;
 mod rest;
 mod retries;
+mod roster;
 mod run_at;
 mod session;
 mod states;
 #[path = "../support/mod.rs"]
 mod support;
 mod system;
+mod talk;
 mod whole;

@@ -15,6 +15,7 @@ use crate::system::served_protocol;
 const CANNOT_FAIL: [&str; 9] = [
     "/api/v1/jobs/stats/summary",
     "/api/v1/queues",
+    "/api/v1/workers/stats/summary",
     "/api/v1/cluster",
     "/api/v1/health",
     "/api/v1/health/live",

@@ -16,6 +16,7 @@ mod leaders;
 mod ledger;
 mod limits;
 mod load;
+mod roster;
 mod scene;
 mod stores;
 mod workers;

@@ -48,6 +48,7 @@ pub fn echo(command: &Command) -> Answer {
     Answer::Heartbeat(HeartbeatAnswer {
         pending_jobs: vec![JobId(heartbeat.worker_id.0)],
         cancelled_jobs: vec![],
+        draining: false,
     })
 }
 
@@ -284,6 +285,7 @@ pub fn heartbeat(worker: Uuid) -> Command {
         current_jobs: vec![],
         usage: Usage::default(),
         loaded_models: Vec::new(),
+        metadata: None,
     })
 }
 

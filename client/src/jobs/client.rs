@@ -14,7 +14,8 @@ use serde_json::Value;
 use super::{
     error::ClientError,
     models::{
-        ClusterStatus, Execution, Health, Job, JobFilter, JobList, JobStats, JobUpdate, NewJob, WorkerList,
+        ClusterStatus, Execution, Health, Job, JobFilter, JobList, JobStats, JobUpdate, NewJob, WorkerInfo,
+        WorkerList,
     },
     transport::{Answer, Call, Repeat, Transport},
 };
@@ -141,6 +142,12 @@ impl JobsClient {
     /// The workers, all or those of one state.
     pub async fn workers(&self, status: Option<&str>) -> Result<WorkerList, ClientError> {
         self.json(Call::get(&["api", "v1", "workers"]).query("status", status)).await
+    }
+
+    /// Gives a worker nothing new until it registers again; what it runs it
+    /// keeps. May be said again.
+    pub async fn drain_worker(&self, id: &str) -> Result<WorkerInfo, ClientError> {
+        self.json(Call::write(Method::POST, &["api", "v1", "workers", id, "drain"])).await
     }
 
     /// The cluster as the replica that answers sees it.

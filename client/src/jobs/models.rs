@@ -233,6 +233,12 @@ pub struct WorkerInfo {
     pub port: i32,
     /// idle, busy, offline or unhealthy.
     pub status: String,
+    /// It keeps what it runs and gets nothing new.
+    #[serde(default)]
+    pub draining: bool,
+    /// When it was taken out of service, if it was.
+    #[serde(default)]
+    pub removed_at: Option<String>,
     #[serde(default)]
     pub capabilities: Map<String, Value>,
     pub max_concurrent_jobs: i32,

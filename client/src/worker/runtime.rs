@@ -299,6 +299,9 @@ impl<H: Handler> Life<H> {
                 }
             }
         }
+        if message.draining {
+            info!("an operator drains this worker: it gets nothing new until it registers again");
+        }
         for lease in message.ended {
             self.outbox().lost(&lease.execution_id);
         }

@@ -73,6 +73,7 @@ impl JobService for Jobs {
             acknowledged: true,
             pending_jobs: texts(answer.pending_jobs),
             cancelled_jobs: texts(answer.cancelled_jobs),
+            draining: answer.draining,
         }))
     }
 

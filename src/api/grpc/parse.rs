@@ -7,6 +7,7 @@ use std::time::Duration;
 use cortex_client::proto::{
     HeartbeatRequest, JobCompletion, JobStatusUpdate, PollJobRequest, WorkerRegistration,
 };
+use serde_json::Map;
 
 use crate::api::convert::{self, MAX_DURATION_MS, MAX_WAIT, storable_text};
 use crate::domain::execution::Usage;
@@ -22,10 +23,6 @@ type Parsed<T> = Result<T, Vec<FieldError>>;
 
 /// Seconds between heartbeats of a worker that does not say.
 const DEFAULT_HEARTBEAT_SECONDS: i64 = 30;
-/// Most jobs that a heartbeat may list.
-const MAX_LISTED_JOBS: usize = 1_000;
-/// Most models that a worker may name as loaded.
-const MAX_LOADED_MODELS: usize = 100;
 /// Longest error code, in characters.
 const MAX_ERROR_CODE: usize = 50;
 
@@ -48,6 +45,7 @@ pub(super) fn registration(message: WorkerRegistration, peer: Option<IpAddr>) ->
         max_concurrent_jobs: or(message.max_concurrent_jobs, 1),
         heartbeat_interval_seconds: or(message.heartbeat_interval_seconds, DEFAULT_HEARTBEAT_SECONDS),
         version: Some(message.version).filter(|version| !version.is_empty()),
+        metadata: Map::new(),
     };
     convert::checked_draft(v, draft)
 }
@@ -64,15 +62,8 @@ pub(super) fn heartbeat(message: &HeartbeatRequest) -> Parsed<Heartbeat> {
     if current_job_count.is_none() {
         v.reject("current_job_count", "must not be negative");
     }
-    let listed = &message.current_jobs;
-    if listed.len() > MAX_LISTED_JOBS {
-        v.reject("current_jobs", format!("may list at most {MAX_LISTED_JOBS} jobs"));
-    }
-    let current_jobs: Option<Vec<JobId>> = listed.iter().map(|id| id.parse().ok()).collect();
-    if current_jobs.is_none() {
-        v.reject("current_jobs", "must be UUIDs");
-    }
-    let loaded_models = loaded_models(&mut v, &message.loaded_models);
+    let current_jobs = convert::listed_jobs(&mut v, &message.current_jobs);
+    let loaded_models = convert::loaded_models(&mut v, message.loaded_models.clone());
     let usage = usage(&message.metrics);
     let heartbeat = (|| {
         Some(Heartbeat {
@@ -82,22 +73,10 @@ pub(super) fn heartbeat(message: &HeartbeatRequest) -> Parsed<Heartbeat> {
             current_jobs: current_jobs?,
             usage,
             loaded_models: loaded_models?,
+            metadata: None,
         })
     })();
     v.finish(heartbeat)
-}
-
-/// The models that a worker says it has loaded.
-pub(super) fn loaded_models(v: &mut Validator, names: &[String]) -> Option<Vec<String>> {
-    if names.len() > MAX_LOADED_MODELS {
-        v.reject("loaded_models", format!("may name at most {MAX_LOADED_MODELS} models"));
-        return None;
-    }
-    if let Some(wrong) = names.iter().find_map(|name| check_text(name, 1, 255).err()) {
-        v.reject("loaded_models", wrong);
-        return None;
-    }
-    Some(names.to_vec())
 }
 
 /// Reads who asks for a job, and how long it waits for one.

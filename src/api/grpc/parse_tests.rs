@@ -69,7 +69,7 @@ fn a_heartbeat_names_all_that_is_wrong() {
     assert_eq!(fields(heartbeat(&message)), ["worker_id", "status", "current_job_count", "current_jobs"]);
     let many = HeartbeatRequest {
         worker_id: ID.to_owned(),
-        current_jobs: vec![ID.to_owned(); MAX_LISTED_JOBS + 1],
+        current_jobs: vec![ID.to_owned(); convert::MAX_LISTED_JOBS + 1],
         ..HeartbeatRequest::default()
     };
     assert_eq!(fields(heartbeat(&many)), ["current_jobs"]);

@@ -24,7 +24,7 @@ use crate::domain::transition::JobEvent;
 use crate::domain::validate::{FieldError, Validator};
 use crate::domain::worker::WorkerStatus;
 use crate::services::command::Pulse;
-use crate::services::error::ServiceError;
+use crate::services::error::{Conflict, ServiceError};
 use crate::services::facade::Services;
 use crate::services::sessions::{Batch, Closing, Session};
 
@@ -180,7 +180,7 @@ fn read_heartbeat(heartbeat: &SessionHeartbeat) -> Pulse {
     Pulse {
         status: heartbeat.status.parse().unwrap_or(WorkerStatus::Idle),
         usage: parse::usage(&heartbeat.metrics),
-        loaded_models: parse::loaded_models(&mut v, &heartbeat.loaded_models).unwrap_or_default(),
+        loaded_models: convert::loaded_models(&mut v, heartbeat.loaded_models.clone()).unwrap_or_default(),
     }
 }
 
@@ -219,6 +219,10 @@ impl Stream for SessionStream {
             Err(Closing::Replaced) => {
                 Some(Err(Status::aborted("a newer session of this worker has taken over")))
             }
+            Err(Closing::Removed) => {
+                let removed = Conflict::Removed(self.session.worker_id.to_string());
+                Some(Err(status(ServiceError::Conflict(removed))))
+            }
             Err(Closing::Unknown) => Some(Err(status(ServiceError::no_worker(self.session.worker_id)))),
             Err(Closing::Stopping) => Some(Err(Status::unavailable("this replica is about to stop"))),
         })
@@ -242,6 +246,7 @@ fn response(batch: Batch) -> SessionResponse {
         acknowledged: batch.acknowledged,
         refused: batch.refused.into_iter().map(refusal).collect(),
         ended: batch.ended.into_iter().map(lease).collect(),
+        draining: batch.draining,
     }
 }
 

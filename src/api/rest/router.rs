@@ -5,7 +5,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
 
-use super::{jobs, members, queues, system, workers};
+use super::{heartbeat, jobs, members, queues, system, workers};
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
 use crate::api::{gate, guard};
@@ -63,7 +63,12 @@ fn all() -> Vec<Route> {
         read(Method::GET, "/api/v1/jobs/{id}/explain", get(jobs::explain)),
         read(Method::GET, "/api/v1/workers", get(workers::list)),
         work(Method::POST, "/api/v1/workers", post(workers::register)),
+        // Declared literally, so that `/workers/{id}` cannot shadow it.
+        read(Method::GET, "/api/v1/workers/stats/summary", get(workers::stats)),
         read(Method::GET, "/api/v1/workers/{id}", get(workers::show)),
+        administer(Method::DELETE, "/api/v1/workers/{id}", delete(workers::remove)),
+        work(Method::POST, "/api/v1/workers/{id}/heartbeat", post(heartbeat::take)),
+        administer(Method::POST, "/api/v1/workers/{id}/drain", post(workers::drain)),
         read(Method::GET, "/api/v1/queues", get(queues::show)),
         administer(Method::DELETE, "/api/v1/queues", delete(queues::clear)),
         read(Method::GET, "/api/v1/queues/depth", get(queues::depth)),

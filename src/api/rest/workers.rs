@@ -14,7 +14,7 @@ use crate::api::convert;
 use crate::api::problem::Problem;
 use crate::api::state::Api;
 use crate::domain::validate::{FieldError, Validator};
-use crate::domain::worker::{Worker, WorkerDraft, WorkerList};
+use crate::domain::worker::{Worker, WorkerDraft, WorkerList, WorkerStats};
 
 /// `GET /workers`: all workers, or those in one state.
 pub(super) async fn list(
@@ -31,6 +31,28 @@ pub(super) async fn show(
     WorkerPath(id): WorkerPath,
 ) -> Result<Json<Worker>, Problem> {
     Ok(Json(api.services.queries.worker(id).await?))
+}
+
+/// `GET /workers/stats/summary`.
+pub(super) async fn stats(State(api): State<Api>) -> Result<Json<WorkerStats>, Problem> {
+    Ok(Json(api.services.queries.worker_stats().await?))
+}
+
+/// `POST /workers/{id}/drain`: the worker, which gets nothing new until it registers again.
+pub(super) async fn drain(
+    State(api): State<Api>,
+    WorkerPath(id): WorkerPath,
+) -> Result<Json<Worker>, Problem> {
+    Ok(Json(api.services.drain_worker(id).await?))
+}
+
+/// `DELETE /workers/{id}`: 204; the worker stays, offline, in the lists.
+pub(super) async fn remove(
+    State(api): State<Api>,
+    WorkerPath(id): WorkerPath,
+) -> Result<StatusCode, Problem> {
+    api.services.remove_worker(id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /workers`: 201 and the worker, or 200 if its hostname and port were known.
@@ -56,6 +78,7 @@ pub(super) struct Registration {
     max_concurrent_jobs: Option<Value>,
     heartbeat_interval_seconds: Option<Value>,
     version: Option<Value>,
+    metadata: Option<Value>,
 }
 
 impl Registration {
@@ -63,26 +86,31 @@ impl Registration {
     /// either.
     fn read(self) -> Result<WorkerDraft, Vec<FieldError>> {
         let mut v = Validator::default();
-        let capabilities = match self.capabilities {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(capabilities)) => capabilities,
-            Some(_) => {
-                v.reject("capabilities", "must be an object");
-                Map::new()
-            }
-        };
         let interval = self.heartbeat_interval_seconds;
         let draft = WorkerDraft {
             name: text(&mut v, "name", self.name),
             hostname: text(&mut v, "hostname", self.hostname),
             ip_address: text(&mut v, "ip_address", self.ip_address),
             port: whole(&mut v, "port", self.port, 0),
-            capabilities,
+            capabilities: object(&mut v, "capabilities", self.capabilities),
             max_concurrent_jobs: whole(&mut v, "max_concurrent_jobs", self.max_concurrent_jobs, 1),
             heartbeat_interval_seconds: whole(&mut v, "heartbeat_interval_seconds", interval, 30),
             version: Some(text(&mut v, "version", self.version)).filter(|version| !version.is_empty()),
+            metadata: object(&mut v, "metadata", self.metadata),
         };
         convert::checked_draft(v, draft)
+    }
+}
+
+/// An object; empty where there is none.
+pub(super) fn object(v: &mut Validator, field: &str, value: Option<Value>) -> Map<String, Value> {
+    match value {
+        Some(Value::Object(members)) => members,
+        None | Some(Value::Null) => Map::new(),
+        Some(_) => {
+            v.reject(field, "must be an object");
+            Map::new()
+        }
     }
 }
 
@@ -130,7 +158,7 @@ mod tests {
     #[test]
     fn wrong_types_and_wrong_values_are_named_together() {
         let body = json!({"name": 1, "hostname": "", "ip_address": "here", "port": "x", "capabilities": [],
-            "max_concurrent_jobs": 1.5, "heartbeat_interval_seconds": 1, "version": "v".repeat(51)});
+            "max_concurrent_jobs": 1.5, "heartbeat_interval_seconds": 1, "version": "v".repeat(51), "metadata": "m"});
         let mut fields: Vec<_> = read(&body).unwrap_err().into_iter().map(|error| error.field).collect();
         fields.sort_unstable();
         assert_eq!(
@@ -141,6 +169,7 @@ mod tests {
                 "hostname",
                 "ip_address",
                 "max_concurrent_jobs",
+                "metadata",
                 "name",
                 "port",
                 "version"

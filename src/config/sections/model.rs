@@ -59,6 +59,11 @@ pub struct Scheduler {
     pub batch_size: u32,
     /// Silence after which a worker loses its leases. Default 300 seconds; 1 to 86400.
     pub worker_timeout: Duration,
+    /// Failures in a row after which a worker gets nothing new for a while. Default 100; 0 (never) to 1000000. High,
+    /// because failures are more often the jobs' than the worker's.
+    pub unhealthy_after: u32,
+    /// How long that is; then it is tried with one job. Default 30 seconds; 1 to 86400.
+    pub unhealthy_pause: Duration,
     /// Timeout of a job that names none. Default 3600 seconds; 1 to 86400.
     pub job_timeout_default: Duration,
 }

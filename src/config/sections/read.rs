@@ -102,6 +102,8 @@ fn scheduler(section: &mut Section<'_>) -> Scheduler {
         poll_interval: section.seconds("poll_interval", 0.01..=60.0, 1.0),
         batch_size: section.whole("batch_size", 1..=1_000, 200),
         worker_timeout: section.seconds("worker_timeout", 1.0..=86_400.0, 300.0),
+        unhealthy_after: section.whole("unhealthy_after", 0..=1_000_000, 100),
+        unhealthy_pause: section.seconds("unhealthy_pause", 1.0..=86_400.0, 30.0),
         job_timeout_default: section.seconds("job_timeout_default", 1.0..=86_400.0, 3600.0),
     }
 }

@@ -7,20 +7,24 @@
 mod outlook;
 mod polls;
 mod sessions;
+mod trust;
+mod upkeep;
 mod worker;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 pub use self::polls::Polled;
+pub use self::trust::Patience;
+use self::trust::Trust;
 pub use self::worker::Poller;
-use self::worker::{FleetLease, FleetWorker, Health, Reached};
-use super::command::Assignment;
+use self::worker::{FleetLease, FleetWorker, Reached};
+use super::command::{Assignment, News};
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::placement::Pool;
-use crate::domain::worker::{Worker, WorkerStatus};
+use crate::domain::worker::Worker;
 use crate::security::Caller;
-use crate::storage::{LiveLease, Vitals};
+use crate::storage::LiveLease;
 
 /// How long an assigned job may wait to be fetched.
 pub const FETCH_WITHIN: Duration = Duration::from_secs(30);
@@ -31,6 +35,7 @@ pub struct Fleet {
     workers: HashMap<WorkerId, FleetWorker>,
     leases: HashMap<LeaseId, FleetLease>,
     pool: Pool,
+    patience: Patience,
 }
 
 /// Timing of a worker: how long it may be silent.
@@ -39,13 +44,19 @@ pub fn silence_limit(worker_timeout: Duration, heartbeat_interval: Duration) -> 
 }
 
 impl Fleet {
+    /// Nobody yet.
+    pub fn new(patience: Patience) -> Self {
+        Self { patience, ..Self::default() }
+    }
+
     /// Takes a worker in, or takes its new registration over. Its leases stay until they are ended.
     pub fn admit(&mut self, worker: &Worker, worker_timeout: Duration, heard: Instant, now: Instant) {
         let interval = Duration::from_secs(worker.heartbeat_interval_seconds.into());
         let limit = silence_limit(worker_timeout, interval);
         let entry =
             self.workers.entry(worker.id).or_insert_with(|| FleetWorker::new(now + interval.min(limit)));
-        entry.register(worker, limit, heard);
+        let failures = u32::try_from(worker.consecutive_failures).unwrap_or(u32::MAX);
+        entry.register(worker, limit, heard, Trust::after(failures, self.patience, now));
         self.refresh(worker.id);
     }
 
@@ -122,6 +133,7 @@ impl Fleet {
         let Some(worker) = self.workers.get_mut(&worker_id) else { return false };
         worker.reserved = worker.reserved.saturating_sub(1);
         worker.leases.insert(id);
+        worker.trust.granted(id);
         worker.changed = true;
         let assignment = Box::new(assignment);
         let sent = match poller {
@@ -157,13 +169,22 @@ impl Fleet {
         let Some(ended) = self.leases.remove(&id) else { return };
         if let Some(worker) = self.workers.get_mut(&ended.worker_id) {
             worker.leases.remove(&id);
+            worker.trust.released(id);
             worker.unfetched.retain(|waiting| *waiting != id);
             worker.changed = true;
             if !by_holder {
-                self.tell_ended(ended.worker_id, ended.job_id, id);
+                self.tell(ended.worker_id, News::Ended(ended.job_id, id));
             }
             self.refresh(ended.worker_id);
         }
+    }
+
+    /// The lease has ended with its holder's report of success.
+    pub fn complete(&mut self, id: LeaseId) {
+        if let Some(holder) = self.leases.get(&id).map(|lease| lease.worker_id) {
+            self.note_success(holder);
+        }
+        self.release(id, true);
     }
 
     /// The holder said that the job runs.
@@ -188,7 +209,7 @@ impl Fleet {
 
     /// Leases whose job was not fetched in time, or will not be, because the worker is leaving.
     pub fn unfetched(&self, now: Instant) -> Vec<(JobId, LeaseId)> {
-        let leaving = |id| self.workers.get(&id).is_some_and(|worker| worker.health == Health::Draining);
+        let leaving = |id| self.workers.get(&id).is_some_and(FleetWorker::is_leaving);
         let late = |lease: &FleetLease| {
             lease.reached == Reached::Not
                 && !lease.running
@@ -198,23 +219,33 @@ impl Fleet {
         leases.map(|(id, lease)| (lease.job_id, *id)).collect()
     }
 
-    /// Workers that were silent for too long, with their limit.
-    pub fn silent(&self, now: Instant) -> Vec<(WorkerId, Duration)> {
-        let silent = |worker: &FleetWorker| {
-            now >= worker.grace_until && now.duration_since(worker.last_heard) >= worker.limit
-        };
-        self.workers
-            .iter()
-            .filter(|(_, worker)| silent(worker))
-            .map(|(id, worker)| (*id, worker.limit))
-            .collect()
-    }
-
     /// The leases of a worker.
     pub fn leases_of(&self, worker: WorkerId) -> Vec<(JobId, LeaseId)> {
         let leases = self.workers.get(&worker).map(|worker| &worker.leases);
         let leases = leases.into_iter().flatten();
         leases.filter_map(|id| Some((self.leases.get(id)?.job_id, *id))).collect()
+    }
+
+    /// The worker gets nothing new until it registers again. Answers leases that have not reached it.
+    pub fn drain(&mut self, id: WorkerId) -> Vec<(JobId, LeaseId)> {
+        let Some(worker) = self.workers.get_mut(&id) else { return Vec::new() };
+        worker.draining = true;
+        worker.changed = true;
+        self.tell(id, News::Draining);
+        self.refresh(id);
+        self.left_behind(id)
+    }
+
+    /// The worker is taken out of service: its session is told that its leases end, and ends. Answers the leases,
+    /// which are orphans now.
+    pub fn dismiss(&mut self, id: WorkerId) -> Vec<(JobId, LeaseId)> {
+        let leases = self.leases_of(id);
+        for (job, lease) in &leases {
+            self.tell(id, News::Ended(*job, *lease));
+        }
+        self.tell(id, News::Removed);
+        self.remove(id);
+        leases
     }
 
     /// The worker has gone offline. Answers how many leases it leaves behind as orphans.
@@ -230,41 +261,6 @@ impl Fleet {
         };
         let orphans = self.leases.iter().filter(|(id, lease)| !held(id, lease));
         orphans.map(|(id, lease)| (lease.job_id, *id)).collect()
-    }
-
-    /// What PostgreSQL should be told of workers that were heard since the last time.
-    pub fn take_vitals(&mut self, now: Instant) -> Vec<Vitals> {
-        let mut vitals = Vec::new();
-        for (id, worker) in self.workers.iter_mut().filter(|(_, worker)| worker.changed) {
-            worker.changed = false;
-            vitals.push(Vitals {
-                worker_id: *id,
-                status: worker.status(),
-                current_job_count: u32::try_from(worker.leases.len()).unwrap_or(u32::MAX),
-                silent_for: now.duration_since(worker.last_heard),
-                usage: worker.usage,
-            });
-        }
-        vitals.sort_by_key(|vitals| vitals.worker_id);
-        vitals
-    }
-
-    /// The vitals could not be written; they are due again.
-    pub fn keep_vitals(&mut self, vitals: &[Vitals]) {
-        for vitals in vitals {
-            if let Some(worker) = self.workers.get_mut(&vitals.worker_id) {
-                worker.changed = true;
-            }
-        }
-    }
-
-    /// How many workers there are in each state.
-    pub fn count_by_status(&self) -> HashMap<WorkerStatus, i64> {
-        let mut counts: HashMap<_, _> = WorkerStatus::ALL.into_iter().map(|status| (status, 0)).collect();
-        for worker in self.workers.values() {
-            *counts.entry(worker.status()).or_default() += 1;
-        }
-        counts
     }
 
     /// Tells placement what has changed of a worker.

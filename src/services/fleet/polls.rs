@@ -102,6 +102,10 @@ impl Fleet {
         worker.last_heard = now;
         worker.changed = true;
         worker.usage = heartbeat.usage;
+        match &heartbeat.metadata {
+            Some(metadata) => worker.metadata = Some(metadata.clone()),
+            None => drop(worker.metadata.get_or_insert_default()),
+        }
         worker.loaded_models = heartbeat.loaded_models.iter().cloned().collect();
         worker.lists_jobs |= !heartbeat.current_jobs.is_empty();
         worker.health = heartbeat.status.into();
@@ -117,13 +121,14 @@ impl Fleet {
                 matches!(lease.reached, Reached::Fetched(_, at) if now.duration_since(at) >= patience);
             let unknown_to_worker =
                 !lease.running && says_less && !listed.contains(&lease.job_id) && sent_long_ago;
-            let never_fetched = worker.health == Health::Draining && lease.reached == Reached::Not;
+            let never_fetched = worker.is_leaving() && lease.reached == Reached::Not;
             if unknown_to_worker || never_fetched {
                 given_back.push((lease.job_id, *id));
             }
         }
         let pending = worker.unfetched.iter().filter_map(|id| self.leases.get(id));
         let answer = HeartbeatAnswer {
+            draining: worker.draining,
             pending_jobs: pending.map(|lease| lease.job_id).collect(),
             cancelled_jobs: heartbeat
                 .current_jobs

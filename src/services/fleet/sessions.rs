@@ -30,8 +30,11 @@ impl Fleet {
         if worker.health == Health::Draining {
             worker.health = Health::Well;
         }
-        let attached = Way::Session(Attached { session, outlet, credits });
-        match std::mem::replace(&mut worker.way, attached) {
+        let attached = Attached { session, outlet, credits };
+        if worker.draining {
+            attached.tell(worker_id, News::Draining);
+        }
+        match std::mem::replace(&mut worker.way, Way::Session(attached)) {
             Way::Session(before) if before.session != session => before.replaced(worker_id),
             Way::Session(_) | Way::Polls(_) | Way::Nowhere => {}
         }
@@ -110,6 +113,7 @@ impl Fleet {
         if let Some(Pulse { status, usage, loaded_models }) = pulse {
             worker.health = status.into();
             worker.usage = usage;
+            worker.metadata.get_or_insert_default();
             worker.loaded_models = loaded_models.into_iter().collect();
         }
         self.refresh(worker_id);
@@ -141,17 +145,17 @@ impl Fleet {
     }
 
     /// Leases whose job has not reached the worker, and will not, because it is leaving.
-    fn left_behind(&self, worker_id: WorkerId) -> Vec<(JobId, LeaseId)> {
-        let leaving = self.workers.get(&worker_id).filter(|worker| worker.health == Health::Draining);
+    pub(super) fn left_behind(&self, worker_id: WorkerId) -> Vec<(JobId, LeaseId)> {
+        let leaving = self.workers.get(&worker_id).filter(|worker| worker.is_leaving());
         let unfetched = leaving.into_iter().flat_map(|worker| &worker.unfetched);
         unfetched.filter_map(|id| Some((self.leases.get(id)?.job_id, *id))).collect()
     }
 
-    /// Tells the worker's session that a lease has ended without it.
-    pub(super) fn tell_ended(&mut self, worker_id: WorkerId, job: JobId, lease: LeaseId) {
+    /// Tells the worker's session something, if it has one.
+    pub(super) fn tell(&mut self, worker_id: WorkerId, news: News) {
         let Some(worker) = self.workers.get_mut(&worker_id) else { return };
         if let Way::Session(attached) = &worker.way
-            && !attached.tell(worker_id, News::Ended(job, lease))
+            && !attached.tell(worker_id, news)
         {
             worker.way = Way::Nowhere;
         }

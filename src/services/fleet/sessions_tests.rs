@@ -60,6 +60,8 @@ fn shown(delivery: &Delivery) -> String {
         News::Assigned(assignment) => format!("{session}: run {}", number(assignment.lease)),
         News::Ended(_, lease) => format!("{session}: ended {}", number(*lease)),
         News::Replaced => format!("{session}: replaced"),
+        News::Draining => format!("{session}: draining"),
+        News::Removed => format!("{session}: removed"),
     }
 }
 
@@ -396,4 +398,50 @@ fn nothing_is_pushed_under_a_lease_that_has_ended() {
 
 fn shape() -> Shape {
     Shape { model_name: "m".into(), requires_gpu: false, required_memory_mib: 0 }
+}
+
+#[test]
+fn a_drained_worker_keeps_what_it_has_gets_nothing_new_and_is_told_on_every_stream() {
+    let now = start();
+    let line = Arc::<Line>::default();
+    let mut fleet = fleet(4, now);
+    fleet.attach(line.attach(FIRST, 4, &[]), now).unwrap();
+    assign(&mut fleet, 1, now);
+    assert_eq!(fleet.drain(WORKER), [], "what was pushed has reached it");
+    assert_eq!(line.take(), ["first: run 1", "first: draining"]);
+    assert_eq!((slots(&mut fleet), fleet.reserve(WORKER).is_none()), (0, true));
+    fleet.hear(WORKER, FIRST, 4, Some(pulse(WorkerStatus::Idle, &[])), now);
+    assert_eq!(slots(&mut fleet), 0, "what it says of itself changes nothing");
+    fleet.attach(line.attach(SECOND, 4, &[1]), now).unwrap();
+    assert_eq!(line.take(), ["second: draining", "first: replaced"]);
+    assert_eq!(fleet.leases_of(WORKER), [(job(1), lease(1))]);
+    fleet.admit(&worker(4), TIMEOUT, now, now);
+    line.take();
+    fleet.release(lease(1), true);
+    fleet.attach(line.attach(FIRST, 4, &[]), now).unwrap();
+    assert_eq!((line.take(), slots(&mut fleet)), (vec![], 4), "it has registered again");
+}
+
+#[test]
+fn a_drained_worker_leaves_to_others_what_it_has_not_fetched() {
+    let now = start();
+    let mut fleet = fleet(2, now);
+    assign(&mut fleet, 1, now);
+    assert_eq!(fleet.drain(WORKER), [(job(1), lease(1))]);
+    assert_eq!(fleet.unfetched(now), [(job(1), lease(1))], "until it is taken back");
+}
+
+#[test]
+fn a_removed_worker_is_told_that_its_leases_end_and_leaves_them_as_orphans() {
+    let now = start();
+    let line = Arc::<Line>::default();
+    let mut fleet = fleet(2, now);
+    fleet.attach(line.attach(FIRST, 2, &[]), now).unwrap();
+    assign(&mut fleet, 1, now);
+    line.take();
+    assert_eq!(fleet.dismiss(WORKER), [(job(1), lease(1))]);
+    assert_eq!(line.take(), ["first: ended 1", "first: removed"]);
+    assert_eq!((fleet.knows(WORKER), slots(&mut fleet)), (false, 0));
+    assert_eq!(fleet.orphans(), [(job(1), lease(1))]);
+    assert_eq!(fleet.dismiss(WORKER), []);
 }

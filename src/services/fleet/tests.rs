@@ -4,6 +4,7 @@ use super::polls::LISTED_WITHIN;
 use super::*;
 use crate::domain::execution::Usage;
 use crate::domain::ids::DeliveryId;
+use crate::domain::worker::WorkerStatus;
 use crate::services::command::Heartbeat;
 use tokio::sync::oneshot;
 
@@ -57,6 +58,7 @@ fn heartbeat(jobs: &[u128]) -> Heartbeat {
         current_jobs: jobs.iter().map(|n| JobId(id(200 + n))).collect(),
         usage: Usage::default(),
         loaded_models: Vec::new(),
+        metadata: None,
     }
 }
 
@@ -216,4 +218,56 @@ fn an_adopted_lease_gets_the_full_time_to_be_fetched() {
     fleet.adopt(&live, now);
     assert!(fleet.unfetched(now + Duration::from_secs(29)).is_empty());
     assert_eq!(fleet.unfetched(now + FETCH_WITHIN), [(JobId(id(201)), LeaseId(id(101)))]);
+}
+
+#[test]
+fn a_worker_that_fails_too_often_rests_is_tried_with_one_job_and_is_well_again() {
+    let (now, pause) = (start(), Duration::from_secs(10));
+    let holder = WorkerId(id(1));
+    let mut fleet = Fleet::new(Patience { failures: 2, pause });
+    fleet.admit(&worker(3), TIMEOUT, now, now);
+    let status = |fleet: &mut Fleet| {
+        fleet.touch(holder, now);
+        fleet.take_vitals(now)[0].status
+    };
+    fleet.note_failure(holder, now);
+    assert_eq!((fleet.pool().free_slots(), status(&mut fleet)), (3, WorkerStatus::Idle));
+    fleet.note_failure(holder, now);
+    assert_eq!((fleet.pool().free_slots(), status(&mut fleet)), (0, WorkerStatus::Unhealthy));
+    assert!(!fleet.end_rests(now));
+    assert!(fleet.end_rests(now + pause));
+    assert_eq!(fleet.pool().free_slots(), 1);
+    let poller = fleet.reserve(holder).unwrap();
+    assert!(fleet.reserve(holder).is_none(), "one trial at a time");
+    assert!(fleet.grant(assignment(1), poller, now));
+    assert_eq!((fleet.pool().free_slots(), status(&mut fleet)), (0, WorkerStatus::Unhealthy));
+    fleet.complete(assignment(1).lease);
+    assert_eq!((fleet.pool().free_slots(), status(&mut fleet)), (3, WorkerStatus::Idle));
+}
+
+#[test]
+fn registering_again_makes_a_failing_worker_well() {
+    let now = start();
+    let mut fleet = Fleet::new(Patience { failures: 1, pause: Duration::from_secs(10) });
+    let failing = Worker { consecutive_failures: 1, ..worker(3) };
+    fleet.admit(&failing, TIMEOUT, now, now);
+    assert_eq!(fleet.pool().free_slots(), 0, "a new leader finds it as it was");
+    fleet.admit(&worker(3), TIMEOUT, now, now);
+    assert_eq!(fleet.pool().free_slots(), 3);
+}
+
+#[test]
+fn what_a_worker_says_of_itself_is_kept_until_it_says_something_else() {
+    let now = start();
+    let mut fleet = fleet(1, now);
+    let metadata = |fleet: &mut Fleet| fleet.take_vitals(now)[0].metadata.clone();
+    assert_eq!(metadata(&mut fleet), None, "what is stored stands");
+    let zone = crate::domain::payload::Payload::parse(r#"{"zone":"a"}"#).unwrap();
+    for said in [Some(zone.clone()), None] {
+        fleet.heartbeat(&Heartbeat { metadata: said, ..heartbeat(&[]) }, now).unwrap();
+        assert_eq!(metadata(&mut fleet), Some(zone.clone()));
+    }
+    let empty = crate::domain::payload::Payload::empty();
+    fleet.heartbeat(&Heartbeat { metadata: Some(empty.clone()), ..heartbeat(&[]) }, now).unwrap();
+    assert_eq!(metadata(&mut fleet), Some(empty));
 }

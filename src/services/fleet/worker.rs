@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::trust::Trust;
 use crate::domain::execution::Usage;
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::matching::Capabilities;
+use crate::domain::payload::Payload;
 use crate::domain::placement::Candidate;
 use crate::domain::worker::{Worker, WorkerStatus};
 use crate::services::command::{Assignment, Credits, Delivery, News, Outlet};
@@ -16,6 +18,8 @@ use crate::services::command::{Assignment, Credits, Delivery, News, Outlet};
 pub(super) struct FleetWorker {
     /// Who has registered it, where that is known.
     pub owner: Option<String>,
+    /// Its hostname and port.
+    pub address: String,
     pub capabilities: Capabilities,
     pub slots: u32,
     /// Silence after which the worker is lost.
@@ -24,7 +28,13 @@ pub(super) struct FleetWorker {
     /// Never lost before this: the grace after a failover.
     pub grace_until: Instant,
     pub health: Health,
+    /// What its failures have led to.
+    pub trust: Trust,
+    /// An operator wants it to get nothing new.
+    pub draining: bool,
     pub usage: Usage,
+    /// What else it says of itself; `None` if it has said nothing to this leader yet.
+    pub metadata: Option<Payload>,
     pub loaded_models: BTreeSet<String>,
     /// Has told, at least once, which jobs it holds.
     pub lists_jobs: bool,
@@ -76,7 +86,7 @@ pub(super) struct Attached {
 pub(super) enum Health {
     Well,
     Unhealthy,
-    /// It takes nothing new and is about to leave.
+    /// It says that it takes nothing new and is about to leave.
     Draining,
 }
 
@@ -125,13 +135,17 @@ impl FleetWorker {
     pub(super) fn new(grace_until: Instant) -> Self {
         Self {
             owner: None,
+            address: String::new(),
             capabilities: Capabilities { models: None, gpu: false, memory_mib: None },
             slots: 0,
             limit: Duration::ZERO,
             last_heard: grace_until,
             grace_until,
             health: Health::Well,
+            trust: Trust::default(),
+            draining: false,
             usage: Usage::default(),
+            metadata: None,
             loaded_models: BTreeSet::new(),
             lists_jobs: false,
             leases: HashSet::new(),
@@ -143,16 +157,20 @@ impl FleetWorker {
     }
 
     /// Takes a registration over.
-    pub(super) fn register(&mut self, worker: &Worker, limit: Duration, heard: Instant) {
+    pub(super) fn register(&mut self, worker: &Worker, limit: Duration, heard: Instant, trust: Trust) {
         let members = serde_json::from_str(worker.capabilities.as_str()).unwrap_or_default();
         if let Ok(capabilities) = Capabilities::from_json(&members) {
             self.capabilities = capabilities;
         }
         self.owner.clone_from(&worker.owner);
+        self.address = format!("{}:{}", worker.hostname, worker.port);
         self.slots = worker.max_concurrent_jobs;
+        self.draining = worker.draining;
+        self.trust = trust;
         self.limit = limit;
         self.last_heard = heard;
         self.health = Health::Well;
+        self.changed = true;
         self.lists_jobs = false;
         self.loaded_models.clear();
         // Its calls and its session were made by a process that is gone.
@@ -199,7 +217,15 @@ impl FleetWorker {
 
     pub(super) fn free(&self) -> u32 {
         let taken = u32::try_from(self.leases.len()).unwrap_or(u32::MAX).saturating_add(self.reserved);
-        if self.health == Health::Well { self.slots.saturating_sub(taken) } else { 0 }
+        if self.health != Health::Well || self.draining {
+            return 0;
+        }
+        self.trust.allows(self.slots.saturating_sub(taken), self.reserved)
+    }
+
+    /// It takes nothing new, so what has not reached it is for others.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.health == Health::Draining || self.draining
     }
 
     /// Reserves a slot, and the call that waits for it, if one does.
@@ -254,6 +280,7 @@ impl FleetWorker {
         match self.health {
             Health::Draining => WorkerStatus::Offline,
             Health::Unhealthy => WorkerStatus::Unhealthy,
+            Health::Well if !self.trust.is_whole() => WorkerStatus::Unhealthy,
             Health::Well if self.free() == 0 => WorkerStatus::Busy,
             Health::Well => WorkerStatus::Idle,
         }

@@ -163,6 +163,8 @@ impl Core {
     /// After the commit: ready queue, fleet, metrics, then answers.
     fn settle(&self, batch: Vec<EventItem>, done: Done) {
         crash::point("applied");
+        // Before the leases end, so that a worker that has to rest gets nothing in between.
+        self.judge_workers(&done.touched);
         for job in &done.touched {
             self.follow(job, done.now);
         }
@@ -176,6 +178,20 @@ impl Core {
             if let Some(reply) = item.reply {
                 drop(reply.send(outcome));
             }
+        }
+    }
+
+    /// Tells the fleet how attempts ended. Failures first: where a batch holds both, the tally counts the success
+    /// as the later one, too.
+    fn judge_workers(&self, touched: &[Touched]) {
+        let changes = || touched.iter().flat_map(|job| &job.after.executions);
+        let now = self.now();
+        let mut fleet = self.fleet();
+        for change in changes().filter(|change| change.blames_worker()) {
+            fleet.note_failure(change.worker_id, now);
+        }
+        for change in changes().filter(|change| change.status == ExecutionStatus::Completed) {
+            fleet.note_success(change.worker_id);
         }
     }
 
@@ -263,7 +279,10 @@ async fn write_changes(
                     tally.execution_ms += ms;
                     deltas.ran(ms);
                 }
-                ExecutionStatus::Failed | ExecutionStatus::Timeout => tally.failed += 1,
+                ExecutionStatus::Failed | ExecutionStatus::Timeout => {
+                    tally.failed += 1;
+                    tally.blamed += i32::from(change.blames_worker());
+                }
                 ExecutionStatus::Started | ExecutionStatus::Running | ExecutionStatus::Cancelled => {}
             }
         }

@@ -66,7 +66,7 @@ impl Core {
         crash::point("applied");
         {
             let mut fleet = self.fleet();
-            completed.values().for_each(|done| fleet.release(done.lease, true));
+            completed.values().for_each(|done| fleet.complete(done.lease));
         }
         self.nudges.schedule.notify_one();
         let metrics = &self.parts.metrics;

@@ -16,10 +16,12 @@ mod lanes;
 mod once;
 mod outlook;
 mod queue_metrics;
+mod roster;
 mod sessions;
 mod submit;
 mod take_over;
 mod upkeep;
+mod usage;
 mod workers;
 
 use std::future::Future;
@@ -41,12 +43,14 @@ use self::once::Keyed;
 pub use self::queue_metrics::Recording;
 use self::submit::Submission;
 pub use self::upkeep::{Pruning, Reconciliation, UpkeepError};
+pub use self::usage::UsageGauges;
 use self::workers::Fetch;
 use super::batcher::{Batcher, Stage};
 use super::command::{Answer, Applied, Command, Commands};
 use super::control::Control;
 use super::error::ServiceError;
 use super::fleet::Fleet;
+pub use super::fleet::Patience;
 use crate::domain::ambient::Ambient;
 use crate::domain::ids::JobId;
 use crate::domain::job::JobDefaults;
@@ -90,6 +94,8 @@ pub struct LeaderParts {
     pub defaults: JobDefaults,
     /// `scheduler.worker_timeout`.
     pub worker_timeout: Duration,
+    /// How much failing of a worker is borne.
+    pub patience: Patience,
     /// `scheduler.batch_size`: most jobs of one scheduling round.
     pub batch_size: usize,
     /// `queue.max_queue_size`: most jobs that wait or are being stored; 0 means any number.
@@ -135,6 +141,9 @@ pub struct Leader {
 struct Core {
     parts: LeaderParts,
     fleet: std::sync::Mutex<Fleet>,
+    /// Held by those who take workers in, and alone by who drains or removes one, so that PostgreSQL and the
+    /// fleet agree about what came last.
+    roster: tokio::sync::RwLock<()>,
     nudges: Nudges,
     feed: Feed,
     /// Locked before the fleet where both are.
@@ -241,6 +250,12 @@ impl Commands for Leader {
             }
             Command::Control(change) => self.control(change).map_ok(Answer::Control).boxed(),
             Command::ClearQueue(page) => self.clear_page(page).map_ok(Answer::ClearQueue).boxed(),
+            Command::DrainWorker(worker) => async move {
+                let worker = self.drain(worker).await?;
+                Ok(Answer::DrainWorker(Box::new(worker)))
+            }
+            .boxed(),
+            Command::RemoveWorker(worker) => self.remove(worker).map_ok(|()| Answer::RemoveWorker).boxed(),
         }
     }
 }

@@ -34,6 +34,7 @@ impl Leader {
         let core = Arc::new(Core {
             parts,
             fleet: std::sync::Mutex::new(fleet),
+            roster: tokio::sync::RwLock::new(()),
             nudges: Nudges::default(),
             feed,
             backlog: std::sync::Mutex::default(),
@@ -97,7 +98,7 @@ async fn load(parts: &LeaderParts) -> Result<(Fleet, i64), StorageError> {
     let holders: HashSet<_> = leases.iter().map(|lease| lease.worker_id).collect();
     let (workers, now) = (parts.database.workers(None).await?, parts.database.now().await?);
     let here = parts.ambient.instant();
-    let mut fleet = Fleet::default();
+    let mut fleet = Fleet::new(parts.patience);
     for worker in &workers.workers {
         if worker.status != WorkerStatus::Offline || holders.contains(&worker.id) {
             let silent_for = (now - worker.last_heartbeat).to_std().unwrap_or_default();
@@ -107,6 +108,10 @@ async fn load(parts: &LeaderParts) -> Result<(Fleet, i64), StorageError> {
     }
     for lease in &leases {
         fleet.adopt(lease, here);
+    }
+    // The former leader removed them and did not come to end their leases: those are orphans.
+    for worker in workers.workers.iter().filter(|worker| worker.removed_at.is_some()) {
+        fleet.remove(worker.id);
     }
     let stats = parts.database.stats().await?;
     Ok((fleet, stats.pending + stats.queued))

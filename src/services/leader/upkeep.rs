@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Core, Leader, PRUNE_SLOT};
+use super::{Core, Leader, PRUNE_SLOT, UsageGauges};
 use crate::domain::ids::JobId;
 use crate::domain::transition::JobEvent;
 use crate::ready_queue::{Entry, QueueError};
@@ -85,10 +85,13 @@ impl Leader {
         Ok(noted.map(|due| due.saturating_duration_since(core.now())))
     }
 
-    /// Ends attempts that ran too long, takes back jobs that were not fetched, and gives up workers that
-    /// went silent.
+    /// Ends attempts that ran too long, takes back jobs that were not fetched, gives up workers that went silent,
+    /// and tries those again that have rested from failing.
     pub async fn reap_leases(&self) -> Result<(), UpkeepError> {
         let core = &self.core;
+        if core.fleet().end_rests(core.now()) {
+            core.nudges.schedule.notify_one();
+        }
         // None of the three may keep the others from being done.
         let overdue = self.reap_overdue().await;
         let unfetched = core.fleet().unfetched(core.now());
@@ -139,13 +142,14 @@ impl Leader {
         Ok(())
     }
 
-    /// Tells PostgreSQL who was heard, and counts workers.
-    pub async fn record_vitals(&self) -> Result<(), UpkeepError> {
+    /// Tells PostgreSQL who was heard, and shows how workers fare.
+    pub async fn record_vitals(&self, gauges: &mut UsageGauges) -> Result<(), UpkeepError> {
         let core = &self.core;
-        let (vitals, counts) = {
+        let (vitals, counts, usage) = {
             let mut fleet = core.fleet();
-            (fleet.take_vitals(core.now()), fleet.count_by_status())
+            (fleet.take_vitals(core.now()), fleet.count_by_status(), fleet.usage_by_worker())
         };
+        gauges.show(usage);
         for (status, count) in counts {
             core.parts.metrics.workers.with_label_values(&[status.as_str()]).set(count);
         }

@@ -1,4 +1,4 @@
-//! What workers ask of the leader: registration, signs of life, jobs.
+//! What workers ask of the leader: signs of life, jobs.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,9 +11,8 @@ use tokio::time::Instant;
 use super::apply::reporter;
 use super::dispatch::assignment;
 use super::{Core, Leader};
-use crate::domain::ids::{DeliveryId, LeaseId, WorkerId};
+use crate::domain::ids::{DeliveryId, LeaseId};
 use crate::domain::transition::JobEvent;
-use crate::domain::worker::{NewWorker, Worker};
 use crate::security::Caller;
 use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::{Assignment, Heartbeat, HeartbeatAnswer, PollJob};
@@ -49,40 +48,6 @@ pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batch
 }
 
 impl Leader {
-    /// Registers a worker, which is the caller's from then on. What it ran before under the same hostname and
-    /// port is lost.
-    pub(super) async fn register(&self, by: &Caller, new: NewWorker) -> Result<(Worker, bool), ServiceError> {
-        let core = &self.core;
-        let (worker, created) = core
-            .transaction("register_worker", || async {
-                let mut transaction = core.begin().await?;
-                let (mut worker, created) = transaction.register_worker(&new).await?;
-                worker.owner = transaction.own_worker(worker.id, by.subject()).await?;
-                if by.owns(worker.owner.as_deref()) {
-                    transaction.commit().await?;
-                }
-                Ok((worker, created))
-            })
-            .await?;
-        if !by.owns(worker.owner.as_deref()) {
-            tracing::warn!(%by, worker_id = %worker.id, "A worker that is somebody else's was to be registered.");
-            return Err(ServiceError::not_owner(worker.id));
-        }
-        let now = core.now();
-        let lost = {
-            let mut fleet = core.fleet();
-            let lost = fleet.leases_of(worker.id);
-            // Before the leases end: their jobs may come back at once, and only to what the worker is now.
-            fleet.admit(&worker, core.parts.worker_timeout, now, now);
-            lost
-        };
-        let lost = lost.into_iter().map(|(job, lease)| (job, JobEvent::WorkerLost { lease }));
-        self.apply_all(lost).await?;
-        self.core.nudges.schedule.notify_one();
-        tracing::info!(worker_id = %worker.id, name = worker.name, created, "A worker registered.");
-        Ok((worker, created))
-    }
-
     /// Takes a sign of life.
     pub(super) async fn heartbeat(
         &self,
@@ -193,25 +158,6 @@ impl Leader {
         self.admit_known(by_whom, by.worker_id).await?;
         let now = self.core.now();
         self.core.fleet().touch(by.worker_id, now);
-        Ok(())
-    }
-
-    /// Sees that the worker is the caller's, and takes it in if it is registered but was counted as lost.
-    pub(super) async fn admit_known(&self, by: &Caller, id: WorkerId) -> Result<(), ServiceError> {
-        let owned = self.core.fleet().owned(id, by);
-        match owned {
-            Some(true) => return Ok(()),
-            Some(false) => return Err(ServiceError::not_owner(id)),
-            None => {}
-        }
-        let worker = self.core.parts.database.worker(id).await?;
-        let worker = worker.ok_or_else(|| ServiceError::no_worker(id))?;
-        if !by.owns(worker.owner.as_deref()) {
-            return Err(ServiceError::not_owner(id));
-        }
-        let now = self.core.now();
-        self.core.fleet().admit(&worker, self.core.parts.worker_timeout, now, now);
-        tracing::info!(worker_id = %id, "A worker that had gone silent is back.");
         Ok(())
     }
 }

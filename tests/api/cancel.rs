@@ -1,0 +1,97 @@
+//! A cancellation reaches the running worker within a second, whichever replica it comes to.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, timeout};
+
+use crate::group::{Api, REPLICAS};
+use crate::hand::Hand;
+use crate::support::{Scratch, eventually};
+use crate::talk::{Talk, update};
+
+/// How long it may take from the answer to the cancellation.
+const WITHIN: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_session_at_any_replica_hears_of_a_cancellation_at_any_other_within_a_second() {
+    let api = Api::of("cancel-session").await;
+    for home in 0..REPLICAS {
+        let mut talk = Talk::register(&api, home, 1, 1).await;
+        for at in 0..REPLICAS {
+            let id = api.submit(at, &json!({})).await;
+            let job = talk.job().await;
+            assert_eq!(job.job_id, id);
+            let report = u64::try_from(at).unwrap() + 1;
+            talk.report(report, update(&job, "running"));
+            talk.acknowledged(report).await;
+            api.cancel(at, &id).await.expect(204);
+            timeout(WITHIN, talk.ended(&job))
+                .await
+                .unwrap_or_else(|_| panic!("from {at} to {home}: too late"));
+            talk.credits(1);
+        }
+        talk.beat("offline");
+    }
+    api.leave().await;
+}
+
+#[tokio::test]
+async fn the_next_heartbeat_of_a_worker_without_a_session_names_the_cancelled_job() {
+    let api = Api::of("cancel-unary").await;
+    for home in 0..REPLICAS {
+        let hand = Hand::new(&api, home, 1).await;
+        for at in 0..REPLICAS {
+            let id = api.submit(at, &json!({})).await;
+            let job = hand.job().await;
+            assert!(hand.status(&job, "running").await.acknowledged);
+            assert!(hand.heartbeat(&[&job]).await.unwrap().cancelled_jobs.is_empty());
+            api.cancel(at, &id).await.expect(204);
+            let answer = timeout(WITHIN, hand.heartbeat(&[&job])).await.expect("no answer within a second");
+            assert_eq!(answer.unwrap().cancelled_jobs, [id], "from {at} to {home}");
+            assert!(!hand.status(&job, "running").await.acknowledged);
+        }
+        let path = format!("/api/v1/workers/{}", hand.id);
+        api.send(home, reqwest::Method::DELETE, &path, None).await.expect(204);
+    }
+    api.leave().await;
+}
+
+/// A worker process whose jobs write down their process id and go on for ten minutes.
+fn worker_process(api: &Api, replica: usize, folder: &Path) -> Child {
+    let command =
+        format!("echo $$ > {0}/new; mv {0}/new {0}/$CORTEX_JOB_ID; exec sleep 600", folder.display());
+    Command::new(env!("CARGO_BIN_EXE_cortex"))
+        .args(["worker", "--endpoint", &api.grpc(replica), "--name", &api.name, "--models", &api.name])
+        .args(["--exec", &command])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_process_of_a_cancelled_job_is_gone_within_a_second() {
+    let api = Api::of("cancel-exec").await;
+    let folder = Scratch::new();
+    let follower = api.follower().await;
+    let _worker = worker_process(&api, follower, folder.path());
+    for at in 0..REPLICAS {
+        let id = api.submit(at, &json!({})).await;
+        eventually("the process runs", async || folder.path().join(&id).exists()).await;
+        let pid = std::fs::read_to_string(folder.path().join(&id)).unwrap();
+        let process = Path::new("/proc").join(pid.trim());
+        assert!(process.exists());
+        api.reaches(&id, "running").await;
+        api.cancel(at, &id).await.expect(204);
+        let cancelled = Instant::now();
+        eventually("the process is gone", async || !process.exists()).await;
+        assert!(cancelled.elapsed() < WITHIN, "{:?}", cancelled.elapsed());
+    }
+    api.leave().await;
+}
