@@ -23,7 +23,7 @@ use crate::domain::job::JobDefaults;
 use crate::forward::{self, ForwardConfig, ForwardServer, Route, Router};
 use crate::leadership::{self, RaftStopped};
 use crate::ready_queue::{QueueError, ReadyQueue};
-use crate::security::{Authenticator, Limiter, Rate, SetupError};
+use crate::security::{Authenticator, BadKey, Limiter, Rate, SetupError, Vault};
 use crate::services::Services;
 use crate::services::inspect::{ClusterView, Component, Health, Inspect, MemberView, Role};
 use crate::services::leader::LeaderParts;
@@ -44,9 +44,9 @@ const PEER_THREADS: usize = 2;
 /// Why a replica could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The configuration asks for something that this version does not have.
-    #[error("{0}")]
-    Config(&'static str),
+    /// Payloads cannot be encrypted as configured.
+    #[error(transparent)]
+    PayloadKeys(#[from] BadKey),
     /// Nobody could be authenticated.
     #[error(transparent)]
     Security(#[from] SetupError),
@@ -93,15 +93,11 @@ struct Listeners {
 /// Runs one replica until `shutdown`, then hands the leadership over and stops.
 #[expect(clippy::too_many_lines, reason = "the parts, in the order in which they start and stop")]
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
-    if !config.security.payload_keys.is_empty() {
-        return Err(AppError::Config(
-            "security.payload_keys is set, and this version cannot encrypt payloads yet: remove the keys",
-        ));
-    }
     let ambient: Arc<dyn Ambient> = Arc::new(System);
     let gate = gate(&config, &ambient)?;
+    let vault = Vault::new(&config.security.payload_keys)?;
     let listeners = listen(&config).await?;
-    let database = open_database(&config, &shutdown).await?;
+    let database = open_database(&config, &shutdown).await?.with_vault(vault);
     let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;
     let peers = peer_runtime()?;
     let started = peers.spawn(Node::start(cluster_config(&config))).await;
@@ -243,6 +239,7 @@ fn gate(config: &Config, ambient: &Arc<dyn Ambient>) -> Result<Gate, SetupError>
         authenticator: Authenticator::new(&config.security, Arc::clone(ambient))?,
         limiter: rate.map(|rate| Limiter::new(rate, Arc::clone(ambient))),
         max_header_bytes: limits.max_header_bytes,
+        cors: api::rest::cors::layer(&config.cors),
     })
 }
 

@@ -11,6 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tonic::Status;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tower_http::cors::CorsLayer;
 
 use super::grpc;
 use super::problem::{Problem, ProblemType};
@@ -29,6 +30,8 @@ pub struct Gate {
     pub limiter: Option<Limiter>,
     /// Largest sum of all names and values of a request's headers in bytes; 0 is any.
     pub max_header_bytes: usize,
+    /// Answers browsers on other origins; none of them may call without.
+    pub cors: Option<CorsLayer>,
 }
 
 impl Gate {

@@ -1,4 +1,4 @@
-//! Who calls, and what they may do: tokens, roles, limits on rates.
+//! Who calls, and what they may do: tokens, roles, limits on rates. And payloads that are sealed at rest.
 //!
 //! Knows no transport and no use case. [`crate::api`] reads a token from a request and asks
 //! [`Authenticator`] whose it is; the [`Caller`] then goes with every command, to the leader, wherever that is.
@@ -12,9 +12,11 @@ mod jwks;
 mod keys;
 mod limiter;
 mod token;
+mod vault;
 
 pub use authenticator::{AuthError, Authenticator, SetupError};
 pub use caller::{Access, Caller, Role};
 pub use issue::{IssueError, Issuer, KeyPair, NewToken};
 pub use limiter::{Limiter, Rate};
 pub use token::MAX_TOKEN;
+pub use vault::{BadKey, Column, Unsealed, Vault};

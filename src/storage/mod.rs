@@ -15,6 +15,7 @@ mod jobs;
 mod leases;
 mod reconcile;
 mod retention;
+mod sealed;
 mod submissions;
 mod transitions;
 mod workers;
