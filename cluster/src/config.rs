@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tonic::transport::ClientTlsConfig;
 
 /// Where a member can be reached, each as `host:port`. This is the node data
 /// that Raft membership carries.
@@ -55,6 +56,8 @@ pub struct ClusterConfig {
     pub snapshot_every: u64,
     /// When set, peers must show the same secret.
     pub secret: Option<String>,
+    /// When set, peers are reached by TLS with it. The listener is the caller's.
+    pub tls: Option<ClientTlsConfig>,
 }
 
 /// Why a configuration can't be used; the text names the key.
@@ -101,6 +104,7 @@ impl ClusterConfig {
             install_snapshot_timeout: Duration::from_secs(2),
             snapshot_every: 1000,
             secret: None,
+            tls: None,
         }
     }
 

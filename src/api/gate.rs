@@ -16,6 +16,7 @@ use tower_http::cors::CorsLayer;
 use super::grpc;
 use super::problem::{Problem, ProblemType};
 use super::state::Api;
+use super::tls::TlsPeer;
 use crate::security::{Access, AuthError, Authenticator, Caller, Limiter};
 
 /// What opens the value of an `Authorization` header.
@@ -92,7 +93,9 @@ pub(super) async fn http(
     if access == Access::Open {
         return next.run(request).await;
     }
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let plain = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let tls = || request.extensions().get::<ConnectInfo<TlsPeer>>().map(|peer| peer.0.0.ip());
+    let address = plain.or_else(tls);
     match api.gate.admit(access, request.headers(), address).await {
         Ok(caller) => caller.scope(next.run(request)).await,
         Err(problem) => problem.into_response(),
@@ -118,8 +121,7 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
 /// Keeps out requests with too many or too large headers; stands in front of all routes.
 pub(super) async fn headers(State(api): State<Api>, request: Request, next: Next) -> Response {
     let limit = api.gate.max_header_bytes;
-    let bytes: usize =
-        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let bytes: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if limit > 0 && bytes > limit {
         let detail = format!("the headers may have at most {limit} bytes");
         return Problem::new(ProblemType::HeadersTooLarge, detail).into_response();

@@ -209,7 +209,9 @@ impl DevClusterBuilder {
 
     /// Whether tokens are required and nobody has said whose they are.
     fn makes_keys(&self) -> bool {
-        let own = |text: &String| ["security.jwt_public_key", "security.jwks_url"].iter().any(|key| text.starts_with(key));
+        let own = |text: &String| {
+            ["security.jwt_public_key", "security.jwks_url"].iter().any(|key| text.starts_with(key))
+        };
         self.require_auth && !self.overrides.iter().any(own)
     }
 

@@ -34,8 +34,7 @@ impl Bench {
     fn put(&mut self, worker: WorkerId, capabilities: &Capabilities, free: u32, loaded: &[&str]) {
         let capabilities = capabilities.clone();
         let loaded_models = loaded.iter().map(|&model| model.to_owned()).collect();
-        self.workers
-            .insert(worker, Worker { capabilities, free, waits: false, near: false, loaded_models });
+        self.workers.insert(worker, Worker { capabilities, free, waits: false, near: false, loaded_models });
         self.change(worker, |_| {});
     }
 
@@ -128,7 +127,9 @@ fn of_equals_the_one_that_is_connected_to_this_replica_comes_first() {
 
 #[test]
 fn numbers_are_compared_by_their_leading_digits() {
-    for (number, expected) in [(0, 0), (1, 1), (7, 7), (8, 8), (9, 8), (10, 10), (79, 64), (80, 80), (100, 96)] {
+    for (number, expected) in
+        [(0, 0), (1, 1), (7, 7), (8, 8), (9, 8), (10, 10), (79, 64), (80, 80), (100, 96)]
+    {
         assert_eq!(coarse(number), expected, "{number}");
     }
     assert_eq!(coarse(u32::MAX), 7 << 29);

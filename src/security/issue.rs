@@ -148,7 +148,9 @@ mod tests {
     fn a_key_that_cannot_sign_is_refused_without_being_quoted() {
         let pair = KeyPair::generate().unwrap();
         assert!(Issuer::from_pem(pair.private_pem()).is_ok());
-        for wrong in [pair.public_pem(), "", "MIIE", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"] {
+        for wrong in
+            [pair.public_pem(), "", "MIIE", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"]
+        {
             assert_eq!(Issuer::from_pem(wrong).err(), Some(IssueError::Key));
         }
     }

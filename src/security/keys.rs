@@ -57,7 +57,11 @@ impl KeySet {
         let document: Document =
             serde_json::from_slice(body).map_err(|error| format!("is no JSON Web Key Set: {error}"))?;
         let keys: Vec<_> = document.keys.into_iter().filter_map(usable).take(MAX_KEYS).collect();
-        if keys.is_empty() { Err("holds no RSA key for RS256 signatures".to_owned()) } else { Ok(Self { keys }) }
+        if keys.is_empty() {
+            Err("holds no RSA key for RS256 signatures".to_owned())
+        } else {
+            Ok(Self { keys })
+        }
     }
 
     /// The keys that may have signed a token with this key id. Keys that have no id are tried for any.

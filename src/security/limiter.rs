@@ -114,7 +114,11 @@ mod tests {
         }
         let wait = limiter.admit(Some("ann"), Some(address)).unwrap_err();
         assert!(wait > Duration::from_millis(500) && wait <= Duration::from_secs(1), "{wait:?}");
-        assert_eq!(limiter.admit(Some("bob"), Some(address)), Ok(()), "a subject, not its address, is counted");
+        assert_eq!(
+            limiter.admit(Some("bob"), Some(address)),
+            Ok(()),
+            "a subject, not its address, is counted"
+        );
         assert_eq!(limiter.admit(None, Some(address)), Ok(()));
     }
 

@@ -11,6 +11,7 @@ mod issue;
 mod jwks;
 mod keys;
 mod limiter;
+mod tls;
 mod token;
 mod vault;
 
@@ -18,5 +19,6 @@ pub use authenticator::{AuthError, Authenticator, SetupError};
 pub use caller::{Access, Caller, Role};
 pub use issue::{IssueError, Issuer, KeyPair, NewToken};
 pub use limiter::{Limiter, Rate};
+pub use tls::{PeerTls, TlsError, TlsIdentity, peer_tls, server_identity};
 pub use token::MAX_TOKEN;
 pub use vault::{BadKey, Column, Unsealed, Vault};

@@ -91,10 +91,7 @@ impl<'a> Unverified<'a> {
     }
 
     /// The claims, if one of the keys has signed them.
-    pub(super) fn verify<'k>(
-        &self,
-        keys: impl Iterator<Item = &'k DecodingKey>,
-    ) -> Result<Claims, Distrust> {
+    pub(super) fn verify<'k>(&self, keys: impl Iterator<Item = &'k DecodingKey>) -> Result<Claims, Distrust> {
         // Claims are judged by `Claims::check`, with a clock that is handed in.
         let mut validation = Validation::new(Algorithm::RS256);
         validation.required_spec_claims.clear();
@@ -204,11 +201,17 @@ mod tests {
     #[test]
     fn a_token_must_name_a_subject_and_a_role() {
         let ok = |change: &Value| check(&claims(change), &Policy::default()).is_ok();
-        for bad in [json!({"sub": ""}), json!({"sub": null}), json!({"sub": "a\nb"}), json!({"sub": "x".repeat(256)})]
-        {
+        for bad in [
+            json!({"sub": ""}),
+            json!({"sub": null}),
+            json!({"sub": "a\nb"}),
+            json!({"sub": "x".repeat(256)}),
+        ] {
             assert!(!ok(&bad), "{bad}");
         }
-        for bad in [json!({"role": null}), json!({"role": "root"}), json!({"role": "Admin"}), json!({"role": ""})] {
+        for bad in
+            [json!({"role": null}), json!({"role": "root"}), json!({"role": "Admin"}), json!({"role": ""})]
+        {
             assert!(!ok(&bad), "{bad}");
         }
     }

@@ -15,8 +15,8 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -240,7 +240,11 @@ mod tests {
         let sealed = old.seal_text(JOB, Column::ErrorMessage, "why").unwrap().into_owned();
         assert_eq!(new.open_text(JOB, Column::ErrorMessage, sealed), "why");
         let sealed = new.seal_text(JOB, Column::ErrorMessage, "why").unwrap().into_owned();
-        assert_eq!(old.open_text(JOB, Column::ErrorMessage, sealed.clone()), sealed, "the old one does not know it");
+        assert_eq!(
+            old.open_text(JOB, Column::ErrorMessage, sealed.clone()),
+            sealed,
+            "the old one does not know it"
+        );
     }
 
     #[test]

@@ -242,7 +242,10 @@ fn there_is_a_limit_of_sessions() {
     for n in 0..MAX_SESSIONS {
         sessions.open(Caller::Anybody, worker(n), STREAM, [], 0).unwrap();
     }
-    assert_eq!(sessions.open(Caller::Anybody, worker(MAX_SESSIONS), STREAM, [], 0).err(), Some(ServiceError::Overloaded));
+    assert_eq!(
+        sessions.open(Caller::Anybody, worker(MAX_SESSIONS), STREAM, [], 0).err(),
+        Some(ServiceError::Overloaded)
+    );
     sessions.open(Caller::Anybody, worker(0), SessionId(Uuid::from_u128(11)), [], 0).unwrap();
     assert_eq!(sessions.all().len(), MAX_SESSIONS);
 }
@@ -324,7 +327,8 @@ impl Leading {
 #[tokio::test]
 async fn opening_attaches_with_what_the_worker_holds() {
     let (services, leader, sessions) = replica();
-    let opening = Caller::Anybody.scope(services.open_session(WORKER, vec![(job(1), lease(1)), (job(2), lease(2))], 3));
+    let opening =
+        Caller::Anybody.scope(services.open_session(WORKER, vec![(job(1), lease(1)), (job(2), lease(2))], 3));
     let mut opening = Box::pin(opening);
     assert!(opening.as_mut().now_or_never().is_none());
     let (command, answer) = leader.next().await;

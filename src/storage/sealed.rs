@@ -15,10 +15,7 @@ pub(super) type Outcome<'a> = (JobId, Option<&'a str>, Option<&'a str>, Option<&
 pub(super) struct Sealed<'a>(Vec<[Option<Cow<'a, str>>; 3]>);
 
 impl<'a> Sealed<'a> {
-    pub(super) fn of(
-        vault: &Vault,
-        rows: impl Iterator<Item = Outcome<'a>>,
-    ) -> Result<Self, StorageError> {
+    pub(super) fn of(vault: &Vault, rows: impl Iterator<Item = Outcome<'a>>) -> Result<Self, StorageError> {
         let seal = |(JobId(job), output, message, stack): Outcome<'a>| {
             let text = |column, text: Option<&'a str>| {
                 text.map(|text| vault.seal_text(job, column, text)).transpose()

@@ -96,10 +96,13 @@ impl FencedTransaction {
         if jobs.is_empty() {
             return Ok(());
         }
-        let sealed = Sealed::of(&self.vault, jobs.iter().map(|job| {
-            let output = job.output_data.as_ref().map(Payload::as_str);
-            (job.id, output, job.error_message.as_deref(), job.error_stack.as_deref())
-        }))?;
+        let sealed = Sealed::of(
+            &self.vault,
+            jobs.iter().map(|job| {
+                let output = job.output_data.as_ref().map(Payload::as_str);
+                (job.id, output, job.error_message.as_deref(), job.error_stack.as_deref())
+            }),
+        )?;
         let written = sqlx::query!(
             "UPDATE jobs j SET status = c.status, retry_count = c.retry_count,
                  next_retry_at = c.next_retry_at, retry_backoff_seconds = c.retry_backoff_seconds,
@@ -147,12 +150,15 @@ impl FencedTransaction {
         if changes.is_empty() {
             return Ok(());
         }
-        let sealed = Sealed::of(&self.vault, changes.iter().map(|(job, change)| {
-            let output = change.output_data.as_ref().map(Payload::as_str);
-            let error = change.error.as_ref();
-            let message = error.map(|error| error.message.as_str()).filter(|message| !message.is_empty());
-            (*job, output, message, error.and_then(|error| error.stack.as_deref()))
-        }))?;
+        let sealed = Sealed::of(
+            &self.vault,
+            changes.iter().map(|(job, change)| {
+                let output = change.output_data.as_ref().map(Payload::as_str);
+                let error = change.error.as_ref();
+                let message = error.map(|error| error.message.as_str()).filter(|message| !message.is_empty());
+                (*job, output, message, error.and_then(|error| error.stack.as_deref()))
+            }),
+        )?;
         let changes: Vec<&ExecutionChange> = changes.iter().map(|(_, change)| *change).collect();
         let changes = changes.as_slice();
         sqlx::query!(

@@ -97,7 +97,8 @@ impl Signer {
         };
         let header = header.replace("\"stranger\"", &self.stranger_jwk.to_string());
         let mut claims = bad.claims_text.clone().unwrap_or_else(|| {
-            let good = json!({"sub": "mallory", "role": "admin", "exp": "now+3600", "iss": ISSUER, "aud": AUDIENCE});
+            let good =
+                json!({"sub": "mallory", "role": "admin", "exp": "now+3600", "iss": ISSUER, "aud": AUDIENCE});
             changed(good, &bad.claims)
         });
         if bad.edit.as_deref() == Some("long") {

@@ -59,17 +59,25 @@ async fn a_listed_origin_may_ask_without_a_token_and_call_with_one() {
     assert_eq!(preflight.headers()["access-control-allow-origin"], "http://ui.test");
     let refused = scene.http.get(&url).header("origin", "http://ui.test").send().await.unwrap();
     assert_eq!(refused.status(), 401);
-    assert_eq!(refused.headers()["access-control-allow-origin"], "http://ui.test", "so that a page can read why");
+    assert_eq!(
+        refused.headers()["access-control-allow-origin"],
+        "http://ui.test",
+        "so that a page can read why"
+    );
 }
 
 #[test]
 fn a_replica_that_could_check_no_token_does_not_start() {
     let folder = Scratch::new();
     let config = folder.path().join("cortex.yaml");
-    let stores = "database: {url: 'postgres://nobody@127.0.0.1:1/none'}\nqueue: {redis_url: 'redis://127.0.0.1:1'}\n";
+    let stores =
+        "database: {url: 'postgres://nobody@127.0.0.1:1/none'}\nqueue: {redis_url: 'redis://127.0.0.1:1'}\n";
     for (security, parts) in [
         ("", ["security.jwt_public_key", "security.jwks_url", "security.require_auth"].as_slice()),
-        ("security: {jwt_public_key: /nowhere/key.pem}", &["security.jwt_public_key cannot read /nowhere/key.pem"]),
+        (
+            "security: {jwt_public_key: /nowhere/key.pem}",
+            &["security.jwt_public_key cannot read /nowhere/key.pem"],
+        ),
     ] {
         std::fs::write(&config, format!("{stores}{security}")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_cortex"));
@@ -88,13 +96,27 @@ fn the_command_line_issues_tokens_that_a_replica_believes() {
     std::fs::write(&key, pair.private_pem()).unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cortex"));
-        command.args(["token", "issue", "--subject", "ann"]).args(arguments).arg("--key").arg(&key).output().unwrap()
+        command
+            .args(["token", "issue", "--subject", "ann"])
+            .args(arguments)
+            .arg("--key")
+            .arg(&key)
+            .output()
+            .unwrap()
     };
     let output = run(&["--role", "viewer", "--ttl", "90m"]);
     assert!(output.status.success(), "{output:?}");
     let token = String::from_utf8(output.stdout).unwrap();
-    assert_eq!((token.lines().count(), token.trim().split('.').count()), (1, 3), "the token and nothing else");
-    for wrong in [["--role", "root", "--ttl", "1h"], ["--role", "viewer", "--ttl", "0s"], ["--role", "viewer", "--ttl", "4000d"]] {
+    assert_eq!(
+        (token.lines().count(), token.trim().split('.').count()),
+        (1, 3),
+        "the token and nothing else"
+    );
+    for wrong in [
+        ["--role", "root", "--ttl", "1h"],
+        ["--role", "viewer", "--ttl", "0s"],
+        ["--role", "viewer", "--ttl", "4000d"],
+    ] {
         assert_eq!(run(&wrong).status.code(), Some(2), "{wrong:?}");
     }
     std::fs::write(&key, pair.public_pem()).unwrap();

@@ -8,4 +8,5 @@ mod sealed;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
+mod tls;
 mod workers;

@@ -126,13 +126,17 @@ async fn payloads_are_sealed_in_the_database_and_nowhere_else() {
 
     assert_eq!(rows_with_the_canary(&pool).await, 0);
     let done = pair.show(&format!("/api/v1/jobs/{waiting}")).await;
-    assert_eq!((&done["input_data"]["prompt"], &done["output_data"]["answer"]), (&json!(CANARY), &json!(CANARY)));
+    assert_eq!(
+        (&done["input_data"]["prompt"], &done["output_data"]["answer"]),
+        (&json!(CANARY), &json!(CANARY))
+    );
     let failed = pair.show(&format!("/api/v1/jobs/{failing}")).await;
     assert_eq!(failed["error_message"], format!("because of {CANARY}"));
     assert_eq!(failed["error_stack"], format!("at {CANARY}"));
-    for (job, field, value) in
-        [(&waiting, "output_data", json!({"answer": CANARY})), (&failing, "error_stack", json!(format!("at {CANARY}")))]
-    {
+    for (job, field, value) in [
+        (&waiting, "output_data", json!({"answer": CANARY})),
+        (&failing, "error_stack", json!(format!("at {CANARY}"))),
+    ] {
         assert_eq!(pair.show(&format!("/api/v1/jobs/{job}/executions")).await[0][field], value);
     }
     let page = pair.show("/api/v1/jobs").await;

@@ -110,7 +110,11 @@ async fn a_worker_token_cannot_act_for_the_workers_of_another_one() {
         let assigned = owner.poll(&mine, 10_000).await.unwrap();
         assert_eq!(assigned.job_id, job["id"].as_str().unwrap());
 
-        assert_eq!(code(other.register(&model).await), Code::PermissionDenied, "under the same hostname and port");
+        assert_eq!(
+            code(other.register(&model).await),
+            Code::PermissionDenied,
+            "under the same hostname and port"
+        );
         assert_eq!(other.heartbeat(&mine).await, Code::PermissionDenied);
         assert_eq!(code(other.poll(&mine, 0).await), Code::PermissionDenied);
         assert_eq!(other.update(&mine, &assigned).await, Code::PermissionDenied);

@@ -63,7 +63,9 @@ mod tests {
     fn what_is_not_listed_is_an_administrators() {
         assert_eq!(access_of("/cortex.JobService/Heartbeat"), Access::Work);
         assert_eq!(access_of("/grpc.health.v1.Health/Check"), Access::Open);
-        for path in ["/cortex.JobService/New", "/cortex.JobService/Heartbeat/", "/", "", "/grpc.health.v1.HealthX/"] {
+        for path in
+            ["/cortex.JobService/New", "/cortex.JobService/Heartbeat/", "/", "", "/grpc.health.v1.HealthX/"]
+        {
             assert_eq!(access_of(path), Access::Administer, "{path}");
         }
     }

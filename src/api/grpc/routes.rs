@@ -10,8 +10,8 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use super::client::Clients;
 use super::jobs::Jobs;
-use crate::api::{gate, guard};
 use crate::api::state::Api;
+use crate::api::{gate, guard};
 
 /// The descriptors of `proto/cortex.proto`, for reflection.
 pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cortex.descriptors"));

@@ -6,9 +6,9 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
 
 use super::{jobs, system, workers};
-use crate::api::{gate, guard};
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
+use crate::api::{gate, guard};
 use crate::security::Access;
 
 /// One method of one path, and what it asks of its caller.
@@ -25,7 +25,8 @@ pub fn router(api: Api) -> Router {
     let mut router = Router::new();
     for Route { access, path, handler, .. } in all() {
         // Around the handler itself, so that what is served is what was declared.
-        router = router.route(path, handler.route_layer(from_fn_with_state((api.clone(), access), gate::http)));
+        router =
+            router.route(path, handler.route_layer(from_fn_with_state((api.clone(), access), gate::http)));
     }
     // What is not served is told to those who may look.
     let nothing = from_fn_with_state((api.clone(), Access::Read), gate::http);

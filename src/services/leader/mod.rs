@@ -211,9 +211,7 @@ impl Commands for Leader {
             Command::Heartbeat(heartbeat) => {
                 async move { self.heartbeat(&by, heartbeat).await.map(Answer::Heartbeat) }.boxed()
             }
-            Command::PollJob(poll) => {
-                async move { self.poll(&by, poll).await.map(Answer::PollJob) }.boxed()
-            }
+            Command::PollJob(poll) => async move { self.poll(&by, poll).await.map(Answer::PollJob) }.boxed(),
             Command::Attach(attach) => {
                 async move { self.attach(&by, attach).await.map(Answer::Attach) }.boxed()
             }

@@ -51,11 +51,7 @@ pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batch
 impl Leader {
     /// Registers a worker, which is the caller's from then on. What it ran before under the same hostname and
     /// port is lost.
-    pub(super) async fn register(
-        &self,
-        by: &Caller,
-        new: NewWorker,
-    ) -> Result<(Worker, bool), ServiceError> {
+    pub(super) async fn register(&self, by: &Caller, new: NewWorker) -> Result<(Worker, bool), ServiceError> {
         let core = &self.core;
         let (worker, created) = core
             .transaction("register_worker", || async {
