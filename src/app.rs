@@ -96,6 +96,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let vault = Vault::new(&config.security.payload_keys)?;
     let tls = config.server.tls.as_ref().map(security::server_identity).transpose()?;
     let peer_tls = config.cluster.tls.as_ref().map(security::peer_tls).transpose()?;
+    if config.security.require_auth && config.cluster.is_open() {
+        tracing::warn!(
+            "The peer port lets anybody in: set cluster.tls or cluster.secret, or keep it private."
+        );
+    }
     let listeners = listen(&config).await?;
     let database = open_database(&config, &shutdown).await?.with_vault(vault);
     let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;

@@ -33,7 +33,7 @@ pub struct Seed {
 }
 
 /// Configuration of one replica.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClusterConfig {
     /// This replica's id, greater than 0. Never reuse the id of a replica whose
     /// data is gone.
@@ -89,6 +89,20 @@ pub enum ConfigError {
     Secret,
     #[error("the Raft settings are refused: {0}")]
     Raft(String),
+}
+
+impl std::fmt::Debug for ClusterConfig {
+    /// Without the secret and the private key, which must not reach a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterConfig")
+            .field("node_id", &self.node_id)
+            .field("data_dir", &self.data_dir)
+            .field("advertise", &self.advertise)
+            .field("seeds", &self.seeds)
+            .field("heartbeat", &self.heartbeat)
+            .field("election_timeout", &self.election_timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ClusterConfig {

@@ -46,11 +46,16 @@ pub async fn shared() -> &'static Scene {
 impl Scene {
     /// Starts a group of its own with these settings.
     pub async fn start(replicas: u16, settings: &[&str]) -> Self {
+        Self::with_workers(replicas, 0, settings).await
+    }
+
+    /// The same with demo workers.
+    pub async fn with_workers(replicas: u16, workers: u16, settings: &[&str]) -> Self {
         let (stores, folder) = (Stores::fresh().await, Scratch::new());
         let mut builder = DevCluster::builder(folder.path().join("data"))
             .binary(env!("CARGO_BIN_EXE_cortex"))
             .replicas(replicas)
-            .workers(0)
+            .workers(workers)
             .require_auth(true)
             .database_url(Some(stores.database_url.clone()))
             .redis_url(Some(stores.redis_url.clone()))

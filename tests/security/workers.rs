@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::scene::{Scene, shared, with_token};
+use crate::support::eventually;
 
 /// One bearer of a token at one replica.
 struct Bearer {
@@ -133,6 +134,19 @@ async fn a_worker_token_cannot_act_for_the_workers_of_another_one() {
         let worker = scene.send(replica, &Method::GET, &path, Some(&viewer), None).await;
         assert_eq!(worker.json::<Value>().await.unwrap()["owner"], "owner");
     }
+}
+
+#[tokio::test]
+async fn the_demo_workers_of_a_group_with_tokens_run_its_jobs() {
+    let scene = Scene::with_workers(1, 1, &[]).await;
+    let job = submit(&scene, 0, "demo").await;
+    let path = format!("/api/v1/jobs/{}", job["id"].as_str().unwrap());
+    let viewer = scene.token("ann", Role::Viewer);
+    eventually("the job is completed", async || {
+        let shown = scene.send(0, &Method::GET, &path, Some(&viewer), None).await;
+        shown.json::<Value>().await.unwrap()["status"] == "completed"
+    })
+    .await;
 }
 
 #[tokio::test]

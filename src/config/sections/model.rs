@@ -309,6 +309,13 @@ impl Config {
     }
 }
 
+impl Cluster {
+    /// Whether there are other replicas, and neither a secret nor certificates tell them from strangers.
+    pub fn is_open(&self) -> bool {
+        self.seeds.len() > 1 && self.secret.is_none() && self.tls.is_none()
+    }
+}
+
 impl LogLevel {
     /// The level's name, in lower case.
     pub fn as_str(self) -> &'static str {
