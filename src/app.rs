@@ -1,20 +1,22 @@
 //! One replica, put together from its parts and taken apart in order.
 
+mod listeners;
+
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use cortex_cluster::{ClusterConfig, Leadership, Node, StartError};
 use futures::future::BoxFuture;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
+use self::listeners::{grpc_tls, listen, serve};
 use crate::api::grpc::ServingStatus;
 use crate::api::{self, Api, Gate, Observe};
 use crate::config::Config;
@@ -25,7 +27,7 @@ use crate::forward::{self, ForwardConfig, ForwardServer, Route, Router};
 use crate::group::Group;
 use crate::leadership::{self, RaftStopped};
 use crate::ready_queue::{QueueError, ReadyQueue};
-use crate::security::{Authenticator, Limiter, Rate, SetupError};
+use crate::security::{self, Authenticator, BadKey, Limiter, PeerTls, Rate, SetupError, TlsError, Vault};
 use crate::services::Services;
 use crate::services::control::Control;
 use crate::services::inspect::{ClusterView, Component, Health, Inspect, MemberView, Role};
@@ -47,12 +49,15 @@ const PEER_THREADS: usize = 2;
 /// Why a replica could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The configuration asks for something that this version does not have.
-    #[error("{0}")]
-    Config(&'static str),
+    /// Payloads cannot be encrypted as configured.
+    #[error(transparent)]
+    PayloadKeys(#[from] BadKey),
     /// Nobody could be authenticated.
     #[error(transparent)]
     Security(#[from] SetupError),
+    /// A certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A listener could not be opened.
     #[error("cannot listen on {address} for {purpose}: {source}")]
     Listen {
@@ -86,28 +91,24 @@ pub enum AppError {
     Grpc(String),
 }
 
-/// The three listeners.
-struct Listeners {
-    http: TcpListener,
-    grpc: TcpListener,
-    peer: TcpListener,
-}
-
 /// Runs one replica until `shutdown`, then hands the leadership over and stops.
 #[expect(clippy::too_many_lines, reason = "the parts, in the order in which they start and stop")]
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
-    if !config.security.payload_keys.is_empty() {
-        return Err(AppError::Config(
-            "security.payload_keys is set, and this version cannot encrypt payloads yet: remove the keys",
-        ));
-    }
     let ambient: Arc<dyn Ambient> = Arc::new(System);
     let gate = gate(&config, &ambient)?;
+    let vault = Vault::new(&config.security.payload_keys)?;
+    let tls = config.server.tls.as_ref().map(security::server_identity).transpose()?;
+    let peer_tls = config.cluster.tls.as_ref().map(security::peer_tls).transpose()?;
+    if config.security.require_auth && config.cluster.is_open() {
+        tracing::warn!(
+            "The peer port lets anybody in: set cluster.tls or cluster.secret, or keep it private."
+        );
+    }
     let listeners = listen(&config).await?;
-    let database = open_database(&config, &shutdown).await?;
+    let database = open_database(&config, &shutdown).await?.with_vault(vault);
     let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;
     let peers = peer_runtime()?;
-    let started = peers.spawn(Node::start(cluster_config(&config))).await;
+    let started = peers.spawn(Node::start(cluster_config(&config, peer_tls.as_ref()))).await;
     let (node, raft) = started.map_err(std::io::Error::other)??;
 
     let metrics = Arc::new(Metrics::new());
@@ -115,15 +116,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let forwarding = ForwardConfig {
         timeout: config.cluster.forward_timeout,
         secret: config.cluster.secret.as_ref().map(|secret| secret.expose().to_owned()),
+        tls: peer_tls.as_ref().map(peer_client),
         ..ForwardConfig::default()
     };
     let forward_service =
         ForwardServer::new(routes.clone(), &forwarding, shutdown.child_token()).into_service();
     let stop_peers = CancellationToken::new();
-    let peer_server = forward::tune(tonic::transport::Server::builder())
-        .add_service(raft)
-        .add_service(forward_service)
-        .serve_with_incoming_shutdown(
+    let mut peer_server = forward::tune(tonic::transport::Server::builder());
+    if let Some(tls) = &peer_tls {
+        let tls = grpc_tls(&tls.identity).client_ca_root(Certificate::from_pem(&tls.ca));
+        peer_server = peer_server.tls_config(tls).map_err(|error| AppError::Grpc(error.to_string()))?;
+    }
+    let peer_server =
+        peer_server.add_service(raft).add_service(forward_service).serve_with_incoming_shutdown(
             TcpIncoming::from(listeners.peer).with_nodelay(Some(true)),
             stop_peers.clone().cancelled_owned(),
         );
@@ -188,7 +193,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         stop: stop.clone(),
     };
     let mut leading = tokio::spawn(leadership::run(parts));
-    let (servers, serving) = serve(api, listeners.http, listeners.grpc, &close).await?;
+    let (servers, serving) = serve(api, listeners.http, listeners.grpc, tls.as_ref(), &close).await?;
     tokio::spawn(close_when_removed(node.clone(), Arc::clone(&sessions), serving));
     tracing::info!(node_id = config.cluster.node_id, http = %config.http_listen(), grpc = %config.grpc_listen(),
         "The replica is up.");
@@ -257,18 +262,7 @@ fn gate(config: &Config, ambient: &Arc<dyn Ambient>) -> Result<Gate, SetupError>
         authenticator: Authenticator::new(&config.security, Arc::clone(ambient))?,
         limiter: rate.map(|rate| Limiter::new(rate, Arc::clone(ambient))),
         max_header_bytes: limits.max_header_bytes,
-    })
-}
-
-async fn listen(config: &Config) -> Result<Listeners, AppError> {
-    let open = async |address: SocketAddr, purpose: &'static str| {
-        let opened = TcpListener::bind(address).await;
-        opened.map_err(|source| AppError::Listen { address, purpose, source })
-    };
-    Ok(Listeners {
-        http: open(config.http_listen(), "HTTP").await?,
-        grpc: open(config.grpc_listen(), "gRPC").await?,
-        peer: open(config.cluster.peer_listen, "other replicas").await?,
+        cors: api::rest::cors::layer(&config.cors),
     })
 }
 
@@ -280,7 +274,14 @@ fn peer_runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-fn cluster_config(config: &Config) -> ClusterConfig {
+/// What a replica shows another one, and whom it believes.
+fn peer_client(tls: &PeerTls) -> ClientTlsConfig {
+    ClientTlsConfig::new()
+        .identity(Identity::from_pem(&tls.identity.cert, &tls.identity.key))
+        .ca_certificate(Certificate::from_pem(&tls.ca))
+}
+
+fn cluster_config(config: &Config, tls: Option<&PeerTls>) -> ClusterConfig {
     let cluster = &config.cluster;
     let advertise = cortex_cluster::Addresses {
         peer: cluster.advertise.peer.clone(),
@@ -296,6 +297,7 @@ fn cluster_config(config: &Config) -> ClusterConfig {
         heartbeat: cluster.heartbeat,
         election_timeout: cluster.election_timeout,
         secret: cluster.secret.as_ref().map(|secret| secret.expose().to_owned()),
+        tls: tls.map(peer_client),
         ..ClusterConfig::new(cluster.node_id, &cluster.data_dir, advertise, seeds)
     }
 }
@@ -303,37 +305,6 @@ fn cluster_config(config: &Config) -> ClusterConfig {
 fn job_defaults(config: &Config) -> JobDefaults {
     let timeout = u32::try_from(config.scheduler.job_timeout_default.as_secs()).unwrap_or(u32::MAX);
     JobDefaults { retry: config.retry.into(), timeout_seconds: timeout }
-}
-
-async fn serve(
-    api: Api,
-    http: TcpListener,
-    grpc: TcpListener,
-    close: &CancellationToken,
-) -> Result<([JoinHandle<()>; 2], ServingStatus), AppError> {
-    let (routes, serving) =
-        api::grpc::routes(api.clone()).await.map_err(|error| AppError::Grpc(error.to_string()))?;
-    let http = http.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let rest = axum::serve(http, api::rest::router(api).into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(close.clone().cancelled_owned());
-    let rest = tokio::spawn(async move {
-        if let Err(error) = rest.await {
-            tracing::error!(%error, "The HTTP listener failed.");
-        }
-    });
-    let server = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .add_routes(routes);
-    let switch = serving.clone();
-    let (incoming, closed) = (TcpIncoming::from(grpc).with_nodelay(Some(true)), close.clone());
-    let grpc = tokio::spawn(async move {
-        switch.set(true).await;
-        if let Err(error) = server.serve_with_incoming_shutdown(incoming, closed.cancelled_owned()).await {
-            tracing::error!(%error, "The gRPC listener failed.");
-        }
-    });
-    Ok(([rest, grpc], serving))
 }
 
 /// Sends workers on to other replicas once this one is no member any more.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// An address that is not `http://host:port`, or a list without any.
+/// An address that is not `http://host:port` or `https://host:port`, or a list without any.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid endpoint {endpoint:?}: {reason}")]
 pub struct InvalidEndpoint {
@@ -30,8 +30,8 @@ pub(crate) fn parse_list(list: &str) -> Result<Vec<String>, InvalidEndpoint> {
 fn parse(text: &str) -> Result<String, InvalidEndpoint> {
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let url = reqwest::Url::parse(&full).map_err(|e| invalid(text, e))?;
-    if url.scheme() != "http" {
-        return Err(invalid(text, "only http:// is supported"));
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(invalid(text, "only http:// and https:// are supported"));
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err(invalid(text, "the host is missing"));
@@ -56,7 +56,8 @@ mod tests {
     #[test]
     fn an_empty_list_and_other_schemes_are_refused() {
         assert!(parse_list(" , ").is_err());
-        assert!(parse_list("https://a:1").is_err());
+        assert!(parse_list("https://a:1").is_ok());
+        assert!(parse_list("ftp://a:1").is_err());
         assert!(parse_list("http://").is_err());
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tonic::transport::ClientTlsConfig;
 
 /// Where a member can be reached, each as `host:port`. This is the node data
 /// that Raft membership carries.
@@ -32,7 +33,7 @@ pub struct Seed {
 }
 
 /// Configuration of one replica.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClusterConfig {
     /// This replica's id, greater than 0. Never reuse the id of a replica whose
     /// data is gone.
@@ -55,6 +56,8 @@ pub struct ClusterConfig {
     pub snapshot_every: u64,
     /// When set, peers must show the same secret.
     pub secret: Option<String>,
+    /// When set, peers are reached by TLS with it. The listener is the caller's.
+    pub tls: Option<ClientTlsConfig>,
 }
 
 /// Why a configuration can't be used; the text names the key.
@@ -88,6 +91,20 @@ pub enum ConfigError {
     Raft(String),
 }
 
+impl std::fmt::Debug for ClusterConfig {
+    /// Without the secret and the private key, which must not reach a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterConfig")
+            .field("node_id", &self.node_id)
+            .field("data_dir", &self.data_dir)
+            .field("advertise", &self.advertise)
+            .field("seeds", &self.seeds)
+            .field("heartbeat", &self.heartbeat)
+            .field("election_timeout", &self.election_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
 impl ClusterConfig {
     /// A configuration with the default timings.
     pub fn new(node_id: u64, data_dir: impl Into<PathBuf>, advertise: Addresses, seeds: Vec<Seed>) -> Self {
@@ -101,6 +118,7 @@ impl ClusterConfig {
             install_snapshot_timeout: Duration::from_secs(2),
             snapshot_every: 1000,
             secret: None,
+            tls: None,
         }
     }
 

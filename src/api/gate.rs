@@ -11,10 +11,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tonic::Status;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tower_http::cors::CorsLayer;
 
 use super::grpc;
 use super::problem::{Problem, ProblemType};
 use super::state::Api;
+use super::tls::TlsPeer;
 use crate::security::{Access, AuthError, Authenticator, Caller, Limiter};
 
 /// What opens the value of an `Authorization` header.
@@ -29,6 +31,8 @@ pub struct Gate {
     pub limiter: Option<Limiter>,
     /// Largest sum of all names and values of a request's headers in bytes; 0 is any.
     pub max_header_bytes: usize,
+    /// Answers browsers on other origins; none of them may call without.
+    pub cors: Option<CorsLayer>,
 }
 
 impl Gate {
@@ -89,7 +93,9 @@ pub(super) async fn http(
     if access == Access::Open {
         return next.run(request).await;
     }
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let plain = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let tls = || request.extensions().get::<ConnectInfo<TlsPeer>>().map(|peer| peer.0.0.ip());
+    let address = plain.or_else(tls);
     match api.gate.admit(access, request.headers(), address).await {
         Ok(caller) => caller.scope(next.run(request)).await,
         Err(problem) => problem.into_response(),

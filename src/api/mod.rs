@@ -14,7 +14,9 @@ mod messagepack;
 pub mod problem;
 pub mod rest;
 mod state;
+mod tls;
 
 pub use gate::Gate;
 pub use guard::Observe;
 pub use state::{Api, Limits, Parts};
+pub use tls::{TlsListener, TlsPeer};

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use tonic::transport::ClientTlsConfig;
+
 /// How commands are carried.
 #[derive(Clone)]
 pub struct ForwardConfig {
@@ -21,6 +23,8 @@ pub struct ForwardConfig {
     pub keep_alive_timeout: Duration,
     /// `cluster.secret`: shown to the leader, and asked of followers. Never logged.
     pub secret: Option<String>,
+    /// `cluster.tls`: what is shown to the leader, and who must have signed what it shows.
+    pub tls: Option<ClientTlsConfig>,
     /// Bounds of queues and batches.
     pub limits: Limits,
 }
@@ -51,6 +55,7 @@ impl Default for ForwardConfig {
             keep_alive_interval: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(1),
             secret: None,
+            tls: None,
             limits: Limits::default(),
         }
     }

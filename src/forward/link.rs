@@ -164,7 +164,11 @@ async fn connect(
 }
 
 fn endpoint(peer: &str, config: &ForwardConfig) -> Result<Endpoint, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(format!("http://{peer}"))?
+    let endpoint = match &config.tls {
+        None => Endpoint::from_shared(format!("http://{peer}"))?,
+        Some(tls) => Endpoint::from_shared(format!("https://{peer}"))?.tls_config(tls.clone())?,
+    };
+    Ok(endpoint
         .connect_timeout(config.connect_timeout)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(config.keep_alive_interval)

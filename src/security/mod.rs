@@ -1,4 +1,4 @@
-//! Who calls, and what they may do: tokens, roles, limits on rates.
+//! Who calls, and what they may do: tokens, roles, limits on rates. And payloads that are sealed at rest.
 //!
 //! Knows no transport and no use case. [`crate::api`] reads a token from a request and asks
 //! [`Authenticator`] whose it is; the [`Caller`] then goes with every command, to the leader, wherever that is.
@@ -11,10 +11,14 @@ mod issue;
 mod jwks;
 mod keys;
 mod limiter;
+mod tls;
 mod token;
+mod vault;
 
 pub use authenticator::{AuthError, Authenticator, SetupError};
 pub use caller::{Access, Caller, Role};
 pub use issue::{IssueError, Issuer, KeyPair, NewToken};
 pub use limiter::{Limiter, Rate};
+pub use tls::{PeerTls, TlsError, TlsIdentity, peer_tls, server_identity};
 pub use token::MAX_TOKEN;
+pub use vault::{BadKey, Column, Unsealed, Vault};

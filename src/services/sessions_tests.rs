@@ -12,6 +12,7 @@ use crate::domain::pause::Paused;
 use crate::domain::payload::Payload;
 use crate::domain::retry::RetryPolicy;
 use crate::ready_queue::ReadyQueue;
+use crate::security::Role;
 use crate::services::Services;
 use crate::services::control::{Change, Changed, Control};
 use crate::services::error::Conflict;
@@ -276,6 +277,27 @@ fn an_attach_is_brought_up_to_date_by_the_very_session() {
     sessions.open(Caller::Anybody, WORKER, SessionId(Uuid::from_u128(11)), [], 0).unwrap();
     sessions.renew(&mut attach);
     assert_eq!((attach.session, attach.held.len()), (STREAM, 2), "another session says nothing of this one");
+}
+
+#[test]
+fn a_session_is_replaced_by_its_owner_or_an_administrator_and_by_nobody_else() {
+    let caller = |subject: &str, role| Caller::Known { subject: subject.to_owned(), role };
+    let sessions = Sessions::default();
+    let open = |by: Caller| sessions.open(by, WORKER, STREAM, [], 0);
+    let first = open(caller("ann", Role::Worker)).unwrap();
+    assert!(matches!(open(caller("bob", Role::Worker)), Err(ServiceError::Forbidden(_))));
+    assert!(!first.is_closed());
+    open(caller("ann", Role::Worker)).unwrap();
+    assert!(first.is_closed());
+    assert!(open(caller("root", Role::Admin)).is_ok());
+}
+
+#[tokio::test]
+async fn a_command_that_nobody_has_asked_for_is_refused() {
+    let (services, leader, _sessions) = replica();
+    let refused = services.cancel_job(job(1)).await;
+    assert!(matches!(refused, Err(ServiceError::Forbidden(_))), "{refused:?}");
+    assert!(leader.0.lock().unwrap().is_empty());
 }
 
 /// Hands each command to the test, which answers it or not.

@@ -1,10 +1,13 @@
 //! Giving queued jobs to workers.
 
+use uuid::Uuid;
+
 use super::database::Database;
 use super::error::StorageError;
 use super::fence::{Fence, FencedTransaction, of_statement};
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
+use crate::security::Column;
 
 /// A claimed job and the worker that is to have it.
 #[derive(Debug, Clone, Copy)]
@@ -114,7 +117,7 @@ impl Database {
                 name: row.name,
                 model_name: row.model_name,
                 model_version: row.model_version,
-                input_data: Payload::trusted(row.input_data),
+                input_data: self.opened_input(row.id, row.input_data),
                 timeout_seconds: row.timeout_seconds.cast_unsigned(),
                 wait_ms: row.wait_ms,
             })
@@ -147,6 +150,10 @@ impl FencedTransaction {
 }
 
 impl Database {
+    fn opened_input(&self, job: Uuid, stored: String) -> Payload {
+        Payload::trusted(self.vault.open_json(job, Column::InputData, stored))
+    }
+
     /// What the worker needs to run the job of a live lease.
     pub async fn assignment(&self, lease: LeaseId) -> Result<Option<Taken>, StorageError> {
         let row = sqlx::query!(
@@ -166,7 +173,7 @@ impl Database {
             name: row.name,
             model_name: row.model_name,
             model_version: row.model_version,
-            input_data: Payload::trusted(row.input_data),
+            input_data: self.opened_input(row.id, row.input_data),
             timeout_seconds: row.timeout_seconds.cast_unsigned(),
             wait_ms: row.wait_ms,
         }))

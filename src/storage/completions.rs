@@ -1,5 +1,7 @@
 //! The end that most attempts come to, in one statement.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 
 use super::database::Database;
@@ -8,6 +10,7 @@ use super::fence::{Fence, of_statement};
 use crate::domain::execution::Usage;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
+use crate::security::{Column, Unsealed, Vault};
 
 /// A worker's report of success, under its lease.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +56,7 @@ impl Database {
         let mut rows: Vec<&Completion<'_>> = completions.iter().collect();
         // In the order of their ids, as everywhere, against circles of locks.
         rows.sort_unstable_by_key(|row| row.job_id);
+        let outputs = sealed_outputs(&self.vault, &rows)?;
         let mut connection = self.for_fenced_statement().await?;
         let rows = sqlx::query!(
             r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($11, $12) AS passed
@@ -108,7 +112,7 @@ impl Database {
             &rows.iter().map(|row| row.lease.0).collect::<Vec<_>>(),
             &rows.iter().map(|row| row.worker_id.0).collect::<Vec<_>>(),
             &rows.iter().map(|row| row.running).collect::<Vec<_>>(),
-            &rows.iter().map(|row| row.output.map(Payload::as_str)).collect::<Vec<_>>() as _,
+            &outputs.iter().map(Option::as_deref).collect::<Vec<_>>() as _,
             &rows.iter().map(|row| row.duration_ms).collect::<Vec<_>>() as _,
             &rows.iter().map(|row| row.usage.cpu_usage_percent).collect::<Vec<_>>() as _,
             &rows.iter().map(|row| row.usage.memory_usage_mb).collect::<Vec<_>>() as _,
@@ -128,4 +132,15 @@ impl Database {
             })
             .collect())
     }
+}
+
+fn sealed_outputs<'a>(
+    vault: &Vault,
+    rows: &[&Completion<'a>],
+) -> Result<Vec<Option<Cow<'a, str>>>, Unsealed> {
+    let seal = |row: &&Completion<'a>| {
+        let output: Option<&'a Payload> = row.output;
+        output.map(|output| vault.seal_json(row.job_id.0, Column::OutputData, output.as_str())).transpose()
+    };
+    rows.iter().map(seal).collect()
 }

@@ -7,6 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
 use super::error::StorageError;
+use crate::security::Vault;
 
 /// Longest read, with its unit.
 const READ_TIMEOUT: &str = "15s";
@@ -51,6 +52,8 @@ pub struct Database {
     pub(super) reads: PgPool,
     /// Leader transactions have connections of their own, so that reads cannot starve them.
     pub(super) writes: PgPool,
+    /// Seals and opens payloads.
+    pub(super) vault: Vault,
 }
 
 impl Database {
@@ -80,7 +83,13 @@ impl Database {
         };
         let reads = connect.clone().options([("statement_timeout", READ_TIMEOUT), ("jit", "off")]);
         let writes = connect.clone().options(WRITE_SETTINGS);
-        Ok(Self { plain: connect, reads: pool(reads), writes: pool(writes) })
+        Ok(Self { plain: connect, reads: pool(reads), writes: pool(writes), vault: Vault::default() })
+    }
+
+    /// The same with payloads sealed by this vault from now on.
+    #[must_use]
+    pub fn with_vault(self, vault: Vault) -> Self {
+        Self { vault, ..self }
     }
 
     /// Brings the schema up to date. Safe to call from several replicas at once: one migrates under an

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::security::Unsealed;
+
 /// SQLSTATE raised by the fence.
 const FENCED: &str = "CX001";
 /// SQLSTATE raised when the database belongs to another Raft group.
@@ -46,6 +48,13 @@ impl StorageError {
             | Self::Rejected(_)
             | Self::Unexpected(_) => false,
         }
+    }
+}
+
+/// What cannot be sealed is not stored.
+impl From<Unsealed> for StorageError {
+    fn from(error: Unsealed) -> Self {
+        Self::Unavailable(sqlx::Error::Encode(error.into()))
     }
 }
 

@@ -6,6 +6,7 @@ use super::transitions::parse;
 use crate::domain::execution::Execution;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
+use crate::security::Column;
 
 impl Database {
     /// The attempts of a job, oldest first.
@@ -23,6 +24,8 @@ impl Database {
         .await?;
         rows.into_iter()
             .map(|row| {
+                let text = |column, stored| self.vault.open_text(row.job_id, column, stored);
+                let output = |stored| self.vault.open_json(row.job_id, Column::OutputData, stored);
                 Ok(Execution {
                     id: LeaseId(row.id),
                     job_id: JobId(row.job_id),
@@ -32,9 +35,9 @@ impl Database {
                     started_at: row.started_at,
                     completed_at: row.completed_at,
                     duration_ms: row.duration_ms,
-                    output_data: row.output_data.map(Payload::trusted),
-                    error_message: row.error_message,
-                    error_stack: row.error_stack,
+                    output_data: row.output_data.map(|stored| Payload::trusted(output(stored))),
+                    error_message: row.error_message.map(|stored| text(Column::ErrorMessage, stored)),
+                    error_stack: row.error_stack.map(|stored| text(Column::ErrorStack, stored)),
                     error_code: row.error_code,
                     cpu_usage_percent: row.cpu_usage_percent,
                     memory_usage_mb: row.memory_usage_mb.map(i64::from),

@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, Postgres};
 use super::database::Database;
 use super::error::StorageError;
 use crate::domain::ids::{ClusterId, Epoch};
+use crate::security::Vault;
 
 /// Whatever the database's defaults are: with an older snapshot the fence would not see a newer epoch.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
@@ -29,6 +30,7 @@ pub struct Fence {
 /// A transaction that has passed the fence and holds it open. Dropping it rolls back.
 pub struct FencedTransaction {
     connection: Option<PoolConnection<Postgres>>,
+    pub(super) vault: Vault,
 }
 
 impl Database {
@@ -71,7 +73,7 @@ impl Database {
     /// current one.
     pub async fn begin(&self, fence: Fence) -> Result<FencedTransaction, StorageError> {
         let connection = self.writes.acquire().await?;
-        let mut transaction = FencedTransaction { connection: Some(connection) };
+        let mut transaction = FencedTransaction { connection: Some(connection), vault: self.vault.clone() };
         // One round trip, and the settings that the function makes hold behind a transaction pooler, too.
         let begin = format!("{BEGIN}; SELECT cortex_fence('{}', {})", fence.cluster_id, fence.epoch);
         let begun = sqlx::raw_sql(AssertSqlSafe(begin)).execute(transaction.connection()?).await;
@@ -137,7 +139,10 @@ impl Drop for FencedTransaction {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(Self { connection: Some(connection) }.roll_back())),
+            Ok(runtime) => {
+                let vault = std::mem::take(&mut self.vault);
+                drop(runtime.spawn(Self { connection: Some(connection), vault }.roll_back()));
+            }
             Err(_) => connection.close_on_drop(),
         }
     }

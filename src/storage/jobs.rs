@@ -12,6 +12,7 @@ use super::transitions::parse;
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::{Job, JobFilter, JobList};
 use crate::domain::payload::Payload;
+use crate::security::{Column, Vault};
 
 /// The columns of a shown job. The filters of a list vary, so these statements are built at run time;
 /// a test runs every combination.
@@ -54,11 +55,12 @@ struct JobRow {
     updated_at: DateTime<Utc>,
 }
 
-impl TryFrom<JobRow> for Job {
-    type Error = StorageError;
-
-    fn try_from(row: JobRow) -> Result<Self, StorageError> {
-        Ok(Self {
+impl JobRow {
+    fn read(self, vault: &Vault) -> Result<Job, StorageError> {
+        let row = self;
+        let json = |column, stored| Payload::trusted(vault.open_json(row.id, column, stored));
+        let text = |column, stored| vault.open_text(row.id, column, stored);
+        Ok(Job {
             id: JobId(row.id),
             status: parse(&row.status)?,
             name: row.name,
@@ -68,10 +70,10 @@ impl TryFrom<JobRow> for Job {
             max_retries: row.max_retries.cast_unsigned(),
             retry_count: row.retry_count.cast_unsigned(),
             timeout_seconds: row.timeout_seconds.cast_unsigned(),
-            input_data: Payload::trusted(row.input_data),
-            output_data: row.output_data.map(Payload::trusted),
-            error_message: row.error_message,
-            error_stack: row.error_stack,
+            input_data: json(Column::InputData, row.input_data),
+            output_data: row.output_data.map(|stored| json(Column::OutputData, stored)),
+            error_message: row.error_message.map(|stored| text(Column::ErrorMessage, stored)),
+            error_stack: row.error_stack.map(|stored| text(Column::ErrorStack, stored)),
             assigned_worker_id: row.assigned_worker_id.map(WorkerId),
             assigned_at: row.assigned_at,
             submitted_at: row.submitted_at,
@@ -95,7 +97,7 @@ impl Database {
     /// One job.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, StorageError> {
         let row = select_by_id(id).build_query_as::<JobRow>().fetch_optional(&self.reads).await?;
-        row.map(Job::try_from).transpose()
+        row.map(|row| row.read(&self.vault)).transpose()
     }
 
     /// Those of the jobs that are there, in this order.
@@ -109,7 +111,7 @@ impl Database {
             .push_bind(ids);
         select.push(", id)");
         let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
-        rows.into_iter().map(Job::try_from).collect()
+        rows.into_iter().map(|row| row.read(&self.vault)).collect()
     }
 
     /// Those of the jobs that wait in the queue, in the order of `ids`.
@@ -118,7 +120,7 @@ impl Database {
         let mut select = QueryBuilder::new(SELECT_JOB);
         select.push(" WHERE ready AND id = ANY(").push_bind(&ids).push(")");
         let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
-        let mut jobs = rows.into_iter().map(Job::try_from).collect::<Result<Vec<_>, _>>()?;
+        let mut jobs = rows.into_iter().map(|row| row.read(&self.vault)).collect::<Result<Vec<_>, _>>()?;
         jobs.sort_by_key(|job| ids.iter().position(|id| *id == job.id.0));
         Ok(jobs)
     }
@@ -134,7 +136,7 @@ impl Database {
             .push(" OFFSET ")
             .push_bind((page - 1).saturating_mul(page_size));
         let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
-        let jobs = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
+        let jobs = rows.into_iter().map(|row| row.read(&self.vault)).collect::<Result<_, _>>()?;
         Ok(JobList { jobs, total, page, page_size, pages: (total + page_size - 1) / page_size })
     }
 
@@ -168,7 +170,7 @@ impl FencedTransaction {
     /// One job as this transaction sees it.
     pub async fn job(&mut self, id: JobId) -> Result<Option<Job>, StorageError> {
         let row = select_by_id(id).build_query_as::<JobRow>().fetch_optional(self.connection()?).await?;
-        row.map(Job::try_from).transpose()
+        row.map(|row| row.read(&self.vault)).transpose()
     }
 }
 

@@ -18,6 +18,7 @@ mod queue;
 mod queue_metrics;
 mod reconcile;
 mod retention;
+mod sealed;
 mod submissions;
 mod transitions;
 mod workers;

@@ -1,5 +1,6 @@
 //! Storing submissions, many in one statement.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -13,6 +14,7 @@ use super::fence::{Fence, of_statement};
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 use crate::domain::payload::Payload;
+use crate::security::Column;
 
 /// The constraint that a second job of the same id breaks, as PostgreSQL has named it.
 const ONE_JOB_OF_AN_ID: &str = "jobs_pkey";
@@ -105,6 +107,7 @@ impl Database {
         fetch_seconds: i32,
     ) -> Result<DateTime<Utc>, Refused> {
         let column = Columns(jobs);
+        let inputs = self.sealed_inputs(jobs).map_err(Refused::Failed)?;
         let mut connection = self.for_fenced_statement().await.map_err(Refused::Failed)?;
         let first = sqlx::query_scalar!(
             r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($18, $19) AS passed, clock_timestamp() AS moment
@@ -161,7 +164,7 @@ impl Database {
             &column.of(|job| i32::from(job.priority)),
             &column.of(|job| job.max_retries.cast_signed()),
             &column.of(|job| job.timeout_seconds.cast_signed()),
-            &column.of(|job| job.input_data.as_str()) as _,
+            &inputs.iter().map(Cow::as_ref).collect::<Vec<&str>>() as _,
             &column.of(|job| unless_empty(&job.tags)) as _,
             &column.of(|job| unless_empty(&job.metadata)) as _,
             &column.of(|job| job.created_by.as_deref()) as _,
@@ -180,6 +183,14 @@ impl Database {
             Some(ONE_JOB_OF_AN_ID) => Refused::Known(error),
             _ => Refused::Failed(of_statement(error)),
         })
+    }
+
+    fn sealed_inputs<'a>(&self, jobs: &[Insertion<'a>]) -> Result<Vec<Cow<'a, str>>, StorageError> {
+        let seal = |row: &Insertion<'a>| {
+            let (id, input) = (row.job.id.0, row.job.input_data.as_str());
+            Ok(self.vault.seal_json(id, Column::InputData, input)?)
+        };
+        jobs.iter().map(seal).collect()
     }
 
     /// Those of the jobs that are there, as they were stored.

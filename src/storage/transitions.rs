@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::error::StorageError;
 use super::fence::FencedTransaction;
+use super::sealed::{Sealed, same_json};
 use crate::domain::execution::ExecutionStatus;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::job::JobStatus;
@@ -13,6 +14,7 @@ use crate::domain::payload::Payload;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::transition::{ExecutionChange, Failure, JobState, Lease, Reporter};
 use crate::domain::validate::Validator;
+use crate::security::Column;
 
 /// An ended attempt that somebody reports again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,7 @@ impl FencedTransaction {
         .fetch_all(self.connection()?)
         .await?;
         let now = rows.iter().map(|row| row.moment).max().unwrap_or_default();
+        let vault = &self.vault;
         let mut states = Vec::with_capacity(rows.len());
         for row in rows {
             let status = parse(&row.status)?;
@@ -58,6 +61,8 @@ impl FencedTransaction {
                 }),
                 _ => None,
             };
+            let text = |column, stored| vault.open_text(row.id, column, stored);
+            let output = |stored| Payload::trusted(vault.open_json(row.id, Column::OutputData, stored));
             states.push(JobState {
                 id: JobId(row.id),
                 status,
@@ -76,9 +81,9 @@ impl FencedTransaction {
                 started_at: row.started_at,
                 completed_at: row.completed_at,
                 execution_duration_ms: row.execution_duration_ms,
-                output_data: row.output_data.map(Payload::trusted),
-                error_message: row.error_message,
-                error_stack: row.error_stack,
+                output_data: row.output_data.map(output),
+                error_message: row.error_message.map(|stored| text(Column::ErrorMessage, stored)),
+                error_stack: row.error_stack.map(|stored| text(Column::ErrorStack, stored)),
                 lost_workers: row.lost_workers.unwrap_or_default().into_iter().map(WorkerId).collect(),
                 lease,
                 executions: Vec::new(),
@@ -92,6 +97,13 @@ impl FencedTransaction {
         if jobs.is_empty() {
             return Ok(());
         }
+        let sealed = Sealed::of(
+            &self.vault,
+            jobs.iter().map(|job| {
+                let output = job.output_data.as_ref().map(Payload::as_str);
+                (job.id, output, job.error_message.as_deref(), job.error_stack.as_deref())
+            }),
+        )?;
         let written = sqlx::query!(
             "UPDATE jobs j SET status = c.status, retry_count = c.retry_count,
                  next_retry_at = c.next_retry_at, retry_backoff_seconds = c.retry_backoff_seconds,
@@ -119,9 +131,9 @@ impl FencedTransaction {
             &column(jobs, |job| job.started_at) as _,
             &column(jobs, |job| job.completed_at) as _,
             &column(jobs, |job| job.execution_duration_ms) as _,
-            &column(jobs, |job| job.output_data.as_ref().map(Payload::as_str)) as _,
-            &column(jobs, |job| job.error_message.as_deref()) as _,
-            &column(jobs, |job| job.error_stack.as_deref()) as _,
+            &sealed.outputs() as _,
+            &sealed.messages() as _,
+            &sealed.stacks() as _,
             &column(jobs, |job| job.lease.as_ref().map(|lease| lease.id.0)) as _,
             &column(jobs, |job| deadline(job)) as _,
             &column(jobs, |job| array(&job.lost_workers)) as _,
@@ -132,12 +144,25 @@ impl FencedTransaction {
         Ok(())
     }
 
-    /// Writes what happened to leases.
-    pub async fn write_executions(&mut self, changes: &[&ExecutionChange]) -> Result<(), StorageError> {
+    /// Writes what happened to leases of these jobs.
+    pub async fn write_executions(
+        &mut self,
+        changes: &[(JobId, &ExecutionChange)],
+    ) -> Result<(), StorageError> {
         if changes.is_empty() {
             return Ok(());
         }
-        let error = |change: &ExecutionChange| change.error.clone().unwrap_or_default();
+        let sealed = Sealed::of(
+            &self.vault,
+            changes.iter().map(|(job, change)| {
+                let output = change.output_data.as_ref().map(Payload::as_str);
+                let error = change.error.as_ref();
+                let message = error.map(|error| error.message.as_str()).filter(|message| !message.is_empty());
+                (*job, output, message, error.and_then(|error| error.stack.as_deref()))
+            }),
+        )?;
+        let changes: Vec<&ExecutionChange> = changes.iter().map(|(_, change)| *change).collect();
+        let changes = changes.as_slice();
         sqlx::query!(
             "WITH written AS (
                  UPDATE executions e SET status = c.status, started_at = coalesce(c.started_at, e.started_at),
@@ -164,10 +189,10 @@ impl FencedTransaction {
             &column(changes, |change| change.expires_at),
             &column(changes, |change| change.completed_at) as _,
             &column(changes, |change| change.duration_ms) as _,
-            &column(changes, |change| change.output_data.as_ref().map(Payload::as_str)) as _,
-            &column(changes, |change| error(change).message) as _,
-            &column(changes, |change| error(change).stack) as _,
-            &column(changes, |change| error(change).code) as _,
+            &sealed.outputs() as _,
+            &sealed.messages() as _,
+            &sealed.stacks() as _,
+            &column(changes, |change| change.error.as_ref().and_then(|error| error.code.as_deref())) as _,
             &column(changes, |change| change.usage.cpu_usage_percent) as _,
             &column(changes, |change| change.usage.memory_usage_mb) as _,
             &column(changes, |change| change.usage.gpu_usage_percent) as _,
@@ -191,7 +216,11 @@ impl FencedTransaction {
                    (output_data IS NOT DISTINCT FROM $4::text::jsonb
                     AND coalesce(error_message, '') = coalesce($5, '')
                     AND error_stack IS NOT DISTINCT FROM $6
-                    AND error_code IS NOT DISTINCT FROM $7) AS "same!"
+                    AND error_code IS NOT DISTINCT FROM $7) AS "same!",
+                   error_code IS NOT DISTINCT FROM $7 AS "same_code!",
+                   CASE WHEN $8 THEN output_data::text END AS output_data,
+                   CASE WHEN $8 THEN error_message END AS error_message,
+                   CASE WHEN $8 THEN error_stack END AS error_stack
                FROM executions
                WHERE job_id = $1 AND worker_id = $2 AND ($3::uuid IS NULL OR id = $3)
                ORDER BY created_at DESC, id DESC LIMIT 1"#,
@@ -202,10 +231,27 @@ impl FencedTransaction {
             failure.map(|failure| failure.message.as_str()),
             failure.and_then(|failure| failure.stack.as_deref()),
             failure.and_then(|failure| failure.code.as_deref()),
+            self.vault.is_on(),
         )
         .fetch_optional(self.connection()?)
         .await?;
-        row.map(|row| Ok(Reported { status: parse(&row.status)?, same: row.same })).transpose()
+        let vault = &self.vault;
+        row.map(|row| {
+            // What is sealed never looks the same twice, so it is opened and compared here.
+            let text = |column, stored: Option<String>| {
+                stored.map(|stored| vault.open_text(job.0, column, stored)).unwrap_or_default()
+            };
+            let stored = row.output_data.map(|stored| vault.open_json(job.0, Column::OutputData, stored));
+            let message = failure.map_or("", |failure| failure.message.as_str());
+            let stack = failure.and_then(|failure| failure.stack.as_deref()).unwrap_or_default();
+            let same_opened = vault.is_on()
+                && row.same_code
+                && same_json(stored.as_deref(), output)
+                && text(Column::ErrorMessage, row.error_message) == message
+                && text(Column::ErrorStack, row.error_stack) == stack;
+            Ok(Reported { status: parse(&row.status)?, same: row.same || same_opened })
+        })
+        .transpose()
     }
 }
 

@@ -6,7 +6,7 @@ use rand::Rng;
 use tonic::{
     Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
-    transport::{Endpoint, Uri},
+    transport::{ClientTlsConfig, Endpoint, Uri},
 };
 
 use super::{WorkerError, outbox::Outgoing};
@@ -65,6 +65,15 @@ impl Link {
 fn configure(url: &str) -> Result<Endpoint, InvalidEndpoint> {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(|e| InvalidEndpoint { endpoint: url.to_owned(), reason: e.to_string() })?;
+    let endpoint = if endpoint.uri().scheme_str() == Some("https") {
+        // Those whom the machine trusts; `SSL_CERT_FILE` names others.
+        let tls = ClientTlsConfig::new().with_native_roots();
+        endpoint
+            .tls_config(tls)
+            .map_err(|e| InvalidEndpoint { endpoint: url.to_owned(), reason: e.to_string() })?
+    } else {
+        endpoint
+    };
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::proto::raft_client::RaftClient;
@@ -58,6 +58,7 @@ pub(crate) struct Peers {
     node_id: u64,
     advertise: Addresses,
     secret: Option<tonic::metadata::AsciiMetadataValue>,
+    tls: Option<ClientTlsConfig>,
     control: watch::Receiver<std::sync::Arc<ControlState>>,
     peers: Mutex<HashMap<u64, Peer>>,
 }
@@ -76,6 +77,7 @@ impl Peers {
             advertise: config.advertise.clone(),
             // `validate` has refused a secret that a header can't carry.
             secret: config.secret.as_ref().and_then(|secret| secret.parse().ok()),
+            tls: config.tls.clone(),
             control,
             peers: Mutex::default(),
         };
@@ -178,7 +180,12 @@ impl Peers {
             return Ok(client.clone());
         }
         let address = peer.address.clone();
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        let endpoint = match &self.tls {
+            None => Endpoint::from_shared(format!("http://{address}")),
+            Some(tls) => Endpoint::from_shared(format!("https://{address}"))
+                .and_then(|endpoint| endpoint.tls_config(tls.clone())),
+        };
+        let endpoint = endpoint
             .map_err(|source| PeerError::Address { id, address, source })?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)

@@ -1,6 +1,7 @@
 //! The REST surface under `/api/v1`, the health probes and `/metrics`.
 
 mod body;
+pub mod cors;
 mod heartbeat;
 mod jobs;
 mod members;

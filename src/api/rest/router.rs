@@ -21,6 +21,7 @@ struct Route {
 
 /// The REST surface, ready to be served. Other routers are merged in front of the listener.
 pub fn router(api: Api) -> Router {
+    let cors = api.gate.cors.clone();
     let mut router = Router::new();
     for Route { access, path, handler, .. } in all() {
         // Around the handler itself, so that what is served is what was declared.
@@ -29,12 +30,16 @@ pub fn router(api: Api) -> Router {
     }
     // What is not served is told to those who may look.
     let nothing = from_fn_with_state((api.clone(), Access::Read), gate::http);
-    router
+    let router = router
         .fallback_service(any(no_such_route).layer(nothing).with_state(api.clone()))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(api.clone(), gate::headers))
         .layer(from_fn_with_state(api.clone(), guard::http))
-        .with_state(api)
+        .with_state(api);
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
 }
 
 /// Method and path pattern of everything that is served, and what it asks for: the router is built from the

@@ -45,6 +45,28 @@ pub struct Server {
     pub grpc_port: u16,
     /// Least severe level that is logged. Default `info`; `trace`, `debug`, `info`, `warn` or `error`.
     pub log_level: LogLevel,
+    /// Both client listeners speak TLS with it. Default none: they do not.
+    pub tls: Option<Tls>,
+}
+
+/// Section `server.tls`: both or neither.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file with the certificate and what follows it up to a root.
+    pub cert: PathBuf,
+    /// PEM file with its private key.
+    pub key: PathBuf,
+}
+
+/// Section `cluster.tls`: all or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerTls {
+    /// PEM file with this replica's certificate, which names the host of `cluster.advertise.peer`.
+    pub cert: PathBuf,
+    /// PEM file with its private key.
+    pub key: PathBuf,
+    /// PEM file with the certificates of those who sign the replicas' certificates.
+    pub ca: PathBuf,
 }
 
 /// Section `scheduler`.
@@ -207,6 +229,8 @@ pub struct Cluster {
     pub forward_timeout: Duration,
     /// Secret shared by the replicas on the peer port. Default none; at least 16 characters.
     pub secret: Option<Secret>,
+    /// Mutual TLS on the peer port. Default none.
+    pub tls: Option<PeerTls>,
 }
 
 /// Section `cluster.advertise`, each `host:port`. A default is 127.0.0.1 with the port that is listened on.
@@ -292,6 +316,13 @@ impl Config {
     /// Address of the gRPC listener.
     pub fn grpc_listen(&self) -> SocketAddr {
         SocketAddr::new(self.server.host, self.server.grpc_port)
+    }
+}
+
+impl Cluster {
+    /// Whether there are other replicas, and neither a secret nor certificates tell them from strangers.
+    pub fn is_open(&self) -> bool {
+        self.seeds.len() > 1 && self.secret.is_none() && self.tls.is_none()
     }
 }
 

@@ -93,6 +93,7 @@ fn server(section: &mut Section<'_>) -> Server {
         http_port: section.whole("http_port", 1..=65535, 8080),
         grpc_port: section.whole("grpc_port", 1..=65535, 9090),
         log_level: section.one_of("log_level", LEVELS).unwrap_or(LogLevel::Info),
+        tls: files(section, ["cert", "key"]).map(|[cert, key]| Tls { cert, key }),
     }
 }
 
@@ -269,7 +270,23 @@ fn cluster(section: &mut Section<'_>, server: &Server) -> Cluster {
         election_timeout,
         forward_timeout: section.millis("forward_timeout_ms", 10..=60_000, 2000),
         secret: section.secret("secret", "must have at least 16 characters", |text| text.len() >= 16),
+        tls: files(section, ["cert", "key", "ca"]).map(|[cert, key, ca]| PeerTls { cert, key, ca }),
     }
+}
+
+/// The files of section `tls`: all of them or none.
+fn files<const N: usize>(section: &mut Section<'_>, keys: [&'static str; N]) -> Option<[PathBuf; N]> {
+    section.section("tls", |tls| {
+        let files = keys.map(|key| tls.optional_text(key).map(PathBuf::from));
+        let (given, all) = (files.iter().flatten().count(), files.len());
+        if given > 0 && given < all {
+            for (key, _) in keys.iter().zip(&files).filter(|(_, file)| file.is_none()) {
+                tls.note(key, "is missing: TLS needs all of its files");
+            }
+        }
+        let files: Vec<PathBuf> = files.into_iter().flatten().collect();
+        files.try_into().ok()
+    })
 }
 
 fn check_seeds(section: &mut Section<'_>, seeds: &[Seed]) {

@@ -242,3 +242,15 @@ fn limits_are_inclusive() {
     assert!(with_stores(&format!("security: {{payload_keys: ['{}']}}", "0a".repeat(32))).is_ok());
     assert!(with_stores(&format!("security: {{payload_keys: ['{}=']}}", "a".repeat(43))).is_ok());
 }
+
+#[test]
+fn tls_needs_all_of_its_files_or_none() {
+    let config =
+        with_stores("server: {tls: {cert: /c, key: /k}}\ncluster: {tls: {cert: /c, key: /k, ca: /a}}")
+            .unwrap();
+    assert_eq!(config.server.tls, Some(Tls { cert: "/c".into(), key: "/k".into() }));
+    assert_eq!(config.cluster.tls, Some(PeerTls { cert: "/c".into(), key: "/k".into(), ca: "/a".into() }));
+    let keys = faults(with_stores("server: {tls: {cert: /c}}\ncluster: {tls: {cert: /c, ca: ''}}"));
+    assert_eq!(keys, ["cluster.tls.ca", "cluster.tls.key", "server.tls.key"]);
+    assert_eq!(with_stores("").unwrap().cluster.tls, None);
+}

@@ -263,7 +263,8 @@ async fn write_changes(
     touched: &[Touched],
 ) -> Result<(), StorageError> {
     let jobs: Vec<&JobState> = touched.iter().map(|job| &job.after).collect();
-    let executions: Vec<_> = jobs.iter().flat_map(|job| &job.executions).collect();
+    let executions: Vec<_> =
+        jobs.iter().flat_map(|job| job.executions.iter().map(|change| (job.id, change))).collect();
     let mut deltas = Deltas::default();
     let mut tallies: HashMap<WorkerId, WorkerTally> = HashMap::new();
     for job in touched {

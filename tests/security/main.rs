@@ -1,0 +1,12 @@
+//! Who may do what, through every replica of a group that requires tokens.
+
+mod corpus;
+mod gate;
+mod jwks;
+mod scene;
+mod sealed;
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+mod tls;
+mod workers;
