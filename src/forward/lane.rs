@@ -17,7 +17,7 @@ impl Lane {
             | Command::Attach(_)
             | Command::Hear(_)
             | Command::Detach(..) => Self::Prompt,
-            Command::PollJob(_) => Self::Wait,
+            Command::PollJob(_) | Command::ReadChanges(_) => Self::Wait,
             Command::SubmitJobs(_) | Command::SubmitOnce(_) => Self::Bulk,
         }
     }

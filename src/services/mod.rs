@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod leader;
 pub mod queries;
 pub mod sessions;
+pub mod watching;
 
 pub use error::ServiceError;
 pub use facade::Services;

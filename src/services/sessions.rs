@@ -390,6 +390,7 @@ fn is_final(error: &ServiceError) -> bool {
         ServiceError::Invalid(_) | ServiceError::NotFound { .. } | ServiceError::Conflict(_) => true,
         ServiceError::QueueFull { .. }
         | ServiceError::Overloaded
+        | ServiceError::TooManyStreams { .. }
         | ServiceError::NoLeader
         | ServiceError::Unavailable { .. }
         | ServiceError::OutcomeUnknown

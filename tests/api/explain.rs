@@ -19,7 +19,7 @@ fn obstacle(explanation: &Value, worker: &str) -> Value {
 
 #[tokio::test]
 async fn every_replica_says_why_no_worker_takes_a_job() {
-    let api = Api::of("explain").await;
+    let api = Api::of("why-no-worker").await;
     let models = api.name.clone();
     let hand = Hand::with(&api, 0, 1, &[("models", &models), ("memory_gb", "1")]).await;
     let gpu = api.submit(0, &json!({"metadata": {"requires_gpu": true}})).await;
@@ -41,7 +41,7 @@ async fn every_replica_says_why_no_worker_takes_a_job() {
 
 #[tokio::test]
 async fn a_job_is_followed_from_a_full_worker_to_its_end() {
-    let api = Api::of("explain-life").await;
+    let api = Api::of("why-full").await;
     let hand = Hand::new(&api, 1, 1).await;
     let first = api.submit(0, &json!({})).await;
     let given = hand.job().await;
@@ -78,7 +78,7 @@ async fn a_job_is_followed_from_a_full_worker_to_its_end() {
 
 #[tokio::test]
 async fn a_worker_that_is_not_well_and_one_that_does_not_ask_are_named() {
-    let api = Api::of("explain-sick").await;
+    let api = Api::of("why-sick").await;
     let (sick, silent) = (Hand::new(&api, 0, 1).await, Hand::new(&api, 1, 1).await);
     let request = cortex_client::proto::HeartbeatRequest {
         worker_id: sick.id.clone(),

@@ -1,6 +1,7 @@
 //! The REST surface under `/api/v1`, the health probes and `/metrics`.
 
 mod body;
+mod events;
 mod jobs;
 mod path;
 mod query;

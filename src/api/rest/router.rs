@@ -5,7 +5,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 
-use super::{jobs, system, workers};
+use super::{events, jobs, system, workers};
 use crate::api::guard;
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
@@ -49,6 +49,8 @@ fn all() -> Vec<Route> {
         route(Method::POST, "/api/v1/jobs/{id}/retry", post(jobs::retry)),
         route(Method::GET, "/api/v1/jobs/{id}/executions", get(jobs::executions)),
         route(Method::GET, "/api/v1/jobs/{id}/explain", get(jobs::explain)),
+        route(Method::GET, "/api/v1/jobs/{id}/events", get(events::of_job)),
+        route(Method::GET, "/api/v1/events", get(events::all)),
         route(Method::GET, "/api/v1/workers", get(workers::list)),
         route(Method::POST, "/api/v1/workers", post(workers::register)),
         route(Method::GET, "/api/v1/workers/{id}", get(workers::show)),

@@ -7,6 +7,7 @@
 
 mod apply;
 mod backlog;
+mod changes;
 mod complete;
 mod dispatch;
 mod feed;
@@ -30,6 +31,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use self::apply::EventItem;
 use self::backlog::Backlog;
+use self::changes::Announcer;
 pub use self::dispatch::RoundError;
 use self::feed::Feed;
 use self::lanes::Lanes;
@@ -142,6 +144,8 @@ struct Core {
     next_due: std::sync::Mutex<Option<Instant>>,
     /// When PostgreSQL began not to answer.
     away_since: std::sync::Mutex<Option<Instant>>,
+    /// What was committed, for those who follow it.
+    changes: Announcer,
     end: watch::Sender<Option<End>>,
 }
 
@@ -211,6 +215,7 @@ impl Commands for Leader {
             }
             .boxed(),
             Command::Outlook(shape) => ready(Ok(Answer::Outlook(self.outlook(&shape)))).boxed(),
+            Command::ReadChanges(wanted) => self.read_changes(wanted).map_ok(Answer::Changes).boxed(),
             Command::RegisterWorker(new) => async move {
                 let (worker, created) = self.register(new).await?;
                 Ok(Answer::RegisterWorker(Box::new(worker), created))

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::changes::Announcer;
 use super::lanes::Lanes;
 use super::{Core, Leader, LeaderParts, Nudges, ROUND_SLOTS, feed};
 use crate::domain::worker::WorkerStatus;
@@ -30,6 +31,7 @@ impl Leader {
         let (fleet, waiting) = load(&parts).await?;
         phase(&parts, "load", fenced);
         let (feed, tail) = feed::prepare();
+        let changes = Announcer::of(parts.fence.epoch);
         let core = Arc::new(Core {
             parts,
             fleet: std::sync::Mutex::new(fleet),
@@ -42,6 +44,7 @@ impl Leader {
             arriving: Arc::new(AtomicU64::new(0)),
             next_due: std::sync::Mutex::new(None),
             away_since: std::sync::Mutex::new(None),
+            changes,
             end: watch::Sender::new(None),
         });
         Ok(Self::start(core, stage, tail))
