@@ -152,6 +152,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         metrics: renderer(&metrics, &node, &watching),
         observer: Arc::new(Observer(Arc::clone(&metrics))),
         ambient: Arc::clone(&ambient),
+        grpc_reflection: config.server.grpc_reflection,
         limits: api::Limits { max_body_bytes: config.limits.max_body_bytes, ..api::Limits::default() },
     });
     let (retire, stop) = (CancellationToken::new(), CancellationToken::new());

@@ -18,8 +18,22 @@ use super::state::Api;
 use crate::services::error::ServiceError;
 
 /// The methods of `cortex.JobService` and `cortex.ClientService`, as label values.
-const RPC_METHODS: [&str; 7] =
-    ["RegisterWorker", "Heartbeat", "PollJob", "UpdateJobStatus", "CompleteJob", "Session", "SubmitJobs"];
+const RPC_METHODS: [&str; 14] = [
+    "RegisterWorker",
+    "Heartbeat",
+    "PollJob",
+    "UpdateJobStatus",
+    "CompleteJob",
+    "Session",
+    "SubmitJob",
+    "SubmitJobs",
+    "GetJob",
+    "ListJobs",
+    "CancelJob",
+    "RetryJob",
+    "WatchJob",
+    "GetStats",
+];
 /// Where those methods live.
 const RPC_PREFIXES: [&str; 2] = ["/cortex.JobService/", "/cortex.ClientService/"];
 /// Label value for whatever a client made up, so that no client can add label values.

@@ -26,6 +26,8 @@ pub struct Parts {
     pub ambient: Arc<dyn Ambient>,
     /// Bounds on what one request may cost.
     pub limits: Limits,
+    /// `server.grpc_reflection`: whether gRPC describes itself.
+    pub grpc_reflection: bool,
 }
 
 impl Api {

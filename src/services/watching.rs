@@ -285,7 +285,7 @@ impl JobWatch {
     /// What has happened to the job; `None` after its end, or when the replica is about to stop. After a reset its
     /// present state follows.
     pub async fn next(&mut self) -> Option<Result<Vec<Update>, ServiceError>> {
-        while !self.known.is_some_and(|known| known.status.is_terminal()) {
+        while !self.has_ended() {
             let updates = match std::mem::take(&mut self.first) {
                 first if first.is_empty() => self.follower.next().await?,
                 first => first,
@@ -296,6 +296,11 @@ impl JobWatch {
             }
         }
         None
+    }
+
+    /// Whether it has told the end of the job.
+    pub fn has_ended(&self) -> bool {
+        self.known.is_some_and(|known| known.status.is_terminal())
     }
 
     /// Keeps what is news about the job.

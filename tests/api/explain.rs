@@ -86,7 +86,7 @@ async fn a_worker_that_is_not_well_and_one_that_does_not_ask_are_named() {
         ..Default::default()
     };
     sick.client.clone().heartbeat(request).await.unwrap();
-    assert!(silent.poll(1).await.is_none());
+    assert!(silent.poll(500).await.is_none());
     let job = api.submit(2, &json!({})).await;
     eventually("both are named", async || {
         let explanation = explain(&api, 0, &job).await;

@@ -1,6 +1,8 @@
 //! One running group, from outside: REST and gRPC at all three replicas, then the rows that are left.
 
 mod batch;
+mod client;
+mod events;
 mod explain;
 mod flow;
 mod group;

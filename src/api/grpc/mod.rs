@@ -3,6 +3,8 @@
 mod client;
 mod jobs;
 mod parse;
+mod replies;
+mod requests;
 mod routes;
 mod session;
 
