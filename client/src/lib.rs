@@ -75,8 +75,8 @@ pub mod worker;
 pub use endpoints::InvalidEndpoint;
 pub use exec::ExecHandler;
 pub use jobs::{
-    ClientError, ClusterMember, ClusterStatus, Execution, FieldError, Health, Job, JobFilter, JobList,
-    JobStats, JobUpdate, JobsClient, JobsClientBuilder, NewJob, Problem, WorkerInfo, WorkerList,
+    ClientError, ClusterMember, ClusterStatus, Execution, Explanation, FieldError, Health, Job, JobFilter,
+    JobList, JobStats, JobUpdate, JobsClient, JobsClientBuilder, NewJob, Problem, WorkerInfo, WorkerList,
 };
 pub use sleep::SleepHandler;
 pub use tokio_util::sync::CancellationToken;

@@ -14,6 +14,7 @@ mod fence;
 mod idempotency;
 mod jobs;
 mod leases;
+mod lists;
 mod reconcile;
 mod retention;
 mod submissions;
