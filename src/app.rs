@@ -34,6 +34,7 @@ use crate::services::inspect::{ClusterView, Component, Health, Inspect, MemberVi
 use crate::services::leader::{LeaderParts, Patience};
 use crate::services::queries::Queries;
 use crate::services::sessions::Sessions;
+use crate::services::watching::Watching;
 use crate::storage::{Database, DatabaseOptions, Fence, StorageError};
 use crate::telemetry::Metrics;
 
@@ -147,20 +148,23 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let router = Arc::new(Router::new(routes, forwarding, Arc::clone(&ambient), Arc::clone(&sessions)));
     let close = CancellationToken::new();
     tokio::spawn(forward::keep_attached(Arc::clone(&router), Arc::clone(&sessions), close.clone()));
+    let services = Services::new(
+        router,
+        Arc::clone(&control),
+        Arc::clone(&ambient),
+        defaults.clone(),
+        Queries::new(database.clone(), queue.clone()),
+        Arc::clone(&sessions),
+    );
+    let watching = Arc::clone(&services.watching);
     let api = Api::new(api::Parts {
-        services: Services::new(
-            router,
-            Arc::clone(&control),
-            Arc::clone(&ambient),
-            defaults.clone(),
-            Queries::new(database.clone(), queue.clone()),
-            Arc::clone(&sessions),
-        ),
+        services,
         inspect: Arc::new(inspector),
-        metrics: renderer(&metrics, &node),
+        metrics: renderer(&metrics, &node, &watching),
         observer: Arc::new(Observer(Arc::clone(&metrics))),
         ambient: Arc::clone(&ambient),
         gate,
+        grpc_reflection: config.server.grpc_reflection,
         limits: api::Limits { max_body_bytes: config.limits.max_body_bytes, ..api::Limits::default() },
     });
     let (retire, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -210,6 +214,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         }
     }
     sessions.stop();
+    watching.stop();
     close.cancel();
     for server in servers {
         finish(server).await;
@@ -413,10 +418,15 @@ fn role(role: cortex_cluster::Role) -> Role {
     }
 }
 
-fn renderer(metrics: &Arc<Metrics>, node: &Node) -> Arc<dyn Fn() -> String + Send + Sync> {
-    let (metrics, node) = (Arc::clone(metrics), node.clone());
+fn renderer(
+    metrics: &Arc<Metrics>,
+    node: &Node,
+    watching: &Arc<Watching>,
+) -> Arc<dyn Fn() -> String + Send + Sync> {
+    let (metrics, node, watching) = (Arc::clone(metrics), node.clone(), Arc::clone(watching));
     Arc::new(move || {
         metrics.raft_term.set(node.status().term.cast_signed());
+        metrics.event_streams.set(i64::try_from(watching.followers()).unwrap_or(i64::MAX));
         metrics.render()
     })
 }

@@ -1,5 +1,7 @@
 //! PostgreSQL alone: migrations, the fence, and what the statements promise.
 
+#[path = "storage/lists.rs"]
+mod lists;
 #[path = "storage/submissions.rs"]
 mod submissions;
 mod support;

@@ -75,9 +75,9 @@ pub mod worker;
 pub use endpoints::InvalidEndpoint;
 pub use exec::ExecHandler;
 pub use jobs::{
-    ClientError, ClusterMember, ClusterStatus, Execution, FieldError, Health, Job, JobFilter, JobList,
-    JobStats, JobUpdate, JobsClient, JobsClientBuilder, NewJob, NewMember, Paused, PriorityView, Problem,
-    QueueView, WorkerInfo, WorkerList,
+    ClientError, ClusterMember, ClusterStatus, Execution, Explanation, FieldError, Health, Job, JobFilter,
+    JobList, JobStats, JobUpdate, JobsClient, JobsClientBuilder, NewJob, NewMember, Paused, PriorityView,
+    Problem, QueueView, WorkerInfo, WorkerList,
 };
 pub use sleep::SleepHandler;
 pub use tokio_util::sync::CancellationToken;

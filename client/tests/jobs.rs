@@ -137,6 +137,23 @@ async fn a_submission_is_a_post_with_token_and_body() {
 }
 
 #[tokio::test]
+async fn a_batch_and_an_explanation_are_read() {
+    let explanation = json!({"job_id": "j1", "status": "queued", "reason": "no_workers", "detail": "None.",
+        "due_at": null, "queue": {"ahead": 0, "at_least": false}, "workers": {"total": 0}, "attempts": [], "new": 1});
+    let batch = Reply::Answer(201, "", json!({"jobs": [job(), job()]}).to_string());
+    let replica = Replica::playing(vec![batch, ok(&explanation)]).await;
+    let client = client(&[replica.address]);
+    let later = NewJob { run_at: Some("2030-01-01T00:00:00Z".to_owned()), ..new_job() };
+    assert_eq!(client.submit_batch(&[new_job(), later], Some("k")).await.unwrap().len(), 2);
+    assert_eq!(client.explain("j1").await.unwrap().reason, "no_workers");
+    let requests = replica.requests();
+    assert!(requests[0].starts_with("POST /api/v1/jobs/batch HTTP/1.1\r\n"));
+    assert!(requests[0].contains("idempotency-key: k\r\n"));
+    assert!(requests[0].ends_with(r#""input_data":{"a":1},"run_at":"2030-01-01T00:00:00Z"}]}"#));
+    assert!(requests[1].starts_with("GET /api/v1/jobs/j1/explain HTTP/1.1\r\n"));
+}
+
+#[tokio::test]
 async fn an_idempotency_key_is_sent_when_asked_for() {
     let replica = Replica::playing(vec![ok(&job())]).await;
     let key = JobsClient::new_idempotency_key();

@@ -21,6 +21,13 @@ const MAX_LOADED_MODELS: usize = 100;
 /// Longest that a worker may wait for a job.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
+/// Most tags that one listing can filter by.
+pub(super) const MAX_TAGS: usize = 32;
+/// Last page that can be asked for.
+pub(super) const MAX_PAGE: i64 = i32::MAX as i64;
+/// Largest page, in jobs.
+pub(super) const MAX_PAGE_SIZE: i64 = 100;
+
 /// An id of whichever kind is wanted.
 pub(super) fn id<T: FromStr>(v: &mut Validator, field: &str, text: &str) -> Option<T> {
     let id = text.parse().ok();

@@ -292,7 +292,7 @@ impl From<ServiceError> for Problem {
             ServiceError::Forbidden(_) => ProblemType::Forbidden,
             ServiceError::Conflict(_) => ProblemType::Conflict,
             ServiceError::QueueFull { .. } => ProblemType::QueueFull,
-            ServiceError::Overloaded => ProblemType::Overloaded,
+            ServiceError::Overloaded | ServiceError::TooManyStreams { .. } => ProblemType::Overloaded,
             ServiceError::NoLeader => ProblemType::NoLeader,
             ServiceError::Unavailable { .. } => ProblemType::StoreUnavailable,
             ServiceError::OutcomeUnknown => ProblemType::OutcomeUnknown,

@@ -29,6 +29,8 @@ pub struct Parts {
     pub gate: Gate,
     /// Bounds on what one request may cost.
     pub limits: Limits,
+    /// `server.grpc_reflection`: whether gRPC describes itself.
+    pub grpc_reflection: bool,
 }
 
 impl Api {

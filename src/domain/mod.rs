@@ -4,6 +4,7 @@
 //! decision; callers do the I/O.
 
 pub mod ambient;
+pub mod changes;
 pub mod event;
 pub mod execution;
 pub mod explain;

@@ -21,7 +21,7 @@ impl Lane {
             | Command::ClearQueue(_)
             | Command::DrainWorker(_)
             | Command::RemoveWorker(_) => Self::Prompt,
-            Command::PollJob(_) => Self::Wait,
+            Command::PollJob(_) | Command::ReadChanges(_) => Self::Wait,
             Command::SubmitJobs(_) | Command::SubmitOnce(_) => Self::Bulk,
         }
     }

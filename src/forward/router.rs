@@ -202,7 +202,7 @@ fn too_large() -> ServiceError {
 struct Patience {
     /// Nothing is begun after it.
     deadline: Instant,
-    /// Until when a long poll waits for a job.
+    /// Until when a long poll waits.
     poll_until: Option<Instant>,
 }
 
@@ -211,6 +211,7 @@ impl Patience {
         let now = Instant::now();
         let poll_until = match command {
             Command::PollJob(poll) => Some(now + poll.wait),
+            Command::ReadChanges(wanted) => Some(now + wanted.wait),
             Command::SubmitJobs(_)
             | Command::SubmitOnce(_)
             | Command::ApplyEvent(..)

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control::{Change, Changed};
 use super::error::ServiceError;
+use crate::domain::changes::{Cursor, JobChange};
 use crate::domain::execution::Usage;
 use crate::domain::explain::Outlook;
 use crate::domain::idempotency::IdempotencyKey;
@@ -37,6 +38,8 @@ pub enum Command {
     ApplyEvent(JobId, JobEvent),
     /// Asks who could take a job of this shape.
     Outlook(Shape),
+    /// Asks for what was committed after a place, or waits for it.
+    ReadChanges(ReadChanges),
     /// Registers a worker; whatever it ran before is lost.
     RegisterWorker(NewWorker),
     /// Keeps a worker alive.
@@ -71,6 +74,8 @@ pub enum Answer {
     ApplyEvent(Applied),
     /// What holds such a job up.
     Outlook(Outlook),
+    /// What was committed.
+    Changes(Changes),
     /// The worker as registered, and whether it was new.
     RegisterWorker(Box<Worker>, bool),
     /// What waits for the worker and what it no longer holds.
@@ -129,6 +134,26 @@ pub struct Applied {
     pub repeated: bool,
     /// The job afterwards, for a manual retry and a PATCH.
     pub job: Option<Box<Job>>,
+}
+
+/// Asks for changes of jobs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReadChanges {
+    /// Those after this place; all that are kept, if it is not known or not given.
+    pub after: Option<Cursor>,
+    /// How long to wait for some.
+    pub wait: Duration,
+}
+
+/// Changes of jobs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Changes {
+    /// The place before the first of them: where the question wanted to go on, unless something is missing there.
+    pub from: Cursor,
+    /// One after the other.
+    pub changes: Vec<JobChange>,
+    /// The newest of all; more can be read if that is not among them.
+    pub head: Cursor,
 }
 
 /// A sign of life.
@@ -354,6 +379,7 @@ impl Command {
             | Self::SubmitOnce(_)
             | Self::ApplyEvent(..)
             | Self::Outlook(_)
+            | Self::ReadChanges(_)
             | Self::RegisterWorker(_)
             | Self::Heartbeat(_)
             | Self::PollJob(_)
@@ -373,6 +399,7 @@ impl Command {
             Self::SubmitOnce(_) => "submit_once",
             Self::ApplyEvent(..) => "apply_event",
             Self::Outlook(_) => "outlook",
+            Self::ReadChanges(_) => "read_changes",
             Self::RegisterWorker(_) => "register_worker",
             Self::Heartbeat(_) => "heartbeat",
             Self::PollJob(_) => "poll_job",

@@ -39,6 +39,12 @@ pub enum ServiceError {
     /// More work arrives than can be stored; nothing was done.
     #[error("the leader has more requests waiting than it may hold")]
     Overloaded,
+    /// More event streams than a replica keeps open.
+    #[error("this replica has its maximum of {limit} event streams open")]
+    TooManyStreams {
+        /// How many there may be.
+        limit: u64,
+    },
     /// Nobody leads at the moment; nothing was done.
     #[error("there is no leader at the moment")]
     NoLeader,
@@ -88,7 +94,11 @@ impl ServiceError {
     /// Nothing was done, and the same request may succeed later.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::NoLeader | Self::Unavailable { .. } | Self::Overloaded | Self::QueueFull { .. } => true,
+            Self::NoLeader
+            | Self::Unavailable { .. }
+            | Self::Overloaded
+            | Self::TooManyStreams { .. }
+            | Self::QueueFull { .. } => true,
             Self::Invalid(_)
             | Self::NotFound { .. }
             | Self::Forbidden(_)

@@ -14,6 +14,7 @@ use super::control::Control;
 use super::error::ServiceError;
 use super::queries::Queries;
 use super::sessions::{Closing, Session, Sessions};
+use super::watching::Watching;
 use crate::domain::ambient::Ambient;
 use crate::domain::idempotency::{IdempotencyKey, KeyDraft, fingerprint};
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, SessionId, WorkerId};
@@ -38,6 +39,8 @@ pub struct Services {
     /// Reads from PostgreSQL.
     pub queries: Queries,
     sessions: Arc<Sessions>,
+    /// Who follows changes of jobs here.
+    pub watching: Arc<Watching>,
 }
 
 impl Services {
@@ -50,7 +53,8 @@ impl Services {
         queries: Queries,
         sessions: Arc<Sessions>,
     ) -> Self {
-        Self { commands, control, ambient, defaults: Arc::new(defaults), queries, sessions }
+        let watching = Watching::new(Arc::clone(&commands));
+        Self { commands, control, ambient, defaults: Arc::new(defaults), queries, sessions, watching }
     }
 
     /// Checks a submission and stores it. The job is returned as accepted: `pending`, and on its way to

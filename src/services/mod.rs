@@ -14,6 +14,7 @@ mod members;
 pub mod queries;
 mod queues;
 pub mod sessions;
+pub mod watching;
 
 pub use error::ServiceError;
 pub use facade::Services;

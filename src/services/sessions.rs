@@ -413,6 +413,7 @@ fn is_final(error: &ServiceError) -> bool {
         | ServiceError::Conflict(_) => true,
         ServiceError::QueueFull { .. }
         | ServiceError::Overloaded
+        | ServiceError::TooManyStreams { .. }
         | ServiceError::NoLeader
         | ServiceError::Unavailable { .. }
         | ServiceError::OutcomeUnknown

@@ -10,13 +10,12 @@ use super::error::StorageError;
 use super::fence::FencedTransaction;
 use super::transitions::parse;
 use crate::domain::ids::{JobId, WorkerId};
-use crate::domain::job::{Job, JobFilter, JobList};
+use crate::domain::job::Job;
 use crate::domain::payload::Payload;
 use crate::security::{Column, Vault};
 
-/// The columns of a shown job. The filters of a list vary, so these statements are built at run time;
-/// a test runs every combination.
-const SELECT_JOB: &str = "SELECT id, name, model_name, model_version, status, priority, max_retries, \
+/// The columns of a shown job. Conditions vary, so these statements are built at run time.
+pub(super) const SELECT_JOB: &str = "SELECT id, name, model_name, model_version, status, priority, max_retries, \
      retry_count, timeout_seconds, input_data::text AS input_data, output_data::text AS output_data, \
      error_message, error_stack, assigned_worker_id, assigned_at, submitted_at, queued_at, started_at, \
      completed_at, execution_duration_ms, queue_wait_time_ms, coalesce(tags, '{}')::text AS tags, \
@@ -24,7 +23,7 @@ const SELECT_JOB: &str = "SELECT id, name, model_name, model_version, status, pr
      created_at, updated_at FROM jobs";
 
 #[derive(FromRow)]
-struct JobRow {
+pub(super) struct JobRow {
     id: Uuid,
     name: String,
     model_name: String,
@@ -56,7 +55,7 @@ struct JobRow {
 }
 
 impl JobRow {
-    fn read(self, vault: &Vault) -> Result<Job, StorageError> {
+    pub(super) fn read(self, vault: &Vault) -> Result<Job, StorageError> {
         let row = self;
         let json = |column, stored| Payload::trusted(vault.open_json(row.id, column, stored));
         let text = |column, stored| vault.open_text(row.id, column, stored);
@@ -125,21 +124,6 @@ impl Database {
         Ok(jobs)
     }
 
-    /// A page of jobs, newest first.
-    pub async fn jobs(&self, filter: &JobFilter, page: i64, page_size: i64) -> Result<JobList, StorageError> {
-        let total = self.count_jobs(filter).await?;
-        let mut select = QueryBuilder::new(SELECT_JOB);
-        push_filter(&mut select, filter);
-        select
-            .push(" ORDER BY submitted_at DESC, id DESC LIMIT ")
-            .push_bind(page_size)
-            .push(" OFFSET ")
-            .push_bind((page - 1).saturating_mul(page_size));
-        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
-        let jobs = rows.into_iter().map(|row| row.read(&self.vault)).collect::<Result<_, _>>()?;
-        Ok(JobList { jobs, total, page, page_size, pages: (total + page_size - 1) / page_size })
-    }
-
     /// How many queued jobs go before this one, counted up to `most`: an index is read from its beginning.
     pub async fn ahead_of(&self, job: &Job, most: i64) -> Result<i64, StorageError> {
         Ok(sqlx::query_scalar!(
@@ -153,16 +137,6 @@ impl Database {
         )
         .fetch_one(&self.reads)
         .await?)
-    }
-
-    /// How many jobs match; without any filter the counters know.
-    async fn count_jobs(&self, filter: &JobFilter) -> Result<i64, StorageError> {
-        if *filter == JobFilter::default() {
-            return Ok(self.stats().await?.total_jobs);
-        }
-        let mut count = QueryBuilder::new("SELECT count(*) FROM jobs");
-        push_filter(&mut count, filter);
-        Ok(count.build_query_scalar().fetch_one(&self.reads).await?)
     }
 }
 
@@ -178,23 +152,4 @@ fn select_by_id(id: JobId) -> QueryBuilder<Postgres> {
     let mut select = QueryBuilder::new(SELECT_JOB);
     select.push(" WHERE id = ").push_bind(id.0);
     select
-}
-
-fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &JobFilter) {
-    query.push(" WHERE TRUE");
-    if let Some(status) = filter.status {
-        query.push(" AND status = ").push_bind(status.as_str());
-    }
-    if let Some(priority) = filter.priority {
-        query.push(" AND priority = ").push_bind(i32::from(priority));
-    }
-    if let Some(model) = &filter.model_name {
-        query.push(" AND model_name = ").push_bind(model.clone());
-    }
-    if let Some(creator) = &filter.created_by {
-        query.push(" AND created_by = ").push_bind(creator.clone());
-    }
-    if !filter.tags.is_empty() {
-        query.push(" AND tags <> '{}' AND tags @> ").push_bind(sqlx::types::Json(filter.tags.clone()));
-    }
 }

@@ -14,6 +14,7 @@ mod fence;
 mod idempotency;
 mod jobs;
 mod leases;
+mod lists;
 mod queue;
 mod queue_metrics;
 mod reconcile;

@@ -55,6 +55,8 @@ declare_metrics! {
         "Duration of one scheduling round.";
     queue_depth: IntGaugeVec = "cortex_queue_depth" ["priority"] NONE,
         "Jobs in the ready queue.";
+    event_streams: IntGauge = "cortex_event_streams" [] NONE,
+        "Open streams of jobs' changes at this replica.";
     jobs_enqueued: IntCounterVec = "cortex_jobs_enqueued_total" ["priority"] NONE,
         "Jobs put into the ready queue.";
     jobs_dequeued: IntCounterVec = "cortex_jobs_dequeued_total" ["priority"] NONE,

@@ -128,6 +128,17 @@ impl Api {
         reply
     }
 
+    /// Opens a stream of events, from the beginning or after one.
+    pub async fn open(&self, replica: usize, path: &str, after: Option<&str>) -> reqwest::Response {
+        let mut request = self.http.get(self.url(replica, path));
+        if let Some(after) = after {
+            request = request.header("Last-Event-ID", after);
+        }
+        let response = request.send().await.unwrap();
+        MADE.lock().unwrap().push((Method::GET, path.to_owned(), response.status().as_u16()));
+        response
+    }
+
     pub async fn patch(&self, replica: usize, id: &str, body: &Value) -> Reply {
         self.send(replica, Method::PATCH, &format!("/api/v1/jobs/{id}"), Some(body)).await
     }

@@ -2,6 +2,8 @@
 
 mod batch;
 mod cancel;
+mod client;
+mod events;
 mod explain;
 mod failing;
 mod flow;

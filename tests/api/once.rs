@@ -23,7 +23,7 @@ fn key(api: &Api, text: &str) -> String {
 
 #[tokio::test]
 async fn the_same_key_gives_the_first_job_at_every_replica() {
-    let api = Api::of("once").await;
+    let api = Api::of("once-same").await;
     let key = key(&api, "1");
     let draft = api.draft(&json!({"priority": 3, "tags": {"a": "b", "c": "d"}}));
     let first = api.post_once(0, JOBS, &draft, &key).await.expect(201);

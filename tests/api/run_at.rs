@@ -19,7 +19,7 @@ fn time(value: &Value) -> DateTime<Utc> {
 
 #[tokio::test]
 async fn a_job_waits_for_its_time_beside_a_free_worker_and_is_not_given_earlier() {
-    let api = Api::of("later").await;
+    let api = Api::of("later-waits").await;
     let hand = Hand::new(&api, 1, 10).await;
     for replica in 0..REPLICAS {
         let due = after(2);

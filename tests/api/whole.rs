@@ -152,7 +152,8 @@ async fn every_endpoint_was_used(api: &Api) {
                 method.name()
             ))
         };
-        if !counted("OK") || !counted("INVALID_ARGUMENT") {
+        let can_fail = method.name() != "GetStats";
+        if !counted("OK") || (can_fail && !counted("INVALID_ARGUMENT")) {
             missing.insert(format!("no success or no refusal of {}", method.name()));
         }
     }

@@ -90,3 +90,17 @@ async fn jobs_are_deleted_after_their_retention_page_by_page_and_waiting_ones_ar
     until("the old ones are gone", async || scene.count("SELECT count(*) FROM jobs").await == 50).await;
     assert_eq!(scene.count("SELECT count(*) FROM jobs WHERE status = 'queued'").await, 25);
 }
+
+#[tokio::test]
+async fn where_reflection_is_off_grpc_serves_and_does_not_describe_itself() {
+    let scene = Scene::with(|builder, _| builder.set("server.grpc_reflection=false")).await;
+    let endpoint = format!("http://{}", scene.cluster.grpc(0));
+    let channel = tonic::transport::Channel::from_shared(endpoint).unwrap().connect().await.unwrap();
+    let mut client = ClientServiceClient::new(channel.clone());
+    assert!(client.get_stats(cortex_client::proto::GetStatsRequest {}).await.is_ok());
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest::default();
+    let mut reflection =
+        tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
+    let refused = reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented);
+}

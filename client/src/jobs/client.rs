@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::{
     error::ClientError,
     models::{
-        ClusterStatus, Execution, Health, Job, JobFilter, JobList, JobStats, JobUpdate, NewJob, WorkerInfo,
-        WorkerList,
+        ClusterStatus, Execution, Explanation, Health, Job, JobFilter, JobList, JobStats, JobUpdate, NewJob,
+        WorkerInfo, WorkerList,
     },
     transport::{Answer, Call, Repeat, Transport},
 };
@@ -92,6 +92,25 @@ impl JobsClient {
         let key = header_value("idempotency key", key)?;
         call.headers.insert(IDEMPOTENCY_KEY, key);
         self.json(call).await
+    }
+
+    /// Submits 1 to 1000 jobs, all or none, under an `Idempotency-Key` if one is given.
+    ///
+    /// # Errors
+    /// As [`submit_with_key`](Self::submit_with_key).
+    pub async fn submit_batch(&self, jobs: &[NewJob], key: Option<&str>) -> Result<Vec<Job>, ClientError> {
+        let batch = Batch { jobs };
+        let mut call = Call::write(Method::POST, &["api", "v1", "jobs", "batch"]).with_json(&batch)?;
+        if let Some(key) = key {
+            call.headers.insert(IDEMPOTENCY_KEY, header_value("idempotency key", key)?);
+        }
+        let stored: Batch<Vec<Job>> = self.json(call).await?;
+        Ok(stored.jobs)
+    }
+
+    /// Why a job is where it is.
+    pub async fn explain(&self, id: &str) -> Result<Explanation, ClientError> {
+        self.json(Call::get(&["api", "v1", "jobs", id, "explain"])).await
     }
 
     /// One job.
@@ -256,6 +275,12 @@ impl fmt::Debug for JobsClientBuilder {
             .field("token", &self.token.as_ref().map(|_| "…"))
             .finish_non_exhaustive()
     }
+}
+
+/// Several jobs.
+#[derive(Serialize, Deserialize)]
+struct Batch<T> {
+    jobs: T,
 }
 
 /// The list of attempts, with or without an object around it.

@@ -9,7 +9,7 @@ mod transport;
 pub use client::{JobsClient, JobsClientBuilder};
 pub use error::{ClientError, FieldError, Problem};
 pub use models::{
-    ClusterMember, ClusterStatus, Execution, Health, Job, JobFilter, JobList, JobStats, JobUpdate, NewJob,
-    WorkerInfo, WorkerList,
+    ClusterMember, ClusterStatus, Execution, Explanation, Health, Job, JobFilter, JobList, JobStats,
+    JobUpdate, NewJob, WorkerInfo, WorkerList,
 };
 pub use queues::{NewMember, Paused, PriorityView, QueueView};

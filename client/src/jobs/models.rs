@@ -36,6 +36,10 @@ pub struct NewJob {
     /// Who submits it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
+    /// Not before this time, in RFC 3339 with its offset; until then it waits as
+    /// `pending`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<String>,
 }
 
 impl NewJob {
@@ -135,6 +139,31 @@ impl Job {
     pub fn is_terminal(&self) -> bool {
         matches!(self.status.as_str(), "completed" | "failed" | "timeout" | "cancelled")
     }
+}
+
+/// Why a job is where it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Which job.
+    pub job_id: String,
+    /// Where it is.
+    pub status: String,
+    /// Why, in one word, such as `no_workers`.
+    pub reason: String,
+    /// The same for people.
+    pub detail: String,
+    /// When a pending job is due.
+    #[serde(default)]
+    pub due_at: Option<String>,
+    /// Where a queued job stands: `ahead`, and whether there are more (`at_least`).
+    #[serde(default)]
+    pub queue: Option<Value>,
+    /// Who could take it: `total`, `able`, `obstacles` by kind, and a `list`.
+    #[serde(default)]
+    pub workers: Option<Value>,
+    /// Its attempts so far, oldest first.
+    #[serde(default)]
+    pub attempts: Vec<Value>,
 }
 
 /// Which jobs to list; `None` does not restrict.

@@ -3,14 +3,21 @@
 use crate::security::Access;
 
 /// Every RPC of `proto/cortex.proto`, and what it asks for. One that is not listed is an administrator's.
-pub const RPCS: [(&str, Access); 7] = [
+pub const RPCS: [(&str, Access); 14] = [
     ("/cortex.JobService/RegisterWorker", Access::Work),
     ("/cortex.JobService/Heartbeat", Access::Work),
     ("/cortex.JobService/PollJob", Access::Work),
     ("/cortex.JobService/UpdateJobStatus", Access::Work),
     ("/cortex.JobService/CompleteJob", Access::Work),
     ("/cortex.JobService/Session", Access::Work),
+    ("/cortex.ClientService/SubmitJob", Access::Submit),
     ("/cortex.ClientService/SubmitJobs", Access::Submit),
+    ("/cortex.ClientService/GetJob", Access::Read),
+    ("/cortex.ClientService/ListJobs", Access::Read),
+    ("/cortex.ClientService/CancelJob", Access::Submit),
+    ("/cortex.ClientService/RetryJob", Access::Submit),
+    ("/cortex.ClientService/WatchJob", Access::Read),
+    ("/cortex.ClientService/GetStats", Access::Read),
 ];
 /// Services of others that are served beside ours.
 const SERVICES: [(&str, Access); 3] = [

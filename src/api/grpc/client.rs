@@ -1,18 +1,30 @@
 //! `cortex.ClientService`: what clients call that prefer gRPC to REST.
 
-use chrono::DateTime;
+use std::pin::Pin;
+use std::time::Duration;
+
 use cortex_client::proto::client_service_server::ClientService;
-use cortex_client::proto::{JobSubmission, SubmitJobsRequest, SubmitJobsResponse, SubmittedJob};
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use cortex_client::proto::{
+    CancelJobRequest, CancelJobResponse, GetJobRequest, GetStatsRequest, Job, JobChange, JobStats,
+    ListJobsRequest, ListJobsResponse, RetryJobRequest, SubmitJobRequest, SubmitJobResponse,
+    SubmitJobsRequest, SubmitJobsResponse, WatchJobRequest,
+};
+use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status};
 
-use crate::api::convert;
+use super::jobs::invalid;
+use super::{replies, requests};
 use crate::api::problem::status;
-use crate::domain::idempotency::KeyDraft;
-use crate::domain::job::{Job, JobDraft};
+use crate::domain::job::JobDraft;
 use crate::domain::validate::FieldError;
-use crate::services::facade::Services;
+use crate::services::error::ServiceError;
+use crate::services::facade::{Services, Stored};
+use crate::services::watching::JobWatch;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Longest that one stream may stay open whose caller names no deadline: a day.
+const WATCH_AT_MOST: Duration = Duration::from_secs(86_400);
 
 /// Serves clients.
 pub struct Clients {
@@ -28,71 +40,100 @@ impl Clients {
 
 #[tonic::async_trait]
 impl ClientService for Clients {
-    async fn submit_jobs(
-        &self,
-        request: Request<SubmitJobsRequest>,
-    ) -> Result<Response<SubmitJobsResponse>, Status> {
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<JobChange, Status>> + Send>>;
+
+    async fn submit_job(&self, request: Request<SubmitJobRequest>) -> Answer<SubmitJobResponse> {
+        let SubmitJobRequest { job, idempotency_key } = request.into_inner();
+        let mut noted = Vec::new();
+        let draft = requests::draft(job.unwrap_or_default(), &mut noted);
+        if !noted.is_empty() {
+            return Err(invalid(beside(noted, self.services.check_job(draft).err().unwrap_or_default())));
+        }
+        let key = requests::key(idempotency_key);
+        let Stored { jobs, repeated } = self.services.submit_job(draft, key).await.map_err(status)?;
+        let job = jobs.into_iter().next().ok_or_else(|| status(ServiceError::Internal))?;
+        Ok(Response::new(SubmitJobResponse { job: Some(replies::job(job)), repeated }))
+    }
+
+    async fn submit_jobs(&self, request: Request<SubmitJobsRequest>) -> Answer<SubmitJobsResponse> {
         let SubmitJobsRequest { jobs, idempotency_key } = request.into_inner();
         let mut noted = Vec::new();
-        let mut drafts = Vec::with_capacity(jobs.len());
+        let mut drafts: Vec<JobDraft> = Vec::with_capacity(jobs.len());
         for (index, job) in jobs.into_iter().enumerate() {
             let mut wrong = Vec::new();
-            drafts.push(draft(job, &mut wrong));
+            drafts.push(requests::draft(job, &mut wrong));
             noted.extend(wrong.into_iter().map(|error| error.within("jobs", index)));
         }
-        let key = key(idempotency_key);
+        let key = requests::key(idempotency_key);
         let stored = self.services.submit_batch(drafts, noted, key).await.map_err(status)?;
-        let jobs = stored.jobs.iter().map(shown).collect();
+        let jobs = stored.jobs.iter().map(replies::submitted).collect();
         Ok(Response::new(SubmitJobsResponse { jobs, repeated: stored.repeated }))
     }
-}
 
-/// Empty is the same as absent.
-fn key(text: String) -> Option<KeyDraft> {
-    (!text.is_empty()).then(|| KeyDraft { field: "idempotency_key", scope: convert::key_scope(), text })
-}
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Answer<Job> {
+        let id = requests::job_id(&request.into_inner().job_id).map_err(invalid)?;
+        let job = self.services.queries.job(id).await.map_err(status)?;
+        Ok(Response::new(replies::job(job)))
+    }
 
-fn shown(job: &Job) -> SubmittedJob {
-    SubmittedJob {
-        id: job.id.to_string(),
-        status: job.status.as_str().to_owned(),
-        submitted_at_ms: job.submitted_at.timestamp_millis(),
+    async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Answer<ListJobsResponse> {
+        let request = request.into_inner();
+        let without_payloads = request.without_payloads;
+        let wanted = requests::page(request).map_err(invalid)?;
+        let jobs = self.services.queries.jobs(&wanted.filter, wanted.page, wanted.page_size).await;
+        Ok(Response::new(replies::list(jobs.map_err(status)?, without_payloads)))
+    }
+
+    async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Answer<CancelJobResponse> {
+        let id = requests::job_id(&request.into_inner().job_id).map_err(invalid)?;
+        self.services.cancel_job(id).await.map_err(status)?;
+        Ok(Response::new(CancelJobResponse {}))
+    }
+
+    async fn retry_job(&self, request: Request<RetryJobRequest>) -> Answer<Job> {
+        let id = requests::job_id(&request.into_inner().job_id).map_err(invalid)?;
+        let job = self.services.retry_job(id).await.map_err(status)?;
+        Ok(Response::new(replies::job(job)))
+    }
+
+    async fn watch_job(&self, request: Request<WatchJobRequest>) -> Answer<Self::WatchJobStream> {
+        let limit = requests::deadline(request.metadata()).unwrap_or(WATCH_AT_MOST);
+        let WatchJobRequest { job_id, after } = request.into_inner();
+        let (id, after) = requests::watch(&job_id, &after).map_err(invalid)?;
+        let watch = self.services.watch_job(id, after).await.map_err(status)?;
+        Ok(Response::new(watched(watch, limit)))
+    }
+
+    async fn get_stats(&self, _: Request<GetStatsRequest>) -> Answer<JobStats> {
+        let stats = self.services.queries.stats().await.map_err(status)?;
+        Ok(Response::new(replies::stats(&stats)))
     }
 }
 
-/// The same draft that the JSON body of REST would be read into, so that the same checks hold. What cannot be
-/// read is noted in `wrong`, and left out.
-fn draft(job: JobSubmission, wrong: &mut Vec<FieldError>) -> JobDraft {
-    let text = |text: String| (!text.is_empty()).then_some(Value::String(text));
-    let tags: Map<_, _> = job.tags.into_iter().map(|(key, tag)| (key, Value::String(tag))).collect();
-    JobDraft {
-        name: text(job.name),
-        model_name: text(job.model_name),
-        model_version: text(job.model_version),
-        input_data: json(wrong, "input_data", &job.input_data),
-        priority: job.priority.map(Value::from),
-        max_retries: job.max_retries.map(Value::from),
-        timeout_seconds: job.timeout_seconds.map(Value::from),
-        tags: (!tags.is_empty()).then_some(Value::Object(tags)),
-        metadata: json(wrong, "metadata", &job.metadata),
-        created_by: text(job.created_by),
-        run_at: job.run_at_ms.and_then(|ms| time(wrong, "run_at_ms", ms)),
-    }
+/// The changes of a job until its end, for as long as the caller waits.
+fn watched(watch: Option<JobWatch>, limit: Duration) -> <Clients as ClientService>::WatchJobStream {
+    let until = tokio::time::Instant::now() + limit;
+    let messages = stream::unfold(watch, move |watch| async move {
+        let mut watch = watch?;
+        let Ok(next) = tokio::time::timeout_at(until, watch.next()).await else {
+            return Some((vec![Err(Status::deadline_exceeded("the call's deadline has passed"))], None));
+        };
+        match next {
+            Some(Ok(updates)) => {
+                let messages = updates.iter().map(|update| Ok(replies::change(update))).collect();
+                Some((messages, Some(watch)))
+            }
+            Some(Err(error)) => Some((vec![Err(status(error))], None)),
+            None if watch.has_ended() => None,
+            None => Some((vec![Err(Status::unavailable("this replica is about to stop"))], None)),
+        }
+    });
+    messages.flat_map(stream::iter).boxed()
 }
 
-fn time(wrong: &mut Vec<FieldError>, field: &str, ms: i64) -> Option<Value> {
-    let time = DateTime::from_timestamp_millis(ms);
-    if time.is_none() {
-        wrong.push(FieldError::new(field, "must be milliseconds since 1970-01-01T00:00:00Z"));
-    }
-    time.map(|time| Value::String(time.to_rfc3339()))
-}
-
-fn json(wrong: &mut Vec<FieldError>, field: &str, bytes: &[u8]) -> Option<Box<RawValue>> {
-    if bytes.is_empty() {
-        return None;
-    }
-    serde_json::from_slice(bytes)
-        .map_err(|error| wrong.push(FieldError::new(field, format!("must be JSON in UTF-8: {error}"))))
-        .ok()
+/// What was found where a draft could not be read, and what else is wrong with it.
+fn beside(noted: Vec<FieldError>, found: Vec<FieldError>) -> Vec<FieldError> {
+    let more = found.into_iter().filter(|error| noted.iter().all(|known| known.field != error.field));
+    let more: Vec<_> = more.collect();
+    noted.into_iter().chain(more).collect()
 }

@@ -4,6 +4,8 @@ mod access;
 mod client;
 mod jobs;
 mod parse;
+mod replies;
+mod requests;
 mod routes;
 mod session;
 

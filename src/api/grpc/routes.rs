@@ -49,11 +49,11 @@ pub async fn routes(api: Api) -> Result<(Routes, ServingStatus), tonic_reflectio
         .max_decoding_message_size(api.limits.max_body_bytes);
     let clients = ClientServiceServer::new(Clients::new(api.services.clone()))
         .max_decoding_message_size(api.limits.max_body_bytes);
-    let router = Routes::new(jobs)
-        .add_service(clients)
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+    let mut routes = Routes::new(jobs).add_service(clients).add_service(health);
+    if api.grpc_reflection {
+        routes = routes.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
+    }
+    let router = routes
         .into_axum_router()
         .layer(from_fn_with_state(api.clone(), gate::grpc))
         .layer(from_fn_with_state(api, guard::grpc));

@@ -2,6 +2,7 @@
 
 mod body;
 pub mod cors;
+mod events;
 mod heartbeat;
 mod jobs;
 mod members;

@@ -5,16 +5,11 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Datelike, Utc};
 
+use crate::api::convert::{MAX_PAGE, MAX_PAGE_SIZE, MAX_TAGS};
 use crate::domain::job::JobFilter;
 use crate::domain::validate::{FieldError, Validator, check_text};
 use crate::domain::worker::WorkerStatus;
 
-/// Most tags that one listing can filter by.
-const MAX_TAGS: usize = 32;
-/// Last page that can be asked for.
-const MAX_PAGE: i64 = i32::MAX as i64;
-/// Largest page, in jobs.
-const MAX_PAGE_SIZE: i64 = 100;
 /// Jobs that a look into the queue shows, unless it asks for another number.
 const PEEK: i64 = 10;
 /// Most jobs that a look into the queue shows.

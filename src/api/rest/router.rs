@@ -5,7 +5,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
 
-use super::{heartbeat, jobs, members, queues, system, workers};
+use super::{events, heartbeat, jobs, members, queues, system, workers};
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
 use crate::api::{gate, guard};
@@ -66,6 +66,8 @@ fn all() -> Vec<Route> {
         submit(Method::POST, "/api/v1/jobs/{id}/retry", post(jobs::retry)),
         read(Method::GET, "/api/v1/jobs/{id}/executions", get(jobs::executions)),
         read(Method::GET, "/api/v1/jobs/{id}/explain", get(jobs::explain)),
+        read(Method::GET, "/api/v1/jobs/{id}/events", get(events::of_job)),
+        read(Method::GET, "/api/v1/events", get(events::all)),
         read(Method::GET, "/api/v1/workers", get(workers::list)),
         work(Method::POST, "/api/v1/workers", post(workers::register)),
         // Declared literally, so that `/workers/{id}` cannot shadow it.

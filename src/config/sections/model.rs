@@ -43,6 +43,8 @@ pub struct Server {
     pub http_port: u16,
     /// Port of gRPC. Default 9090; 1 to 65535.
     pub grpc_port: u16,
+    /// Whether gRPC describes itself to whoever asks (server reflection). Default true.
+    pub grpc_reflection: bool,
     /// Least severe level that is logged. Default `info`; `trace`, `debug`, `info`, `warn` or `error`.
     pub log_level: LogLevel,
     /// Both client listeners speak TLS with it. Default none: they do not.

@@ -92,6 +92,7 @@ fn server(section: &mut Section<'_>) -> Server {
         host: host.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         http_port: section.whole("http_port", 1..=65535, 8080),
         grpc_port: section.whole("grpc_port", 1..=65535, 9090),
+        grpc_reflection: section.flag("grpc_reflection", true),
         log_level: section.one_of("log_level", LEVELS).unwrap_or(LogLevel::Info),
         tls: files(section, ["cert", "key"]).map(|[cert, key]| Tls { cert, key }),
     }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::feed::FeedItem;
 use super::{Core, EVENT_SLOT};
+use crate::domain::changes::JobChange;
 use crate::domain::execution::ExecutionStatus;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::job::JobStatus;
@@ -165,6 +166,15 @@ impl Core {
         crash::point("applied");
         // Before the leases end, so that a worker that has to rest gets nothing in between.
         self.judge_workers(&done.touched);
+        self.announce(|| {
+            let changed = |job: &&Touched| job.before.status != job.after.status;
+            done.touched.iter().filter(changed).map(|Touched { after, .. }| JobChange {
+                job_id: after.id,
+                status: after.status,
+                worker_id: after.assigned_worker_id,
+                at: done.now,
+            })
+        });
         for job in &done.touched {
             self.follow(job, done.now);
         }

@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Core;
-use super::apply::EventItem;
+use super::apply::{EventItem, reporter};
+use crate::domain::changes::JobChange;
 use crate::domain::ids::{JobId, LeaseId};
+use crate::domain::job::JobStatus;
 use crate::domain::transition::JobEvent;
 use crate::services::command::Applied;
 use crate::services::crash;
@@ -64,6 +66,18 @@ impl Core {
             return batch;
         }
         crash::point("applied");
+        self.announce(|| {
+            completed.iter().filter_map(|(place, done)| {
+                let item = batch.get(*place)?;
+                let worker_id = reporter(&item.event).map(|by| by.worker_id);
+                Some(JobChange {
+                    job_id: item.job,
+                    status: JobStatus::Completed,
+                    worker_id,
+                    at: done.completed_at,
+                })
+            })
+        });
         {
             let mut fleet = self.fleet();
             completed.values().for_each(|done| fleet.complete(done.lease));

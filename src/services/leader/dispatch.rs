@@ -13,7 +13,9 @@ use super::control::Open;
 use super::feed::FeedItem;
 use super::lanes::Lane;
 use super::{Core, Leader};
+use crate::domain::changes::JobChange;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
+use crate::domain::job::JobStatus;
 use crate::domain::matching::Shape;
 use crate::domain::placement::GroupId;
 use crate::domain::transition::JobEvent;
@@ -141,6 +143,15 @@ impl Leader {
             claims.iter().map(|claim| (claim.job_id, claim.priority)).collect();
         let mut taken: HashMap<LeaseId, Taken> = taken.into_iter().map(|job| (job.lease, job)).collect();
         core.waiting.fetch_sub(i64::try_from(taken.len()).unwrap_or(0), Ordering::Relaxed);
+        core.announce(|| {
+            let at = core.parts.ambient.now();
+            taken.values().map(move |job| JobChange {
+                job_id: job.job_id,
+                status: JobStatus::Assigned,
+                worker_id: Some(job.worker_id),
+                at,
+            })
+        });
         for Placed { claim, poller } in placed {
             core.feed(FeedItem::Settle(claim.job_id));
             let Some(job) = taken.remove(&claim.lease) else {

@@ -7,6 +7,7 @@
 
 mod apply;
 mod backlog;
+mod changes;
 mod clear;
 mod complete;
 mod control;
@@ -35,6 +36,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use self::apply::EventItem;
 use self::backlog::Backlog;
+use self::changes::Announcer;
 use self::control::Dispatching;
 pub use self::dispatch::RoundError;
 use self::feed::Feed;
@@ -162,6 +164,8 @@ struct Core {
     next_due: std::sync::Mutex<Option<Instant>>,
     /// When PostgreSQL began not to answer.
     away_since: std::sync::Mutex<Option<Instant>>,
+    /// What was committed, for those who follow it.
+    changes: Announcer,
     end: watch::Sender<Option<End>>,
 }
 
@@ -231,6 +235,7 @@ impl Commands for Leader {
             }
             .boxed(),
             Command::Outlook(shape) => ready(Ok(Answer::Outlook(self.outlook(&shape)))).boxed(),
+            Command::ReadChanges(wanted) => self.read_changes(wanted).map_ok(Answer::Changes).boxed(),
             Command::RegisterWorker(new) => async move {
                 let (worker, created) = self.register(&by, new).await?;
                 Ok(Answer::RegisterWorker(Box::new(worker), created))

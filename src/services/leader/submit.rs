@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 use super::dispatch::{FETCH_SECONDS, Placed};
 use super::feed::FeedItem;
 use super::{Core, Leader, SUBMISSION_SLOTS};
-use crate::domain::job::NewJob;
+use crate::domain::changes::JobChange;
+use crate::domain::job::{JobStatus, NewJob};
 use crate::domain::matching::Shape;
 use crate::domain::placement::GroupId;
 use crate::ready_queue::Entry;
@@ -138,6 +139,10 @@ impl Leader {
     fn accept(&self, submission: Submission, stored: &mut impl Iterator<Item = Stored>) {
         let core = &self.core;
         let mut accepted = Vec::with_capacity(submission.jobs.len());
+        let stored: Vec<Stored> = stored.take(submission.jobs.len()).collect();
+        core.announce(|| {
+            submission.jobs.iter().zip(&stored).filter_map(|(job, (stored, _))| change(job, stored))
+        });
         for (job, (inserted, placed)) in submission.jobs.into_iter().zip(stored) {
             let Inserted { submitted_at, new, assigned_to } = inserted;
             accepted.push(Accepted { submitted_at, assigned_to });
@@ -223,6 +228,17 @@ impl Core {
         }
         placed
     }
+}
+
+/// What a submission has changed.
+fn change(job: &NewJob, stored: &Inserted) -> Option<JobChange> {
+    let status = match (stored.assigned_to, job.run_at) {
+        (Some(_), _) => JobStatus::Assigned,
+        (None, Some(_)) => JobStatus::Pending,
+        (None, None) => JobStatus::Queued,
+    };
+    let change = JobChange { job_id: job.id, status, worker_id: stored.assigned_to, at: stored.submitted_at };
+    stored.new.then_some(change)
 }
 
 /// What a worker needs of a job that it takes at its submission.

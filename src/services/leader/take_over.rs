@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::changes::Announcer;
 use super::control::Dispatching;
 use super::lanes::Lanes;
 use super::{Core, Leader, LeaderParts, Nudges, ROUND_SLOTS, feed};
@@ -31,6 +32,7 @@ impl Leader {
         let (fleet, waiting) = load(&parts).await?;
         phase(&parts, "load", fenced);
         let (feed, tail) = feed::prepare();
+        let changes = Announcer::of(parts.fence.epoch);
         let core = Arc::new(Core {
             parts,
             fleet: std::sync::Mutex::new(fleet),
@@ -45,6 +47,7 @@ impl Leader {
             arriving: Arc::new(AtomicU64::new(0)),
             next_due: std::sync::Mutex::new(None),
             away_since: std::sync::Mutex::new(None),
+            changes,
             end: watch::Sender::new(None),
         });
         Ok(Self::start(core, stage, tail))

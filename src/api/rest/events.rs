@@ -1,0 +1,85 @@
+//! Server-Sent Events: changes of jobs as they are committed.
+//!
+//! Each event's id says how far a client has come, for `Last-Event-ID`. A `reset` says that changes may be missing
+//! before it: what is known must be read anew.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::{Stream, StreamExt, stream};
+use serde_json::json;
+
+use super::path::JobPath;
+use crate::api::problem::Problem;
+use crate::api::state::Api;
+use crate::domain::changes::Cursor;
+use crate::domain::validate::FieldError;
+use crate::services::watching::{Follower, JobWatch, Update};
+
+/// Where a client goes on.
+const LAST_EVENT_ID: &str = "Last-Event-ID";
+/// So often something is sent, so that a dead connection is noticed.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// `GET /events`: the changes of all jobs from now on, or from where the client has stopped.
+pub(super) async fn all(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Problem> {
+    let after = last_event_id(&headers)?;
+    let mut follower = api.services.watching.follow().await?;
+    let here = follower.at();
+    let first = match after {
+        None => Some(event(here, "start", &json!({}))),
+        Some(after) if follower.resume(after) => None,
+        Some(_) => Some(shown(&Update::Reset(here))),
+    };
+    let later = stream::unfold(follower, async |mut follower: Follower| {
+        let updates = follower.next().await?;
+        Some((updates.iter().map(shown).collect::<Vec<_>>(), follower))
+    });
+    Ok(answer(stream::iter(first).chain(later.flat_map(stream::iter))))
+}
+
+/// `GET /jobs/{id}/events`: the job's present state, then its changes, until it has ended. 204 says that nothing came
+/// after the last event.
+pub(super) async fn of_job(
+    State(api): State<Api>,
+    JobPath(id): JobPath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let after = last_event_id(&headers)?;
+    let Some(watch) = api.services.watch_job(id, after).await? else {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    };
+    let events = stream::unfold(watch, async |mut watch: JobWatch| {
+        // What went wrong is in the log; the client comes again and goes on where it was.
+        let updates = watch.next().await?.ok()?;
+        Some((updates.iter().map(shown).collect::<Vec<_>>(), watch))
+    });
+    Ok(answer(events.flat_map(stream::iter)))
+}
+
+fn answer(events: impl Stream<Item = Event> + Send + 'static) -> Response {
+    let events = events.map(Ok::<_, Infallible>);
+    Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("alive")).into_response()
+}
+
+fn last_event_id(headers: &HeaderMap) -> Result<Option<Cursor>, Problem> {
+    let Some(id) = headers.get(LAST_EVENT_ID) else { return Ok(None) };
+    let id = String::from_utf8_lossy(id.as_bytes());
+    let id = id.parse().map_err(|message| Problem::invalid(vec![FieldError::new(LAST_EVENT_ID, message)]))?;
+    Ok(Some(id))
+}
+
+fn shown(update: &Update) -> Event {
+    match update {
+        Update::Change(cursor, change) => event(*cursor, "status", &json!(change)),
+        Update::Reset(cursor) => event(*cursor, "reset", &json!({})),
+    }
+}
+
+fn event(cursor: Cursor, kind: &str, data: &serde_json::Value) -> Event {
+    Event::default().id(cursor.to_string()).event(kind).data(data.to_string())
+}
