@@ -41,3 +41,21 @@ impl Leader {
         changed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pause_waits_for_what_began_before_it_and_nothing_waits_for_long() {
+        let dispatching = Dispatching::default();
+        let (round, batch) = (dispatching.begin().await, dispatching.begin().await);
+        let mut settled = Box::pin(dispatching.settle());
+        assert!(futures::poll!(&mut settled).is_pending());
+        drop(round);
+        assert!(futures::poll!(&mut settled).is_pending(), "one is still open");
+        drop(batch);
+        settled.await;
+        drop(dispatching.begin().await);
+    }
+}
