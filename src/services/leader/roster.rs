@@ -4,6 +4,7 @@ use super::Leader;
 use crate::domain::ids::WorkerId;
 use crate::domain::transition::JobEvent;
 use crate::domain::worker::{NewWorker, Worker};
+use crate::services::crash;
 use crate::services::error::{Conflict, ServiceError};
 
 impl Leader {
@@ -89,6 +90,7 @@ impl Leader {
         if !found {
             return Err(ServiceError::no_worker(id));
         }
+        crash::point("removed");
         let lost = core.fleet().dismiss(id);
         drop(alone);
         // `reap_leases` ends what cannot be ended now, and so does the next leader: nobody holds them any more.
