@@ -290,8 +290,9 @@ async fn report_is_stale(api: &Api, replica: usize, worker_id: &str, job: &PollJ
 #[tokio::test]
 async fn the_statistics_of_workers_are_not_taken_for_a_worker_and_add_up() {
     let api = Api::of("worker-statistics").await;
-    let id = register(&api, 0, &json!({"max_concurrent_jobs": 100})).await;
-    // A worker is busy at any time while the replicas are asked.
+    let idle = json!({"max_concurrent_jobs": 100, "capabilities": {"models": []}});
+    let id = register(&api, 0, &idle).await;
+    // A worker is busy while the replicas are asked.
     let hand = Hand::new(&api, 0, 1).await;
     api.submit(0, &json!({})).await;
     hand.job().await;

@@ -5,18 +5,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cortex_client::proto::job_service_client::JobServiceClient;
-use cortex_client::proto::{JobCompletion, PollJobRequest, PollJobResponse, WorkerRegistration};
+use cortex_client::proto::{
+    JobCompletion, JobStatusUpdate, PollJobRequest, PollJobResponse, WorkerRegistration,
+};
 use futures::FutureExt;
 use futures::future::select_all;
 use serde_json::json;
 use tonic::transport::Channel;
 
-use crate::load::{Load, Tally, submit};
-use crate::scene::Scene;
+use crate::load::{Load, Tally, accepted, submit};
+use crate::scene::{Scene, until};
 
 const WORK: Duration = Duration::from_millis(30);
 
-/// Every point of `cortex::services::crash` but `fetched`, to which sessions do not come, and `key_claimed`.
+/// Every point of `cortex::services::crash` but `fetched`, `removed` and `key_claimed`, to which these workers and
+/// submissions do not come.
 const POINTS: [&str; 5] = ["claimed", "assigned", "applied", "submitted", "before_queue"];
 
 impl Scene {
@@ -146,6 +149,47 @@ async fn a_worker_whose_leader_dies_before_the_answer_gets_it_from_the_next_one(
     let answer = client.complete_job(different).await.unwrap().into_inner();
     assert!(!answer.acknowledged, "a different report is no repetition: {answer:?}");
     scene.check(&tally).await;
+}
+
+#[tokio::test]
+async fn what_a_removed_worker_ran_is_ended_by_the_next_leader() {
+    let mut scene = Scene::with_crash_points().await;
+    let (other, mut client) = scene.follower().await;
+    let registration = WorkerRegistration {
+        name: "by-hand".to_owned(),
+        hostname: "test".to_owned(),
+        ip_address: "127.0.0.1".to_owned(),
+        port: 1,
+        ..WorkerRegistration::default()
+    };
+    let worker_id = client.register_worker(registration).await.unwrap().into_inner().worker_id;
+    accepted(&scene.http, scene.cluster.http(other), json!({"max_retries": 0})).await;
+    let poll = PollJobRequest { worker_id: worker_id.clone(), wait_ms: 20_000 };
+    let job = client.poll_job(poll).await.unwrap().into_inner();
+    let running = JobStatusUpdate {
+        job_id: job.job_id.clone(),
+        worker_id: worker_id.clone(),
+        status: "running".to_owned(),
+        ..JobStatusUpdate::default()
+    };
+    assert!(client.update_job_status(running).await.unwrap().into_inner().acknowledged);
+
+    // At the leader itself, so that nobody sends it again.
+    let leader = scene.leader().await;
+    scene.arm("removed");
+    let url = format!("http://{}/api/v1/workers/{worker_id}", scene.cluster.http(leader));
+    assert!(scene.http.delete(url).send().await.is_err());
+    scene.dies_and_comes_back("removed").await;
+    until("the job has failed", async || {
+        let (_, found) = scene.get(other, &format!("/api/v1/jobs/{}", job.job_id)).await;
+        found["status"] == "failed"
+    })
+    .await;
+    let lost = "SELECT count(*) FROM executions WHERE error_code = 'worker_lost'";
+    assert_eq!(scene.count(lost).await, 1);
+    assert_eq!(scene.count("SELECT count(*) FROM leases").await, 0);
+    let removed = "SELECT count(*) FROM workers WHERE status = 'offline' AND removed_at IS NOT NULL";
+    assert_eq!(scene.count(removed).await, 1);
 }
 
 fn completion_of(worker_id: &str, job: &PollJobResponse) -> JobCompletion {

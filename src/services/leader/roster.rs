@@ -5,6 +5,7 @@ use crate::domain::ids::WorkerId;
 use crate::domain::transition::JobEvent;
 use crate::domain::worker::{NewWorker, Worker};
 use crate::security::Caller;
+use crate::services::crash;
 use crate::services::error::{Conflict, ServiceError};
 
 impl Leader {
@@ -105,6 +106,7 @@ impl Leader {
         if !found {
             return Err(ServiceError::no_worker(id));
         }
+        crash::point("removed");
         let lost = core.fleet().dismiss(id);
         drop(alone);
         // `reap_leases` ends what cannot be ended now, and so does the next leader: nobody holds them any more.
