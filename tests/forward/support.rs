@@ -25,6 +25,13 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+/// A command as it travels.
+#[derive(serde::Deserialize)]
+struct Order {
+    by: Caller,
+    command: Command,
+}
+
 pub type Outcome = Result<Answer, ServiceError>;
 
 /// Longest wait for anything that should happen at once.
@@ -82,8 +89,9 @@ impl wire::forward_server::Forward for Counting {
             let requests = message?.requests;
             sizes.lock().unwrap().push(requests.len());
             let answers = requests.iter().map(|request| {
-                let command = rmp_serde::from_slice(&request.command).unwrap();
-                let result = rmp_serde::to_vec_named(&Outcome::Ok(echo(&command))).unwrap().into();
+                let order: Order = rmp_serde::from_slice(&request.command).unwrap();
+                assert_eq!(order.by, Caller::Anybody, "who asks goes along");
+                let result = rmp_serde::to_vec_named(&Outcome::Ok(echo(&order.command))).unwrap().into();
                 wire::Answer { id: request.id, result }
             });
             Ok(wire::Answers { answers: answers.collect(), concluding: false, deliveries: vec![] })
