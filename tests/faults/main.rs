@@ -10,6 +10,7 @@ mod support;
 
 #[cfg(feature = "crash-points")]
 mod crashes;
+mod events;
 mod group;
 mod history;
 mod leaders;
