@@ -73,3 +73,22 @@ async fn peek_and_depth_show_the_order_of_dispatch_by_priority() {
     assert_eq!((&shown["depth"], &shown["paused"]), (&json!(6), &json!(false)));
     assert_eq!(scene.cortex("queues peek --limit 2").await.lines().count(), 3);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_was_emptied_is_not_taken_for_an_empty_queue() {
+    let scene = Scene::with(|builder| builder.replicas(1)).await;
+    scene.submit(0, "m", 5, 50).await;
+    let depth = async || scene.ask(0, Method::GET, "/api/v1/queues/depth", None).await;
+    eventually("all are in the ready queue", async || depth().await == (200, json!({"depth": 50}))).await;
+    let client = redis::Client::open(scene.stores.redis_url.as_str()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let ours = format!("{}*", scene.stores.queue_prefix);
+    let keys: Vec<String> = redis::cmd("KEYS").arg(ours).query_async(&mut redis).await.unwrap();
+    let _: u64 = redis::cmd("DEL").arg(keys).query_async(&mut redis).await.unwrap();
+    eventually("the ready queue is whole again", async || {
+        let (status, answer) = depth().await;
+        assert!(status == 503 || (status, &answer) == (200, &json!({"depth": 50})), "{status}: {answer}");
+        status == 200
+    })
+    .await;
+}
