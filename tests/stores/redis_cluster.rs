@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::DateTime;
 use cortex::dev::{DevCluster, PortBlock};
 use cortex::domain::ids::{Epoch, JobId};
 use cortex::domain::matching::Shape;
@@ -110,7 +110,12 @@ fn shape() -> Shape {
 }
 
 fn entry(n: u8) -> Entry {
-    Entry { job_id: JobId(Uuid::from_u128(n.into())), shape: shape(), priority: n, submitted_at: Utc::now() }
+    Entry {
+        job_id: JobId(Uuid::from_u128(n.into())),
+        shape: shape(),
+        priority: n,
+        submitted_at: DateTime::UNIX_EPOCH,
+    }
 }
 
 #[tokio::test]
