@@ -8,6 +8,8 @@ use tokio::time::{Instant, sleep};
 use super::load::Target;
 use super::{BenchError, Options};
 
+/// The last page that can be asked for.
+const LAST_PAGE: u32 = i32::MAX.cast_unsigned();
 /// How long the cluster may take for what it must do.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Pause between two questions.
@@ -56,6 +58,8 @@ impl Cluster {
         let filter = JobFilter {
             model_name: Some(model.to_owned()),
             status: status.map(str::to_owned),
+            // Behind the last job: there the total is exact, whatever it is.
+            page: Some(LAST_PAGE),
             page_size: Some(1),
             ..JobFilter::default()
         };

@@ -64,6 +64,8 @@ impl From<Mismatch> for Obstacle {
 pub struct Outlook {
     /// Whether jobs are given to workers at all (`scheduler.enabled`).
     pub scheduling: bool,
+    /// Whether the jobs of its model are held back.
+    pub paused: bool,
     /// The workers that are not offline.
     pub workers: Workers,
 }
@@ -122,6 +124,8 @@ pub enum Reason {
     NoLeader,
     /// Jobs are not given to workers (`scheduler.enabled`).
     SchedulingIsOff,
+    /// The queue, or its model, is paused.
+    IsPaused,
     /// No worker is online.
     NoWorkers,
     /// None of the workers has what it asks for.
@@ -239,6 +243,7 @@ fn reason(job: &Job, outlook: Option<&Outlook>, now: DateTime<Utc>) -> Reason {
         JobStatus::Queued => match outlook {
             None => Reason::NoLeader,
             Some(Outlook { scheduling: false, .. }) => Reason::SchedulingIsOff,
+            Some(Outlook { paused: true, .. }) => Reason::IsPaused,
             Some(Outlook { workers, .. }) if workers.total == 0 => Reason::NoWorkers,
             Some(Outlook { workers, .. }) if !workers.may_take_it() => Reason::NoWorkerHasWhatItNeeds,
             Some(Outlook { workers, .. }) if workers.able == 0 => Reason::WorkersAreTaken,
@@ -266,6 +271,7 @@ fn detail(reason: Reason, job: &Job, queue: Option<&Position>, workers: Option<&
         Reason::IsDue => "The job is due and about to be queued.".to_owned(),
         Reason::NoLeader => "No replica leads at the moment, so no jobs are given to workers.".to_owned(),
         Reason::SchedulingIsOff => "scheduler.enabled is false: no jobs are given to workers.".to_owned(),
+        Reason::IsPaused => format!("Jobs of model {} are held back until the pause ends.", job.model_name),
         Reason::NoWorkers => "No worker is online.".to_owned(),
         Reason::NoWorkerHasWhatItNeeds => {
             format!("None of the {count} workers has the model, GPU or memory that the job needs.")

@@ -21,7 +21,11 @@ fn outlook(obstacles: &[Option<Obstacle>]) -> Outlook {
         worker_id: WorkerId(Uuid::from_u128(number)),
         obstacle: *obstacle,
     };
-    Outlook { scheduling: true, workers: Workers::of((0..).zip(obstacles).map(verdict).collect(), 2) }
+    Outlook {
+        scheduling: true,
+        paused: false,
+        workers: Workers::of((0..).zip(obstacles).map(verdict).collect(), 2),
+    }
 }
 
 fn why(job: &Job, outlook: Option<Outlook>) -> Reason {
@@ -48,6 +52,7 @@ fn a_queued_job_waits_for_the_first_thing_that_is_missing() {
         why(&queued, Some(Outlook { scheduling: false, ..outlook(&[None]) })),
         Reason::SchedulingIsOff
     );
+    assert_eq!(why(&queued, Some(Outlook { paused: true, ..outlook(&[None]) })), Reason::IsPaused);
     assert_eq!(why(&queued, Some(outlook(&[]))), Reason::NoWorkers);
     let lasting = [Some(Obstacle::Model), Some(Obstacle::Gpu), Some(Obstacle::Memory)];
     assert_eq!(why(&queued, Some(outlook(&lasting))), Reason::NoWorkerHasWhatItNeeds);

@@ -13,7 +13,7 @@ use super::jobs::{JobRow, SELECT_JOB};
 use crate::domain::job::{Job, JobFilter, JobList, JobStats, JobStatus};
 
 /// How many jobs beyond a page are counted where the counters do not know.
-const COUNTED_BEYOND: i64 = 1_000;
+const COUNTED_BEYOND: i64 = 10_000;
 
 /// How many jobs match.
 struct Total {
@@ -24,7 +24,8 @@ struct Total {
 
 impl Database {
     /// A page of jobs, newest first. `total` is exact where the counters know it (no filter, or by state alone);
-    /// otherwise jobs are counted up to 1,000 beyond the end of the page.
+    /// otherwise jobs are counted up to 10,000 beyond the end of the page: all of
+    /// them where the page lies behind the last job.
     pub async fn jobs(&self, filter: &JobFilter, page: i64, page_size: i64) -> Result<JobList, StorageError> {
         let offset = (page - 1).saturating_mul(page_size);
         let total = self.count_jobs(filter, offset.saturating_add(page_size)).await?;

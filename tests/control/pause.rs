@@ -43,6 +43,10 @@ async fn a_paused_model_waits_while_others_go_on_and_resuming_lets_it_run() {
         (&json!(10), &json!(20))
     );
     assert!(queue["oldest_wait_ms"].as_i64() > Some(0), "{queue}");
+    let held = scene.get(0, "/api/v1/jobs?model_name=held&status=queued&page_size=1").await;
+    let held = held["jobs"][0]["id"].as_str().unwrap();
+    let explained = scene.get(follower, &format!("/api/v1/jobs/{held}/explain")).await;
+    assert_eq!(explained["reason"], "is_paused", "{explained}");
 
     let resumed = scene.post(follower, "/api/v1/queues/resume?model_name=held").await;
     assert_eq!(resumed, json!({"paused": false, "paused_models": []}));

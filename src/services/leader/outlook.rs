@@ -11,6 +11,10 @@ impl Leader {
     pub(super) fn outlook(&self, shape: &Shape) -> Outlook {
         let core = &self.core;
         let verdicts = core.fleet().verdicts(shape);
-        Outlook { scheduling: core.parts.scheduling, workers: Workers::of(verdicts, SHOWN) }
+        Outlook {
+            scheduling: core.parts.scheduling,
+            paused: core.parts.control.paused().holds(&shape.model_name),
+            workers: Workers::of(verdicts, SHOWN),
+        }
     }
 }
