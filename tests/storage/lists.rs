@@ -67,23 +67,23 @@ async fn jobs_of_every_state_are_found_and_counted() {
 }
 
 #[tokio::test]
-async fn a_total_is_exact_by_state_and_reaches_a_thousand_beyond_the_page_otherwise() {
+async fn a_total_is_exact_by_state_and_reaches_ten_thousand_beyond_the_page_otherwise() {
     let setting = Setting::fresh().await;
-    plant(&setting, "completed", 2_500).await;
+    plant(&setting, "completed", 12_500).await;
     let total = async |filter: &JobFilter, page| {
         let list = setting.database.jobs(filter, page, 100).await.unwrap();
         (list.jobs.len(), list.total, list.pages)
     };
     let by_model = JobFilter { model_name: Some("planted".into()), ..JobFilter::default() };
     for exact in [JobFilter::default(), of_state(JobStatus::Completed)] {
-        assert_eq!(total(&exact, 1).await, (100, 2_500, 25));
-        assert_eq!(total(&exact, 25).await, (100, 2_500, 25));
-        assert_eq!(total(&exact, 26).await, (0, 2_500, 25));
+        assert_eq!(total(&exact, 1).await, (100, 12_500, 125));
+        assert_eq!(total(&exact, 125).await, (100, 12_500, 125));
+        assert_eq!(total(&exact, 126).await, (0, 12_500, 125));
     }
-    assert_eq!(total(&by_model, 1).await, (100, 1_100, 11));
-    assert_eq!(total(&by_model, 11).await, (100, 2_100, 21));
-    assert_eq!(total(&by_model, 25).await, (100, 2_500, 25));
-    assert_eq!(total(&by_model, 26).await, (0, 2_500, 25));
+    assert_eq!(total(&by_model, 1).await, (100, 10_100, 101));
+    assert_eq!(total(&by_model, 11).await, (100, 11_100, 111));
+    assert_eq!(total(&by_model, 125).await, (100, 12_500, 125));
+    assert_eq!(total(&by_model, 126).await, (0, 12_500, 125));
     assert_eq!(total(&by_model, 1_000_000_000).await.0, 0);
 }
 
