@@ -3,6 +3,7 @@
 //! A link is made when it is first needed and lives until its stream ends or the route names somebody
 //! else. It is never mended: its calls are settled, and the next call makes a new one.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,12 +107,7 @@ async fn drive(
     tokio::select! {
         biased;
         () = left(&peer, &mut route) => tracing::debug!(%peer, "Commands go elsewhere now."),
-        outcome = carry(&peer, &config, outbox, &*deliveries) => match outcome {
-            Ok(()) => tracing::debug!(%peer, "The leader has concluded the stream."),
-            Err(status) => {
-                tracing::warn!(%peer, error = %describe(&status), "The stream to the leader broke.");
-            }
-        },
+        () = carry(&peer, &config, outbox, &*deliveries) => {}
     }
 }
 
@@ -122,14 +118,35 @@ async fn left(peer: &str, route: &mut watch::Receiver<Route>) {
     let _ = route.wait_for(|route| route.is_known() && !route.leads_to(peer)).await;
 }
 
-async fn carry(
-    peer: &str,
-    config: &ForwardConfig,
-    outbox: &Arc<Outbox>,
+/// Opens the stream and keeps it until it ends. That a leader is gone was said by the stream that broke before;
+/// until there is another one, every call tries again.
+async fn carry(peer: &str, config: &ForwardConfig, outbox: &Arc<Outbox>, deliveries: &dyn Deliver) {
+    let answers = match connect(peer, config, outbox).await {
+        Ok(answers) => answers,
+        Err(status) if nobody_listens(&status) => {
+            tracing::debug!(%peer, "Nobody listens where the leader was.");
+            return;
+        }
+        Err(status) => {
+            tracing::warn!(%peer, error = %describe(&status), "The leader could not be reached.");
+            return;
+        }
+    };
+    outbox.open();
+    match settle(answers, outbox, deliveries).await {
+        Ok(()) => tracing::debug!(%peer, "The leader has concluded the stream."),
+        Err(status) => {
+            tracing::warn!(%peer, error = %describe(&status), "The stream to the leader broke.");
+        }
+    }
+}
+
+/// Takes in what the leader says until it has said all.
+async fn settle(
+    mut answers: Streaming<Answers>,
+    outbox: &Outbox,
     deliveries: &dyn Deliver,
 ) -> Result<(), Status> {
-    let mut answers = connect(peer, config, outbox).await?;
-    outbox.open();
     while let Some(message) = answers.message().await? {
         for delivery in message.deliveries.iter().filter_map(|bytes| codec::decode_delivery(bytes)) {
             // A session that has gone meanwhile says so to the leader by itself.
@@ -183,13 +200,17 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, 
     timeout(limit, work).await.map_err(|_| late())
 }
 
+fn nobody_listens(status: &Status) -> bool {
+    let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    causes(status).filter_map(|error| error.downcast_ref()).any(refused)
+}
+
 /// The innermost cause says most.
 fn describe(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
-    }
+    let text = causes(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string);
     format!("{:?}: {text}", status.code())
+}
+
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |error| (*error).source())
 }
