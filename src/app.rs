@@ -102,7 +102,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let peer_tls = config.cluster.tls.as_ref().map(security::peer_tls).transpose()?;
     if config.security.require_auth && config.cluster.is_open() {
         tracing::warn!(
-            "The peer port lets anybody in: set cluster.tls or cluster.secret, or keep it private."
+            "The peer port lets anybody in, as an administrator: set cluster.tls or cluster.secret, or keep it private."
         );
     }
     let listeners = listen(&config).await?;
@@ -160,7 +160,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let api = Api::new(api::Parts {
         services,
         inspect: Arc::new(inspector),
-        metrics: renderer(&metrics, &node, &watching),
+        metrics: config.observability.metrics_enabled.then(|| renderer(&metrics, &node, &watching)),
         observer: Arc::new(Observer(Arc::clone(&metrics))),
         ambient: Arc::clone(&ambient),
         gate,

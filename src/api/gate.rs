@@ -36,6 +36,17 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Whether the headers are within their limit.
+    pub(super) fn takes(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let limit = self.max_header_bytes;
+        let bytes = || headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+        if limit > 0 && bytes() > limit {
+            let detail = format!("the headers may have at most {limit} bytes");
+            return Err(Problem::new(ProblemType::HeadersTooLarge, detail));
+        }
+        Ok(())
+    }
+
     /// Who makes a request, if they may make it.
     async fn admit(
         &self,
@@ -116,15 +127,4 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
         Ok(caller) => caller.scope(next.run(request)).await,
         Err(problem) => Status::from(problem).into_http(),
     }
-}
-
-/// Keeps out requests with too many or too large headers; stands in front of all routes.
-pub(super) async fn headers(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let limit = api.gate.max_header_bytes;
-    let bytes: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if limit > 0 && bytes > limit {
-        let detail = format!("the headers may have at most {limit} bytes");
-        return Problem::new(ProblemType::HeadersTooLarge, detail).into_response();
-    }
-    next.run(request).await
 }

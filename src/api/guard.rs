@@ -41,10 +41,13 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     let reads = request.method().is_safe();
     let wants_messagepack = messagepack::is_wanted(request.headers());
     let span = debug_span!("api.http.request", method, route, status = field::Empty);
-    let answer = if api.inspect.removed() && needs_a_member(route) {
-        Ok(not_a_member().into_response())
-    } else {
-        guarded(next.run(request), limit(&api, method, route), &span).await
+    let refusal = match api.gate.takes(request.headers()) {
+        Ok(()) => (api.inspect.removed() && needs_a_member(route)).then(not_a_member),
+        Err(too_large) => Some(too_large),
+    };
+    let answer = match refusal {
+        Some(problem) => Ok(problem.into_response()),
+        None => guarded(next.run(request), limit(&api, method, route), &span).await,
     };
     let mut response = answer.unwrap_or_else(|broken| match broken {
         Broken::Panicked => Problem::from(ServiceError::Internal).into_response(),

@@ -61,7 +61,8 @@ fn quality(parameters: &str) -> f32 {
     quality.map_or(1.0, |quality| quality.trim().parse().unwrap_or(0.0))
 }
 
-/// Turns an answer in JSON into MessagePack; others are left as they are.
+/// Turns an answer in JSON into MessagePack. Others are left as they are, and so is one that holds a payload which is nested
+/// as deeply as is taken: it goes beyond that with what is around it.
 pub(super) async fn packed(response: Response) -> Response {
     let json = HeaderValue::from_static("application/json");
     if response.headers().get(header::CONTENT_TYPE) != Some(&json) {
@@ -69,13 +70,14 @@ pub(super) async fn packed(response: Response) -> Response {
     }
     let (mut parts, body) = response.into_parts();
     // The body is in memory already, however long it is.
-    let value = to_bytes(body, usize::MAX).await.ok().and_then(|body| serde_json::from_slice(&body).ok());
-    let Some(bytes) = value.and_then(|value: Value| rmp_serde::to_vec(&value).ok()) else {
+    let Ok(json) = to_bytes(body, usize::MAX).await else {
         return Problem::from(ServiceError::Internal).into_response();
     };
+    let packed = serde_json::from_slice(&json).ok().and_then(|value: Value| rmp_serde::to_vec(&value).ok());
+    let Some(packed) = packed else { return Response::from_parts(parts, Body::from(json)) };
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MESSAGE_PACK));
-    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-    Response::from_parts(parts, Body::from(bytes))
+    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(packed.len()));
+    Response::from_parts(parts, Body::from(packed))
 }
 
 /// A value of which JSON knows every part.
@@ -200,6 +202,21 @@ mod tests {
             assert!(!wanted(accept), "{accept}");
         }
         assert!(!is_wanted(&HeaderMap::new()));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_nested_too_deeply_stays_json() {
+        for (depth, kind) in [(100, MESSAGE_PACK), (DEPTH, "application/json")] {
+            let text = [vec![b'['; depth], vec![b']'; depth]].concat();
+            let answer = ([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response();
+            let answer = packed(answer).await;
+            assert_eq!(
+                (answer.status().as_u16(), &answer.headers()[header::CONTENT_TYPE]),
+                (200, &kind.parse().unwrap())
+            );
+            let body = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+            assert_eq!(body == text, depth == DEPTH);
+        }
     }
 
     proptest! {

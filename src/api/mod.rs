@@ -19,4 +19,4 @@ mod tls;
 pub use gate::Gate;
 pub use guard::Observe;
 pub use state::{Api, Limits, Parts};
-pub use tls::{TlsListener, TlsPeer};
+pub use tls::{HANDSHAKE_WITHIN, TlsListener, TlsPeer};

@@ -19,8 +19,8 @@ pub struct Parts {
     pub services: Services,
     /// Health and cluster views.
     pub inspect: Arc<dyn Inspect>,
-    /// Renders the metrics in Prometheus' text format.
-    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Renders the metrics in Prometheus' text format, if they are to be shown.
+    pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
     /// Is told about every request.
     pub observer: Arc<dyn Observe>,
     /// Measures how long requests take.

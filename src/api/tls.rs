@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long a handshake may take.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Handshakes under way; beyond that connections wait to be accepted.
 const HANDSHAKES: usize = 1_024;
 /// Pause after a connection could not be accepted: too many files are open, say.

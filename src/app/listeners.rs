@@ -13,12 +13,10 @@ use tonic::transport::{Identity, ServerTlsConfig};
 
 use super::AppError;
 use crate::api::grpc::ServingStatus;
-use crate::api::{self, Api, TlsListener, TlsPeer};
+use crate::api::{self, Api, HANDSHAKE_WITHIN, TlsListener, TlsPeer};
 use crate::config::Config;
 use crate::security::TlsIdentity;
 
-/// How long a TLS handshake may take.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Calls that may be open on one connection of gRPC: those of a worker that waits for jobs, say.
 const MAX_STREAMS: u32 = 1_024;
 

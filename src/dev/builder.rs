@@ -271,7 +271,7 @@ impl DevClusterBuilder {
             database_url: &self.database_url_on(ports.0),
             redis_url: &self.redis_url_on(ports.1),
             require_auth: self.require_auth,
-            public_key: keys.map(|keys| keys.public_key.as_path()),
+            keys,
             overrides: &self.overrides,
         };
         replicas.iter().try_for_each(|replica| replica.write_config(&common, &seeds))

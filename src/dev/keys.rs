@@ -20,6 +20,8 @@ pub(super) struct Keys {
     pub(super) public_key: PathBuf,
     pub(super) admin: String,
     pub(super) worker: String,
+    /// Tells replicas from strangers.
+    pub(super) secret: String,
 }
 
 impl Keys {
@@ -48,7 +50,8 @@ impl Keys {
             token(role)?;
         }
         let (admin, worker) = (token(Role::Admin)?, token(Role::Worker)?);
-        Ok(Self { folder: folder.clone(), public_key, admin, worker })
+        let secret = format!("{}{}", System.uuid().simple(), System.uuid().simple());
+        Ok(Self { folder: folder.clone(), public_key, admin, worker, secret })
     }
 }
 

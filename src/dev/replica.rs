@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::error::DevError;
+use super::keys::Keys;
 use super::process::{Child, Launch};
 use crate::config::{Config, Environment};
 
@@ -33,8 +34,8 @@ pub(super) struct Common<'a> {
     pub(super) database_url: &'a str,
     pub(super) redis_url: &'a str,
     pub(super) require_auth: bool,
-    /// What tokens are checked with, where they are required.
-    pub(super) public_key: Option<&'a Path>,
+    /// What tells callers and replicas from strangers, where that is asked for.
+    pub(super) keys: Option<&'a Keys>,
     /// `dotted.key=value`, later ones win.
     pub(super) overrides: &'a [String],
 }
@@ -105,8 +106,9 @@ impl Replica {
                 "seeds": seeds,
             },
         });
-        if let Some(public_key) = common.public_key {
-            config["security"]["jwt_public_key"] = json!(literal(&public_key.to_string_lossy()));
+        if let Some(keys) = common.keys {
+            config["security"]["jwt_public_key"] = json!(literal(&keys.public_key.to_string_lossy()));
+            config["cluster"]["secret"] = json!(keys.secret);
         }
         for text in common.overrides {
             override_key(&mut config, text)?;
@@ -151,7 +153,7 @@ mod tests {
             database_url: "postgres://u:${odd}@db/x",
             redis_url: "redis://r:1",
             require_auth: false,
-            public_key: None,
+            keys: None,
             overrides: &overrides,
         };
         let replica = Replica::new(1, common.data_dir, 8081, 9091, 7071);

@@ -55,6 +55,8 @@ pub enum JobEvent {
     DeadlinePassed { lease: Option<LeaseId> },
     /// The holder went silent or registered again.
     WorkerLost { lease: LeaseId },
+    /// An operator took the holder out of service.
+    WorkerRemoved { lease: LeaseId },
     /// The holder did not fetch the job in time.
     NotFetched { lease: LeaseId },
     /// A client calls the job off.

@@ -141,6 +141,12 @@ impl JobState {
                 self.lose_worker(*lease, now, unit);
                 Ok(())
             }
+            JobEvent::WorkerRemoved { lease } => {
+                if let Some(lease) = self.lease.clone().filter(|held| held.id == *lease) {
+                    self.lose_lease(&lease, failure(WORKER_LOST, "The worker was removed."), now, unit);
+                }
+                Ok(())
+            }
             JobEvent::NotFetched { lease } => {
                 if let Some(lease) = self.lease.clone().filter(|held| held.id == *lease && !held.running) {
                     let failure = failure(REJECTED, "The worker did not fetch the job in time.");
@@ -224,20 +230,26 @@ impl JobState {
 
     fn lose_worker(&mut self, lease: LeaseId, now: DateTime<Utc>, unit: f64) {
         let Some(lease) = self.lease.clone().filter(|held| held.id == lease) else { return };
-        if !lease.running {
-            return self.requeue(&lease, failure(WORKER_LOST, LOST), now);
-        }
-        if !self.lost_workers.contains(&lease.worker_id) {
+        if lease.running && !self.lost_workers.contains(&lease.worker_id) {
             self.lost_workers.push(lease.worker_id);
         }
-        if self.lost_workers.len() < MOST_LOST_WORKERS {
-            return self.fail_attempt(Some(&lease), failure(WORKER_LOST, LOST), now, unit);
+        if !lease.running || self.lost_workers.len() < MOST_LOST_WORKERS {
+            return self.lose_lease(&lease, failure(WORKER_LOST, LOST), now, unit);
         }
         let lost = self.lost_workers.len();
         let message =
             format!("{lost} different workers were lost while they ran the job; it is not tried again.");
         self.end_attempt(Some(&lease), ExecutionStatus::Failed, failure(POISON, &message), now);
         self.give_up(JobStatus::Failed, now);
+    }
+
+    /// A job that had not begun waits again, and has spent nothing.
+    fn lose_lease(&mut self, lease: &Lease, failure: Failure, now: DateTime<Utc>, unit: f64) {
+        if lease.running {
+            self.fail_attempt(Some(lease), failure, now, unit);
+        } else {
+            self.requeue(lease, failure, now);
+        }
     }
 
     fn time_out(&mut self, lease: Option<LeaseId>, now: DateTime<Utc>, unit: f64) {

@@ -191,6 +191,7 @@ fn events() -> impl Strategy<Value = JobEvent> {
         Just(JobEvent::DeadlinePassed { lease: Some(token) }),
         Just(JobEvent::DeadlinePassed { lease: None }),
         Just(JobEvent::WorkerLost { lease: token }),
+        Just(JobEvent::WorkerRemoved { lease: token }),
         Just(JobEvent::NotFetched { lease: token }),
         Just(JobEvent::Cancel),
         Just(JobEvent::Clear),
@@ -248,8 +249,13 @@ proptest! {
     }
 }
 
-/// The job runs on this worker, is lost with it, and is due again.
+/// The job runs on this worker and is lost with it.
 fn lost_with(state: &mut JobState, worker: u128) -> ExecutionChange {
+    gone_with(state, worker, |lease| JobEvent::WorkerLost { lease })
+}
+
+/// The job runs on this worker, which goes away like this.
+fn gone_with(state: &mut JobState, worker: u128, how: fn(LeaseId) -> JobEvent) -> ExecutionChange {
     let lease = Lease {
         id: LeaseId(Uuid::from_u128(100 + worker)),
         worker_id: WorkerId(Uuid::from_u128(worker)),
@@ -258,7 +264,7 @@ fn lost_with(state: &mut JobState, worker: u128) -> ExecutionChange {
     };
     (state.status, state.lease) = (JobStatus::Running, Some(lease.clone()));
     (state.next_retry_at, state.assigned_worker_id) = (None, Some(lease.worker_id));
-    state.apply(&JobEvent::WorkerLost { lease: lease.id }, at(5), 0.5).unwrap();
+    state.apply(&how(lease.id), at(5), 0.5).unwrap();
     state.executions.pop().unwrap()
 }
 
@@ -287,6 +293,17 @@ fn a_worker_that_is_lost_before_it_ran_the_job_was_not_taken_down_by_it() {
     let mut state = job(JobStatus::Assigned);
     state.apply(&JobEvent::WorkerLost { lease: holder().lease.unwrap() }, at(5), 0.5).unwrap();
     assert_eq!((state.status, state.lost_workers.len()), (JobStatus::Queued, 0));
+}
+
+#[test]
+fn workers_that_an_operator_removes_are_not_taken_down_by_their_jobs() {
+    let mut state = JobState { max_retries: 10, ..job(JobStatus::Running) };
+    for worker in [21, 22, 23, 24] {
+        let ended = gone_with(&mut state, worker, |lease| JobEvent::WorkerRemoved { lease });
+        assert_eq!(ended.error.unwrap().code.as_deref(), Some(WORKER_LOST));
+        assert_eq!((state.status, state.lost_workers.len()), (JobStatus::Pending, 0));
+    }
+    assert_eq!(state.retry_count, 4, "its policy counts them all the same");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::router::Router;
-use crate::services::error::ServiceError;
+use crate::services::error::{Conflict, ServiceError};
 use crate::services::sessions::{Closing, Session, Sessions};
 
 /// Sessions that are attached at a time.
@@ -51,8 +51,12 @@ async fn attach_all(router: &Router, sessions: &Sessions, generation: u64) -> bo
     futures::stream::iter(behind)
         .map(async |session: Arc<Session>| match session.attach(router).await {
             Ok(()) => true,
-            Err(ServiceError::NotFound { .. }) => {
+            Err(ServiceError::NotFound { .. } | ServiceError::Forbidden(_)) => {
                 session.close(Closing::Unknown);
+                true
+            }
+            Err(ServiceError::Conflict(Conflict::Removed(_))) => {
+                session.close(Closing::Removed);
                 true
             }
             Err(error) => {

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use super::{Loop, LoopError};
 use crate::services::leader::Leader;
 
-/// Everything that has become due.
+/// One page after the other, until none is left.
 pub(super) struct ForgetKeys;
 
 impl Loop for ForgetKeys {
@@ -23,7 +23,6 @@ impl Loop for ForgetKeys {
     }
 
     async fn run(&mut self, leader: &Arc<Leader>) -> Result<Option<Duration>, LoopError> {
-        leader.forget_keys().await?;
-        Ok(None)
+        Ok(leader.forget_keys().await?)
     }
 }

@@ -77,19 +77,15 @@ impl Authenticator {
         let refused = |distrust: Distrust| AuthError::Refused(distrust.to_string());
         let token = Unverified::read(token).map_err(refused)?;
         let kid = token.kid.as_deref();
-        let remote = match &self.remote {
-            Some(remote) => remote.keys(kid).await,
-            None => None,
+        // Those at hand first: the others may have to be fetched.
+        let claims = match (token.verify(self.fixed.candidates(kid)), &self.remote) {
+            (Ok(claims), _) => claims,
+            (Err(distrust), None) => return Err(refused(distrust)),
+            (Err(_), Some(remote)) => {
+                let keys = remote.keys(kid).await.ok_or(AuthError::Unavailable)?;
+                token.verify(keys.candidates(kid)).map_err(refused)?
+            }
         };
-        let fixed = self.fixed.candidates(kid);
-        let claims = match &remote {
-            Some(keys) => token.verify(keys.candidates(kid).chain(fixed)),
-            None => token.verify(fixed),
-        };
-        let claims = claims.map_err(|distrust| match (distrust, &self.remote, &remote) {
-            (_, Some(_), None) => AuthError::Unavailable,
-            (distrust, ..) => refused(distrust),
-        })?;
         claims.check(&self.policy, self.ambient.now()).map_err(refused)
     }
 }

@@ -36,7 +36,7 @@ struct Source {
     ambient: Arc<dyn Ambient>,
     kept: Mutex<Option<(Instant, Arc<KeySet>)>>,
     /// When the last fetch began. Held while one is under way.
-    asked: tokio::sync::Mutex<Option<Instant>>,
+    asked: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 impl Jwks {
@@ -87,12 +87,11 @@ impl Source {
     async fn ask(&self) -> bool {
         let mut asked = self.asked.lock().await;
         let now = self.ambient.instant();
-        if asked.is_some_and(|at| now.duration_since(at) < ASK_EVERY) {
-            return true;
+        if let Some((_, answered)) = asked.filter(|(at, _)| now.duration_since(*at) < ASK_EVERY) {
+            return answered;
         }
-        *asked = Some(now);
         let fetched = self.fetch().await;
-        match fetched {
+        let answered = match fetched {
             Ok(keys) => {
                 let kept = (self.ambient.instant(), Arc::new(keys));
                 *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
@@ -102,7 +101,9 @@ impl Source {
                 tracing::warn!(%error, "The keys of security.jwks_url could not be fetched.");
                 false
             }
-        }
+        };
+        *asked = Some((now, answered));
+        answered
     }
 
     async fn fetch(&self) -> Result<KeySet, String> {

@@ -58,11 +58,21 @@ impl Services {
     }
 
     /// Checks a submission and stores it. The job is returned as accepted: `pending`, and on its way to
-    /// the ready queue.
-    pub async fn submit_job(&self, draft: JobDraft, key: Option<KeyDraft>) -> Result<Stored> {
+    /// the ready queue. `noted` is what was found before, where a field could not even be read.
+    pub async fn submit_job(
+        &self,
+        draft: JobDraft,
+        noted: Vec<FieldError>,
+        key: Option<KeyDraft>,
+    ) -> Result<Stored> {
         let mut v = Validator::default();
         let key = Key::check(&mut v, key, std::slice::from_ref(&draft));
-        let new = v.absorb(self.check_job(draft));
+        v.absorb::<()>(Err(noted));
+        let new = self.check_job(draft).map_err(|mut wrong| {
+            wrong.retain(|error| !v.has(&error.field));
+            wrong
+        });
+        let new = v.absorb(new);
         let new = v.finish(new).map_err(ServiceError::Invalid)?;
         self.store(vec![new], key).await
     }
@@ -100,7 +110,7 @@ impl Services {
     }
 
     /// Checks a submission and gives it an id. Whoever submits it is its creator where it names none.
-    pub fn check_job(&self, mut draft: JobDraft) -> std::result::Result<NewJob, Vec<FieldError>> {
+    fn check_job(&self, mut draft: JobDraft) -> std::result::Result<NewJob, Vec<FieldError>> {
         if draft.created_by.as_ref().is_none_or(Value::is_null) {
             draft.created_by = Caller::current().and_then(|by| by.subject().map(Value::from));
         }

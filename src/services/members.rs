@@ -32,7 +32,8 @@ impl Services {
             Ok(_) => Err(ServiceError::Internal),
             // The stream to the former leader may end with its leadership, before its answer. What counts can be seen.
             Err(ServiceError::OutcomeUnknown) => {
-                self.control.leader_after(former).await.ok_or(ServiceError::OutcomeUnknown)
+                let leader = self.control.leader_after(former).await;
+                leader.filter(|leader| to.is_none_or(|to| to == *leader)).ok_or(ServiceError::OutcomeUnknown)
             }
             Err(error) => Err(error),
         }

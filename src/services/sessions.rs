@@ -137,8 +137,10 @@ impl Sessions {
             return Err(ServiceError::NoLeader);
         }
         // Whether the worker is the caller's is for the leader to say; until then nobody else is put out.
-        if table.open.get(&worker_id).is_some_and(|open| !session.by.owns(open.by.subject())) {
-            return Err(ServiceError::not_owner(worker_id));
+        if let Some(open) = table.open.get(&worker_id).filter(|open| !session.by.owns(open.by.subject())) {
+            // One that the leader has not let in yet may be a stranger's, and is gone in a moment.
+            let attached = open.attached.load(Ordering::Acquire) > 0;
+            return Err(if attached { ServiceError::not_owner(worker_id) } else { ServiceError::NoLeader });
         }
         if table.open.len() >= MAX_SESSIONS && !table.open.contains_key(&worker_id) {
             return Err(ServiceError::Overloaded);

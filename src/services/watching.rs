@@ -26,6 +26,8 @@ const WAIT: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How long a new follower waits for the leader.
 const OPEN_WITHIN: Duration = Duration::from_secs(3);
+/// How long the end of a job that PostgreSQL shows may take until it is told here.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
 /// Most changes that a follower takes at a time.
 const BATCH: usize = 256;
 
@@ -269,11 +271,14 @@ impl Services {
         let now = JobChange::from(&self.queries.job(job).await?);
         let services = self.clone();
         if after.is_some_and(|after| follower.resume(after)) {
-            let first = follower.look();
-            let of_job =
-                |update: &Update| matches!(update, Update::Change(_, change) if change.job_id == job);
-            let over = now.status.is_terminal() && !first.iter().any(of_job);
-            return Ok((!over).then_some(JobWatch { services, follower, job, known: None, first }));
+            let mut watch = JobWatch { services, follower, job, known: None, first: Vec::new() };
+            if !now.status.is_terminal() {
+                return Ok(Some(watch));
+            }
+            // Its end is among what came since, is on its way here, or was told before.
+            let Ok(Some(news)) = timeout(ON_THE_WAY, watch.next()).await else { return Ok(None) };
+            (watch.first, watch.known) = (news?, None);
+            return Ok(Some(watch));
         }
         let at = follower.at();
         let mut first = vec![Update::Change(at, now)];

@@ -101,27 +101,21 @@ impl Database {
 
     /// Those of the jobs that are there, in this order.
     pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>, StorageError> {
-        let mut select = QueryBuilder::new(SELECT_JOB);
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        select
-            .push(" WHERE id = ANY(")
-            .push_bind(ids.clone())
-            .push(") ORDER BY array_position(")
-            .push_bind(ids);
-        select.push(", id)");
-        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
-        rows.into_iter().map(|row| row.read(&self.vault)).collect()
+        self.among(ids, "").await
     }
 
-    /// Those of the jobs that wait in the queue, in the order of `ids`.
+    /// Those of the jobs that wait in the queue, in this order.
     pub async fn queued_among(&self, ids: &[JobId]) -> Result<Vec<Job>, StorageError> {
+        self.among(ids, "ready AND ").await
+    }
+
+    async fn among(&self, ids: &[JobId], condition: &'static str) -> Result<Vec<Job>, StorageError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let mut select = QueryBuilder::new(SELECT_JOB);
-        select.push(" WHERE ready AND id = ANY(").push_bind(&ids).push(")");
+        select.push(" WHERE ").push(condition).push("id = ANY(").push_bind(&ids);
+        select.push(") ORDER BY array_position(").push_bind(&ids).push(", id)");
         let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
-        let mut jobs = rows.into_iter().map(|row| row.read(&self.vault)).collect::<Result<Vec<_>, _>>()?;
-        jobs.sort_by_key(|job| ids.iter().position(|id| *id == job.id.0));
-        Ok(jobs)
+        rows.into_iter().map(|row| row.read(&self.vault)).collect()
     }
 
     /// How many queued jobs go before this one, counted up to `most`: an index is read from its beginning.

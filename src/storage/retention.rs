@@ -18,7 +18,7 @@ pub struct OldJob {
     pub id: JobId,
     /// When it was submitted, by which they are ordered.
     pub submitted_at: DateTime<Utc>,
-    /// Whether it ended long enough ago.
+    /// Whether it ended long enough ago, and no idempotency key names it.
     pub ended: bool,
 }
 
@@ -31,7 +31,8 @@ impl Database {
         limit: i64,
     ) -> Result<Vec<OldJob>, StorageError> {
         let rows = sqlx::query!(
-            r#"SELECT id, submitted_at, coalesce(completed_at < now() - make_interval(secs => $1), FALSE) AS "ended!"
+            r#"SELECT id, submitted_at, coalesce(completed_at < now() - make_interval(secs => $1), FALSE)
+                   AND NOT EXISTS (SELECT FROM idempotency_keys WHERE job_ids @> ARRAY[jobs.id]) AS "ended!"
                FROM jobs
                WHERE submitted_at < now() - make_interval(secs => $1)
                    AND (submitted_at, id) > ($2::timestamptz, $3::uuid)

@@ -169,7 +169,12 @@ async fn a_job_is_watched_to_its_end_and_from_where_one_was() {
 async fn a_watch_ends_with_its_deadline() {
     let api = Api::of("grpc-deadline").await;
     let id = submit(&api, 0).await;
-    let mut request = Request::new(WatchJobRequest { job_id: id, after: String::new() });
+    let watch = || Request::new(WatchJobRequest { job_id: id.clone(), after: String::new() });
+    let mut endless = watch();
+    endless.metadata_mut().insert("grpc-timeout", format!("{}S", u64::MAX).parse().unwrap());
+    let mut changes = client(&api, 1).await.watch_job(endless).await.unwrap().into_inner();
+    assert!(changes.message().await.unwrap().is_some(), "as long as it likes");
+    let mut request = watch();
     request.set_timeout(Duration::from_millis(500));
     let mut changes = client(&api, 1).await.watch_job(request).await.unwrap().into_inner();
     let ended = loop {
@@ -213,10 +218,11 @@ async fn what_is_wrong_is_named_and_what_is_not_there_is_not_found() {
         assert_eq!(codes[..4], [Code::InvalidArgument; 4]);
         assert_eq!(codes[4..], [Code::NotFound; 4]);
         let bad = JobSubmission { input_data: b"{"[..].into(), priority: Some(0), ..submission(&api) };
-        let request = SubmitJobRequest { job: Some(bad), idempotency_key: String::new() };
+        let request = SubmitJobRequest { job: Some(bad), idempotency_key: "a b".to_owned() };
         let refused = client.submit_job(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
-        assert!(["input_data: ", "priority: "].iter().all(|field| refused.message().contains(field)));
+        let named = |field: &&str| refused.message().matches(*field).count() == 1;
+        assert!(["input_data: ", "priority: ", "idempotency_key: "].iter().all(named), "{refused:?}");
         let refused = client.submit_job(SubmitJobRequest::default()).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
     }

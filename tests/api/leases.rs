@@ -110,6 +110,24 @@ async fn a_job_answers_to_its_holder_under_its_current_token_alone() {
 }
 
 #[tokio::test]
+async fn who_names_another_s_lease_for_a_job_of_its_own_ends_nothing() {
+    let api = Api::of("mixed-up").await;
+    let (holder, other) = (Hand::new(&api, 0, 1).await, Hand::with(&api, 1, 1, &[("models", "none")]).await);
+    api.submit(0, &json!({})).await;
+    let held = holder.job().await;
+    let own = api.submit(0, &json!({"model_name": format!("{}-none", api.name)})).await;
+    for job_id in [own, "00000000-0000-7000-8000-000000000000".to_owned(), held.job_id.clone()] {
+        let mixed = PollJobResponse { job_id, ..held.clone() };
+        let report = other.client.clone().complete_job(other.success(&mixed, &json!({"a": 1}))).await;
+        assert!(report.is_err() || !report.unwrap().into_inner().acknowledged);
+        let heartbeat = holder.heartbeat(&[&held]).await.unwrap();
+        assert!(heartbeat.cancelled_jobs.is_empty(), "its lease is live");
+    }
+    assert!(holder.report(&holder.success(&held, &json!({"a": 1}))).await.acknowledged);
+    api.leave().await;
+}
+
+#[tokio::test]
 async fn a_report_of_running_moves_the_job_and_says_it_once() {
     let api = Api::of("running").await;
     let hand = Hand::new(&api, 2, 1).await;

@@ -203,13 +203,17 @@ async fn a_drained_worker_that_polls_hands_back_what_it_has_not_fetched_and_is_t
     let api = Api::of("drain-poll").await;
     let hand = Hand::new(&api, 0, 2).await;
     let fetched = api.submit(0, &json!({})).await;
-    let job = hand.job().await;
-    // It waits for no call, so this one waits to be fetched.
+    // With calls that do not wait, so that it is given what it has not asked for.
+    let mut polled = None;
+    eventually("the job is fetched", async || {
+        polled = hand.poll(0).await;
+        polled.is_some()
+    })
+    .await;
+    let job = polled.unwrap();
     let unfetched = api.submit(0, &json!({})).await;
-    let assigned = hand.heartbeat(&[&job]).await.unwrap();
-    if assigned.pending_jobs.is_empty() {
-        eventually("the job is ready", async || api.ready().await.contains(&unfetched)).await;
-    }
+    api.reaches(&unfetched, "assigned").await;
+    assert_eq!(hand.heartbeat(&[&job]).await.unwrap().pending_jobs, std::slice::from_ref(&unfetched));
     drain(&api, 1, &hand.id).await;
     api.reaches(&unfetched, "queued").await;
     assert!(hand.heartbeat(&[&job]).await.unwrap().draining);

@@ -167,6 +167,8 @@ async fn a_group_of_replicas_runs_jobs_over_a_redis_cluster() {
     let (stores, scratch) = (Stores::fresh().await, Scratch::new());
     let cluster = DevCluster::builder(scratch.path().join("data"))
         .workers(0)
+        .set("cluster.heartbeat_ms=100")
+        .set("cluster.election_timeout_ms=[300, 600]")
         .database_url(Some(stores.database_url))
         .redis_url(Some(redis.url((redis.owner("cortex:queue").await + 1) % MASTERS)))
         .binary(env!("CARGO_BIN_EXE_cortex"))

@@ -17,10 +17,12 @@ const RULES: [Rule; 14] = [
         modules: &[
             "api",
             "app",
+            "bench",
             "cli",
             "config",
             "dev",
             "forward",
+            "group",
             "leadership",
             "loops",
             "ready_queue",
@@ -33,17 +35,17 @@ const RULES: [Rule; 14] = [
     Rule {
         place: "src/storage/",
         crates: &["redis", "axum", "tonic", "cortex_cluster"],
-        modules: &["services", "api", "ready_queue", "loops", "leadership", "forward", "app", "cli"],
+        modules: &["services", "api", "ready_queue", "loops", "leadership", "forward", "group", "app", "cli"],
     },
     Rule {
         place: "src/ready_queue/",
         crates: &["sqlx", "axum", "tonic", "cortex_cluster"],
-        modules: &["storage", "services", "api", "loops", "leadership", "forward", "app", "cli"],
+        modules: &["storage", "services", "api", "loops", "leadership", "forward", "group", "app", "cli"],
     },
     Rule {
         place: "src/services/",
         crates: &["axum", "tonic", "cortex_cluster"],
-        modules: &["api", "loops", "leadership", "forward", "app", "cli", "dev"],
+        modules: &["api", "loops", "leadership", "forward", "group", "app", "cli", "dev"],
     },
     Rule {
         place: "src/loops/",
@@ -59,12 +61,12 @@ const RULES: [Rule; 14] = [
     Rule {
         place: "src/forward/",
         crates: &["sqlx", "redis", "axum"],
-        modules: &["storage", "ready_queue", "api", "loops", "app", "cli"],
+        modules: &["storage", "ready_queue", "api", "loops", "group", "app", "cli"],
     },
     Rule {
         place: "src/api/",
         crates: &["sqlx", "redis"],
-        modules: &["storage", "ready_queue", "forward", "loops", "leadership", "app", "cli", "dev"],
+        modules: &["storage", "ready_queue", "forward", "loops", "leadership", "group", "app", "cli", "dev"],
     },
     Rule {
         place: "src/security/",

@@ -16,7 +16,7 @@ use super::transport::Call;
 pub struct QueueView {
     /// Jobs that wait.
     pub depth: u64,
-    /// How long the job has waited that is next.
+    /// Milliseconds that the job has waited which is next of its priority; the longest of them.
     pub oldest_wait_ms: Option<i64>,
     /// What is held back.
     #[serde(flatten)]
@@ -33,7 +33,7 @@ pub struct PriorityView {
     pub priority: i32,
     /// How many.
     pub depth: u64,
-    /// How long the next one has waited.
+    /// Milliseconds that the next one has waited.
     pub oldest_wait_ms: Option<i64>,
 }
 

@@ -16,14 +16,13 @@ use super::jobs::invalid;
 use super::{replies, requests};
 use crate::api::problem::status;
 use crate::domain::job::JobDraft;
-use crate::domain::validate::FieldError;
 use crate::services::error::ServiceError;
 use crate::services::facade::{Services, Stored};
 use crate::services::watching::JobWatch;
 
 type Answer<T> = Result<Response<T>, Status>;
 
-/// Longest that one stream may stay open whose caller names no deadline: a day.
+/// Longest that one stream may stay open, whatever deadline its caller names: a day.
 const WATCH_AT_MOST: Duration = Duration::from_secs(86_400);
 
 /// Serves clients.
@@ -46,11 +45,8 @@ impl ClientService for Clients {
         let SubmitJobRequest { job, idempotency_key } = request.into_inner();
         let mut noted = Vec::new();
         let draft = requests::draft(job.unwrap_or_default(), &mut noted);
-        if !noted.is_empty() {
-            return Err(invalid(beside(noted, self.services.check_job(draft).err().unwrap_or_default())));
-        }
         let key = requests::key(idempotency_key);
-        let Stored { jobs, repeated } = self.services.submit_job(draft, key).await.map_err(status)?;
+        let Stored { jobs, repeated } = self.services.submit_job(draft, noted, key).await.map_err(status)?;
         let job = jobs.into_iter().next().ok_or_else(|| status(ServiceError::Internal))?;
         Ok(Response::new(SubmitJobResponse { job: Some(replies::job(job)), repeated }))
     }
@@ -97,7 +93,7 @@ impl ClientService for Clients {
     }
 
     async fn watch_job(&self, request: Request<WatchJobRequest>) -> Answer<Self::WatchJobStream> {
-        let limit = requests::deadline(request.metadata()).unwrap_or(WATCH_AT_MOST);
+        let limit = requests::deadline(request.metadata()).unwrap_or(WATCH_AT_MOST).min(WATCH_AT_MOST);
         let WatchJobRequest { job_id, after } = request.into_inner();
         let (id, after) = requests::watch(&job_id, &after).map_err(invalid)?;
         let watch = self.services.watch_job(id, after).await.map_err(status)?;
@@ -129,11 +125,4 @@ fn watched(watch: Option<JobWatch>, limit: Duration) -> <Clients as ClientServic
         }
     });
     messages.flat_map(stream::iter).boxed()
-}
-
-/// What was found where a draft could not be read, and what else is wrong with it.
-fn beside(noted: Vec<FieldError>, found: Vec<FieldError>) -> Vec<FieldError> {
-    let more = found.into_iter().filter(|error| noted.iter().all(|known| known.field != error.field));
-    let more: Vec<_> = more.collect();
-    noted.into_iter().chain(more).collect()
 }

@@ -1,8 +1,11 @@
 //! `/jobs`.
 
+use std::convert::Infallible;
+
 use axum::Json;
-use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{FromRequestParts, RawQuery, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,10 +36,10 @@ type Answer<T> = Result<Json<T>, Problem>;
 /// `Idempotency-Key`.
 pub(super) async fn submit(
     State(api): State<Api>,
-    headers: HeaderMap,
+    IdempotencyKey(key): IdempotencyKey,
     JsonObject(draft): JsonObject<JobDraft>,
 ) -> Result<impl IntoResponse, Problem> {
-    let Stored { jobs, repeated } = api.services.submit_job(draft, idempotency_key(&headers)).await?;
+    let Stored { jobs, repeated } = api.services.submit_job(draft, Vec::new(), key).await?;
     let job = jobs.into_iter().next().ok_or(ServiceError::Internal)?;
     let location = [(header::LOCATION, format!("/api/v1/jobs/{}", job.id))];
     Ok((created_or_found(repeated), location, Json(job)))
@@ -46,10 +49,19 @@ fn created_or_found(repeated: bool) -> StatusCode {
     if repeated { StatusCode::OK } else { StatusCode::CREATED }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Option<KeyDraft> {
-    let key = headers.get(IDEMPOTENCY_KEY)?;
-    let text = String::from_utf8_lossy(key.as_bytes()).into_owned();
-    Some(KeyDraft { field: IDEMPOTENCY_KEY, scope: convert::key_scope(), text })
+/// The header of that name, if it came.
+pub(super) struct IdempotencyKey(Option<KeyDraft>);
+
+impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let draft = |key: &HeaderValue| {
+            let text = String::from_utf8_lossy(key.as_bytes()).into_owned();
+            KeyDraft { field: IDEMPOTENCY_KEY, scope: convert::key_scope(), text }
+        };
+        Ok(Self(parts.headers.get(IDEMPOTENCY_KEY).map(draft)))
+    }
 }
 
 /// Several submissions as they arrive.
@@ -68,11 +80,10 @@ pub(super) struct Batch {
 /// `POST /jobs/batch`: 201 and the jobs as accepted; all or none. `Idempotency-Key` as for one job.
 pub(super) async fn submit_batch(
     State(api): State<Api>,
-    headers: HeaderMap,
+    IdempotencyKey(key): IdempotencyKey,
     JsonObject(draft): JsonObject<BatchDraft>,
 ) -> Result<impl IntoResponse, Problem> {
     let (drafts, noted) = draft.read().map_err(|error| Problem::invalid(vec![error]))?;
-    let key = idempotency_key(&headers);
     let Stored { jobs, repeated } = api.services.submit_batch(drafts, noted, key).await?;
     Ok((created_or_found(repeated), Json(Batch { jobs })))
 }

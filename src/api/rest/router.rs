@@ -33,7 +33,6 @@ pub fn router(api: Api) -> Router {
     let router = router
         .fallback_service(any(no_such_route).layer(nothing).with_state(api.clone()))
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(api.clone(), gate::headers))
         .layer(from_fn_with_state(api.clone(), guard::http))
         .with_state(api);
     match cors {

@@ -6,6 +6,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Serialize;
 
+use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
 use crate::services::inspect::{ClusterView, Condition, Health};
 
@@ -50,9 +51,11 @@ pub(super) async fn cluster(State(api): State<Api>) -> Json<ClusterView> {
     Json(api.inspect.cluster())
 }
 
-/// `GET /metrics`.
-pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, METRICS_TYPE)], (api.metrics)())
+/// `GET /metrics`, unless `observability.metrics_enabled` is false.
+pub(super) async fn metrics(State(api): State<Api>) -> Result<impl IntoResponse, Problem> {
+    let off = || Problem::new(ProblemType::NoSuchRoute, "observability.metrics_enabled is false");
+    let render = api.metrics.as_ref().ok_or_else(off)?;
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], render()))
 }
 
 async fn report(api: &Api, fine: impl FnOnce(Condition) -> bool) -> (StatusCode, Json<Report>) {

@@ -39,7 +39,7 @@ pub struct Config {
 pub struct Server {
     /// Address that both client listeners bind to. Default `0.0.0.0`; an IP address.
     pub host: IpAddr,
-    /// Port of REST, dashboard, `/metrics` and `/health`. Default 8080; 1 to 65535.
+    /// Port of REST, `/metrics` and `/health`. Default 8080; 1 to 65535.
     pub http_port: u16,
     /// Port of gRPC. Default 9090; 1 to 65535.
     pub grpc_port: u16,
@@ -95,7 +95,7 @@ pub struct Scheduler {
 /// Section `queue`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
-    /// Redis: a server, or one or several nodes of a cluster, separated by commas. Required; `redis://`, `rediss://` or `unix://`.
+    /// Redis: a server, or one or several nodes of a cluster, separated by commas. Required; `redis://` or `unix://`.
     pub redis_url: Secret,
     /// Jobs that may wait before submissions are refused with 429. Default 10000; 0 (no limit) to 100000000.
     pub max_queue_size: u64,
@@ -103,7 +103,7 @@ pub struct Queue {
     pub metrics_interval: Option<Duration>,
     /// Prefix of every key of the ready queue. Default `cortex:queue`; 1 to 128 characters, no braces or spaces.
     pub queue_prefix: String,
-    /// Prefix of keys about single jobs. Default `cortex:job`; as `queue_prefix`.
+    /// Prefix of keys about single jobs. Default `cortex:job`; as `queue_prefix`. Accepted, and without effect.
     pub job_prefix: String,
 }
 
@@ -132,13 +132,13 @@ pub struct Database {
     pub url: Secret,
     /// Connections kept open. Default 20; 1 to 1000.
     pub pool_size: u32,
-    /// Connections on top of `pool_size` under load. Default 10; 0 to 1000.
+    /// Connections on top of `pool_size` under load. Default 10; 0 to 1000. Accepted, and without effect.
     pub max_overflow: u32,
-    /// Longest wait for a connection. Default 30 seconds; 0.1 to 600.
+    /// Longest wait for a connection, and never more than 5 seconds. Default 30 seconds; 0.1 to 600.
     pub pool_timeout: Duration,
     /// Age at which a connection is replaced. Default 3600 seconds; 1 to 604800.
     pub pool_recycle: Duration,
-    /// Whether every statement is logged. Default false.
+    /// Whether every statement is logged. Default false. Accepted, and without effect.
     pub echo: bool,
 }
 
@@ -159,7 +159,7 @@ pub struct Security {
     pub jwt_audience: Option<String>,
     /// Key of the original service. Default none; accepted and unused, since RS256 has no shared secret.
     pub jwt_secret_key: Option<Secret>,
-    /// Lifetime of tokens issued here. Default 3600 seconds; 1 to 31536000.
+    /// Lifetime of tokens issued here. Default 3600 seconds; 1 to 31536000. Accepted, and without effect.
     pub jwt_expiration: Duration,
     /// AES-256 keys of the payload columns, newest first. Default none: payloads are not encrypted. At most 16 keys,
     /// each 32 bytes as 64 hexadecimal digits or as base64.
@@ -176,17 +176,17 @@ pub enum JwtAlgorithm {
 /// Section `observability`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observability {
-    /// OTLP collector for traces. Default none: no traces are sent; `http://` or `https://`.
+    /// OTLP collector for traces. Default none: no traces are sent; `http://` or `https://`. Without effect until traces are sent.
     pub otlp_endpoint: Option<String>,
-    /// Name in traces. Default `cortex`.
+    /// Name in traces. Default `cortex`. Without effect until traces are sent.
     pub service_name: String,
-    /// Version in traces. Default: the version of this program.
+    /// Version in traces. Default: the version of this program. Without effect until traces are sent.
     pub service_version: String,
-    /// Deployment environment in traces. Default `development`.
+    /// Deployment environment in traces. Default `development`. Without effect until traces are sent.
     pub environment: String,
     /// Whether `/metrics` is served. Default true.
     pub metrics_enabled: bool,
-    /// Whether traces are sent when `otlp_endpoint` is set. Default true.
+    /// Whether traces are sent when `otlp_endpoint` is set. Default true. Without effect until traces are sent.
     pub tracing_enabled: bool,
     /// Overrides `server.log_level`. Default none.
     pub logging_level: Option<LogLevel>,
@@ -322,9 +322,9 @@ impl Config {
 }
 
 impl Cluster {
-    /// Whether there are other replicas, and neither a secret nor certificates tell them from strangers.
+    /// Whether neither a secret nor certificates tell other replicas from strangers.
     pub fn is_open(&self) -> bool {
-        self.seeds.len() > 1 && self.secret.is_none() && self.tls.is_none()
+        self.secret.is_none() && self.tls.is_none()
     }
 }
 

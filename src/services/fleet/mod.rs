@@ -125,13 +125,16 @@ impl Fleet {
     }
 
     /// The assignment was committed: pushes it to the session, hands it to the call that waits, or keeps
-    /// it to be fetched. `false` if the worker has gone meanwhile: the lease must be ended.
+    /// it to be fetched. `false` if the worker has gone or is drained meanwhile: the lease must be ended.
     #[must_use]
     pub fn grant(&mut self, assignment: Assignment, poller: Option<Poller>, now: Instant) -> bool {
         let (id, worker_id, job_id) = (assignment.lease, assignment.worker_id, assignment.job_id);
         let timeout = Duration::from_secs(assignment.timeout_seconds.into());
         let Some(worker) = self.workers.get_mut(&worker_id) else { return false };
         worker.reserved = worker.reserved.saturating_sub(1);
+        if worker.draining {
+            return false;
+        }
         worker.leases.insert(id);
         worker.trust.granted(id);
         worker.changed = true;
@@ -162,6 +165,12 @@ impl Fleet {
         self.leases.insert(id, lease);
         self.refresh(worker_id);
         true
+    }
+
+    /// Whether a lease is of this job, and of this worker where one is named.
+    pub fn is_lease_of(&self, id: LeaseId, job: JobId, worker: Option<WorkerId>) -> bool {
+        let lease = self.leases.get(&id).filter(|lease| lease.job_id == job);
+        lease.is_some_and(|lease| worker.is_none_or(|worker| lease.worker_id == worker))
     }
 
     /// The lease has ended, by its holder's report or without it.

@@ -407,7 +407,9 @@ fn a_drained_worker_keeps_what_it_has_gets_nothing_new_and_is_told_on_every_stre
     let mut fleet = fleet(4, now);
     fleet.attach(line.attach(FIRST, 4, &[]), now).unwrap();
     assign(&mut fleet, 1, now);
+    let under_way = fleet.reserve(WORKER).unwrap();
     assert_eq!(fleet.drain(WORKER), [], "what was pushed has reached it");
+    assert!(!fleet.grant(assignment(2), under_way, now), "what was being committed goes to others");
     assert_eq!(line.take(), ["first: run 1", "first: draining"]);
     assert_eq!((slots(&mut fleet), fleet.reserve(WORKER).is_none()), (0, true));
     fleet.hear(WORKER, FIRST, 4, Some(pulse(WorkerStatus::Idle, &[])), now);

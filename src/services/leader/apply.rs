@@ -183,7 +183,12 @@ impl Core {
             if let Some(lease) =
                 named_lease(&item.event).filter(|lease| done.leases.get(&item.job) != Some(lease))
             {
-                self.fleet().release(lease, true);
+                let mut fleet = self.fleet();
+                // Who names another's lease, or that of another job, has said nothing about it.
+                let by = reporter(&item.event).map(|by| by.worker_id);
+                if fleet.is_lease_of(lease, item.job, by) {
+                    fleet.release(lease, true);
+                }
             }
             if let Some(reply) = item.reply {
                 drop(reply.send(outcome));
@@ -351,7 +356,9 @@ fn refuse(batch: Vec<EventItem>, error: &ServiceError) {
 /// The lease that an event is about.
 fn named_lease(event: &JobEvent) -> Option<LeaseId> {
     match event {
-        JobEvent::WorkerLost { lease } | JobEvent::NotFetched { lease } => Some(*lease),
+        JobEvent::WorkerLost { lease }
+        | JobEvent::WorkerRemoved { lease }
+        | JobEvent::NotFetched { lease } => Some(*lease),
         JobEvent::DeadlinePassed { lease } => *lease,
         _ => reporter(event).and_then(|by| by.lease),
     }
@@ -365,6 +372,7 @@ pub(super) fn reporter(event: &JobEvent) -> Option<&Reporter> {
         | JobEvent::Failed { by, .. } => Some(by),
         JobEvent::DeadlinePassed { .. }
         | JobEvent::WorkerLost { .. }
+        | JobEvent::WorkerRemoved { .. }
         | JobEvent::NotFetched { .. }
         | JobEvent::Cancel
         | JobEvent::Clear

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -33,8 +34,11 @@ struct Record {
 }
 
 impl Announcer {
-    pub(super) fn of(epoch: Epoch) -> Self {
-        let record = Record { log: ChangeLog::after(Cursor { epoch, number: 0 }), asked: None };
+    /// Numbers go on from the microsecond: a leader that starts over under the same epoch must not give one a second
+    /// time, and a million changes in a second are more than there can be.
+    pub(super) fn of(epoch: Epoch, now: DateTime<Utc>) -> Self {
+        let number = now.timestamp_micros().cast_unsigned();
+        let record = Record { log: ChangeLog::after(Cursor { epoch, number }), asked: None };
         Self { wanted: AtomicBool::new(false), record: Mutex::new(record), news: Notify::new() }
     }
 

@@ -1,7 +1,5 @@
 //! Emptying the queue, a page at a time.
 
-use tokio::sync::oneshot;
-
 use super::Leader;
 use crate::domain::transition::JobEvent;
 use crate::services::command::{ClearPage, Cleared};
@@ -19,21 +17,10 @@ impl Leader {
             None => database.now().await?,
         };
         let places = database.waiting_since(until, page.priority, page.after, PAGE).await?;
-        let mut answers = Vec::with_capacity(places.len());
-        for place in &places {
-            let (reply, answer) = oneshot::channel();
-            self.push_event(place.id, JobEvent::Clear, Some(reply))?;
-            answers.push(answer);
-        }
-        let mut cancelled = 0;
-        for answer in answers {
-            match answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown)) {
-                Ok(_) => cancelled += 1,
-                // It was assigned or called off meanwhile.
-                Err(ServiceError::Conflict(_) | ServiceError::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        // One that was assigned or called off meanwhile is refused.
+        let cancelled = self.apply_all(places.iter().map(|place| (place.id, JobEvent::Clear))).await;
+        // Some of the page may be done.
+        let cancelled = cancelled.map_err(|_| ServiceError::OutcomeUnknown)?;
         let full = i64::try_from(places.len()).unwrap_or(0) >= PAGE;
         Ok(Cleared { cancelled, until, after: places.last().copied().filter(|_| full) })
     }

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::Histogram;
 use tokio::sync::oneshot;
@@ -76,21 +77,20 @@ impl Leader {
         answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
     }
 
-    /// Forgets idempotency keys that count no more.
-    pub async fn forget_keys(&self) -> Result<(), UpkeepError> {
+    /// Forgets a page of the idempotency keys that count no more. Answers when to go on, or `None` if none is left.
+    pub async fn forget_keys(&self) -> Result<Option<Duration>, UpkeepError> {
         let core = &self.core;
-        loop {
-            let gone = core
-                .transaction("forget_keys", || async {
-                    let mut transaction = core.begin().await?;
-                    let gone = transaction.forget_keys(FORGET).await?;
-                    transaction.commit().await.map(|()| gone)
-                })
-                .await?;
-            if gone < FORGET.unsigned_abs() {
-                return Ok(());
-            }
-        }
+        let began = core.now();
+        let gone = core
+            .transaction("forget_keys", || async {
+                let mut transaction = core.begin().await?;
+                let gone = transaction.forget_keys(FORGET).await?;
+                transaction.commit().await.map(|()| gone)
+            })
+            .await?;
+        // As long a pause as the work took: others have something to do, too.
+        let more = gone >= FORGET.unsigned_abs();
+        Ok(more.then(|| core.now().saturating_duration_since(began)))
     }
 }
 

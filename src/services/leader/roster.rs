@@ -110,7 +110,7 @@ impl Leader {
         let lost = core.fleet().dismiss(id);
         drop(alone);
         // `reap_leases` ends what cannot be ended now, and so does the next leader: nobody holds them any more.
-        self.apply_all(lost.into_iter().map(|(job, lease)| (job, JobEvent::WorkerLost { lease }))).await?;
+        self.apply_all(lost.into_iter().map(|(job, lease)| (job, JobEvent::WorkerRemoved { lease }))).await?;
         tracing::info!(worker_id = %id, "A worker was removed.");
         Ok(())
     }

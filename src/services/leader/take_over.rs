@@ -32,7 +32,7 @@ impl Leader {
         let (fleet, waiting) = load(&parts).await?;
         phase(&parts, "load", fenced);
         let (feed, tail) = feed::prepare();
-        let changes = Announcer::of(parts.fence.epoch);
+        let changes = Announcer::of(parts.fence.epoch, parts.ambient.now());
         let core = Arc::new(Core {
             parts,
             fleet: std::sync::Mutex::new(fleet),

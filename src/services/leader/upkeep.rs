@@ -101,7 +101,7 @@ impl Leader {
         let silent = self.give_up_silent_workers().await;
         let orphans = core.fleet().orphans();
         self.apply_all(orphans.into_iter().map(|(job, lease)| (job, JobEvent::WorkerLost { lease }))).await?;
-        overdue.and(silent).and(unfetched.map_err(UpkeepError::from))
+        overdue.and(silent).and(unfetched.map(drop).map_err(UpkeepError::from))
     }
 
     /// Leases are watched here, jobs that are driven from outside in PostgreSQL.
@@ -113,7 +113,8 @@ impl Leader {
         let leased =
             leased.into_iter().map(|(job, lease)| (job, JobEvent::DeadlinePassed { lease: Some(lease) }));
         let driven = driven.into_iter().map(|job| (job, JobEvent::DeadlinePassed { lease: None }));
-        Ok(self.apply_all(leased.chain(driven)).await?)
+        self.apply_all(leased.chain(driven)).await?;
+        Ok(())
     }
 
     /// Their leases become orphans, which are ended next.
@@ -207,24 +208,27 @@ impl Leader {
         Ok(Some(core.now().saturating_duration_since(began)))
     }
 
-    /// Applies events and waits for all of them. A refusal means that somebody else was faster.
+    /// Applies events and waits for all of them. A refusal means that somebody else was faster. Answers how many
+    /// were not refused.
     pub(super) async fn apply_all(
         &self,
         events: impl IntoIterator<Item = (JobId, JobEvent)>,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<u64, ServiceError> {
         let mut answers = Vec::new();
         for (job, event) in events {
             let (reply, answer) = oneshot::channel();
             self.push_event(job, event, Some(reply))?;
             answers.push(answer);
         }
+        let mut applied = 0;
         for answer in answers {
             match answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown)) {
-                Ok(_) | Err(ServiceError::Conflict(_) | ServiceError::NotFound { .. }) => {}
+                Ok(_) => applied += 1,
+                Err(ServiceError::Conflict(_) | ServiceError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(applied)
     }
 
     /// Makes the ready queue hold what PostgreSQL says it should: after a loss of Redis, after a change
