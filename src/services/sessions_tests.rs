@@ -285,6 +285,9 @@ fn a_session_is_replaced_by_its_owner_or_an_administrator_and_by_nobody_else() {
     let sessions = Sessions::default();
     let open = |by: Caller| sessions.open(by, WORKER, STREAM, [], 0);
     let first = open(caller("ann", Role::Worker)).unwrap();
+    // As long as the leader has not let her in, she may be the stranger.
+    assert_eq!(open(caller("bob", Role::Worker)).err(), Some(ServiceError::NoLeader));
+    first.attached.store(1, Ordering::Release);
     assert!(matches!(open(caller("bob", Role::Worker)), Err(ServiceError::Forbidden(_))));
     assert!(!first.is_closed());
     open(caller("ann", Role::Worker)).unwrap();
