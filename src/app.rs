@@ -24,6 +24,7 @@ use crate::domain::ambient::{Ambient, System};
 use crate::domain::ids::{ClusterId, Epoch};
 use crate::domain::job::JobDefaults;
 use crate::forward::{self, ForwardConfig, ForwardServer, Route, Router};
+use crate::genome::{self, Genome};
 use crate::group::Group;
 use crate::leadership::{self, RaftStopped};
 use crate::ready_queue::{QueueError, ReadyQueue};
@@ -78,6 +79,9 @@ pub enum AppError {
     /// Redis cannot be used as configured.
     #[error("queue.redis_url cannot be used: {0}")]
     Queue(#[from] QueueError),
+    /// The registry of models cannot be asked as configured.
+    #[error(transparent)]
+    Genome(#[from] genome::SetupError),
     /// Raft could not start.
     #[error(transparent)]
     Cluster(#[from] StartError),
@@ -113,6 +117,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let (node, raft) = started.map_err(std::io::Error::other)??;
 
     let metrics = Arc::new(Metrics::new());
+    let genome = config.genome.as_ref();
+    let genome =
+        genome.map(|genome| Genome::new(genome, Arc::clone(&ambient), Arc::clone(&metrics))).transpose()?;
     let (route, routes) = watch::channel(Route::Nowhere);
     let forwarding = ForwardConfig {
         timeout: config.cluster.forward_timeout,
@@ -155,7 +162,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         defaults.clone(),
         Queries::new(database.clone(), queue.clone()),
         Arc::clone(&sessions),
-    );
+    )
+    .with_genome(genome);
     let watching = Arc::clone(&services.watching);
     let api = Api::new(api::Parts {
         services,

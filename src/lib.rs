@@ -10,6 +10,7 @@ pub mod config;
 pub mod dev;
 pub mod domain;
 pub mod forward;
+pub mod genome;
 pub mod group;
 pub mod leadership;
 pub mod loops;

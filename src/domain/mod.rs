@@ -16,6 +16,7 @@ pub mod pause;
 pub mod payload;
 pub mod placement;
 pub mod queue;
+pub mod requirements;
 pub mod retry;
 pub mod transition;
 pub mod validate;

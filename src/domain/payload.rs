@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 /// Longest number literal that is accepted, in characters; PostgreSQL's `jsonb` refuses extreme ones.
 const MAX_NUMBER_LENGTH: usize = 300;
@@ -61,6 +62,18 @@ impl Payload {
     /// Whether the object has no members.
     pub fn is_empty(&self) -> bool {
         self.0[1..].trim_start().starts_with('}')
+    }
+
+    /// The object with these members behind its own, which has none of their names.
+    pub fn with(&self, members: &Map<String, Value>) -> Self {
+        let added = Value::Object(members.clone()).to_string();
+        match self.0.trim_end().strip_suffix('}') {
+            Some(own) if !self.is_empty() && !members.is_empty() => {
+                Self(format!("{own},{}", &added[1..]).into())
+            }
+            _ if members.is_empty() => self.clone(),
+            _ => Self(added.into()),
+        }
     }
 
     /// The JSON text.

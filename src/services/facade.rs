@@ -22,6 +22,7 @@ use crate::domain::job::{Job, JobDefaults, JobDraft, NewJob};
 use crate::domain::transition::{JobEvent, JobPatch};
 use crate::domain::validate::{FieldError, Validator};
 use crate::domain::worker::{Worker, WorkerDraft};
+use crate::genome::Genome;
 use crate::security::Caller;
 
 /// Most jobs of one batch.
@@ -36,6 +37,7 @@ pub struct Services {
     pub(super) control: Arc<dyn Control>,
     pub(super) ambient: Arc<dyn Ambient>,
     defaults: Arc<JobDefaults>,
+    pub(super) genome: Option<Genome>,
     /// Reads from PostgreSQL.
     pub queries: Queries,
     sessions: Arc<Sessions>,
@@ -54,7 +56,22 @@ impl Services {
         sessions: Arc<Sessions>,
     ) -> Self {
         let watching = Watching::new(Arc::clone(&commands));
-        Self { commands, control, ambient, defaults: Arc::new(defaults), queries, sessions, watching }
+        Self {
+            commands,
+            control,
+            ambient,
+            defaults: Arc::new(defaults),
+            genome: None,
+            queries,
+            sessions,
+            watching,
+        }
+    }
+
+    /// The same with submissions checked against this registry from now on.
+    #[must_use]
+    pub fn with_genome(self, genome: Option<Genome>) -> Self {
+        Self { genome, ..self }
     }
 
     /// Checks a submission and stores it. The job is returned as accepted: `pending`, and on its way to
@@ -73,8 +90,9 @@ impl Services {
             wrong
         });
         let new = v.absorb(new);
-        let new = v.finish(new).map_err(ServiceError::Invalid)?;
-        self.store(vec![new], key).await
+        let mut jobs = vec![v.finish(new).map_err(ServiceError::Invalid)?];
+        self.check_models(&mut jobs, |error, _| error).await?;
+        self.store(jobs, key).await
     }
 
     /// Checks submissions and stores all of them or, if one field of one of them breaks a bound, none. Errors
@@ -106,7 +124,11 @@ impl Services {
                 }
             }
         }
-        if errors.is_empty() { self.store(jobs, key).await } else { Err(ServiceError::Invalid(errors)) }
+        if !errors.is_empty() {
+            return Err(ServiceError::Invalid(errors));
+        }
+        self.check_models(&mut jobs, |error, index| error.within("jobs", index)).await?;
+        self.store(jobs, key).await
     }
 
     /// Checks a submission and gives it an id. Whoever submits it is its creator where it names none.

@@ -11,6 +11,7 @@ mod fleet;
 pub mod inspect;
 pub mod leader;
 mod members;
+mod models;
 pub mod queries;
 mod queues;
 pub mod sessions;

@@ -97,6 +97,8 @@ declare_metrics! {
         "Duration of database transactions, retries included.";
     loop_runs: IntCounterVec = "cortex_loop_runs_total" ["loop", "result"] NONE,
         "Runs of the leader's loops.";
+    genome_request: HistogramVec = "cortex_genome_request_seconds" ["outcome"] FAST,
+        "Duration of requests to the model registry: known, unknown or unavailable.";
     http_requests: IntCounterVec = "cortex_http_requests_total" ["method", "route", "status"] NONE,
         "HTTP requests answered.";
     http_request: HistogramVec = "cortex_http_request_seconds" ["method", "route"] FAST,

@@ -2,6 +2,7 @@
 //! own, for what it does would stop the jobs of others.
 
 mod clear;
+mod genome;
 mod members;
 mod metrics;
 mod pause;

@@ -32,6 +32,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long data is kept.
     pub retention: Retention,
+    /// The registry of models, if there is one.
+    pub genome: Option<Genome>,
 }
 
 /// Section `server`.
@@ -278,6 +280,30 @@ pub struct Retention {
     /// Age at which a row of `queue_metrics` is deleted. Default 604800 seconds (7 days), whole; 0 keeps rows for ever, else
     /// up to 315360000 (10 years).
     pub queue_metrics: Option<Duration>,
+}
+
+/// Section `genome`: the registry that knows every model. Left out, or without `url`, any model is accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Genome {
+    /// Where it is: asked is `{url}/api/v1/models/{name}/versions/{version}`. Required in this section; `http://` or
+    /// `https://`, with `user:password@` where it wants them.
+    pub url: Secret,
+    /// How long an answer may take, connecting included, key `timeout_ms`. Default 1000 ms; 10 to 60000.
+    pub timeout: Duration,
+    /// How long an answer counts, key `cache_ttl_s`. Default 60 seconds, whole; 0 to 86400. That a model is not there counts for 5 seconds
+    /// at the most.
+    pub cache_ttl: Duration,
+    /// What becomes of a submission whose model it can say nothing about. Default `accept`; `accept` or `reject` (503).
+    pub on_unavailable: OnUnavailable,
+}
+
+/// What to do when the registry of models does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnavailable {
+    /// Take the job as it is.
+    Accept,
+    /// Ask its submitter to come again.
+    Reject,
 }
 
 /// Log levels, from all to severe.

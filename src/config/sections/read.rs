@@ -25,6 +25,8 @@ const STRATEGIES: &[(&str, RetryStrategy)] = &[
 ];
 const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 const ALGORITHMS: &[(&str, JwtAlgorithm)] = &[("RS256", JwtAlgorithm::Rs256)];
+const UNAVAILABLE: &[(&str, OnUnavailable)] =
+    &[("accept", OnUnavailable::Accept), ("reject", OnUnavailable::Reject)];
 const AN_HOUR: u64 = 3600;
 const A_DAY: u64 = 24 * 3600;
 const SEVEN_DAYS: u64 = 7 * 24 * 3600;
@@ -83,6 +85,7 @@ fn sections(root: &mut Section<'_>) -> Config {
             request_burst: limits.whole("request_burst", 0..=1_000_000, 0),
         }),
         retention: root.section("retention", retention),
+        genome: root.section("genome", genome),
     }
 }
 
@@ -136,6 +139,17 @@ fn retention(section: &mut Section<'_>) -> Retention {
         finished_jobs: unless_zero(seconds),
         queue_metrics: unless_zero(section.whole("queue_metrics", 0..=TEN_YEARS, SEVEN_DAYS)),
     }
+}
+
+fn genome(section: &mut Section<'_>) -> Option<Genome> {
+    let url = section.secret("url", HTTP_URL, |text| http_url(text).is_some());
+    let genome = Genome {
+        timeout: section.millis("timeout_ms", 10..=60_000, 1000),
+        cache_ttl: Duration::from_secs(section.whole("cache_ttl_s", 0..=A_DAY, 60)),
+        on_unavailable: section.one_of("on_unavailable", UNAVAILABLE).unwrap_or(OnUnavailable::Accept),
+        url: url?,
+    };
+    Some(genome)
 }
 
 /// A number of seconds of which 0 stands for never.

@@ -1,0 +1,228 @@
+//! GENOME, the registry of models: asked whether a model exists in a version, and what it needs of a worker.
+//!
+//! Asked is `GET {url}/api/v1/models/{name}/versions/{version}`, by the replica at which a submission arrives. 200 says that
+//! the model exists; the answer's object may have `resource_requirements` with `requires_gpu` and `required_memory_gb`. 404
+//! and 410 say that it does not. Anything else says nothing, a redirect among them: it would let the registry, or
+//! whoever can answer in its place, have the replica call any address.
+//!
+//! Answers are kept, each model is asked for by one request at a time, and a registry that says nothing is left alone for
+//! [`PAUSE`]; meanwhile what it said last counts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use moka::Expiry;
+use moka::future::Cache;
+use reqwest::{Client, StatusCode, Url, redirect};
+use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+
+use crate::config::{self, OnUnavailable};
+use crate::domain::ambient::Ambient;
+use crate::domain::requirements::Requirements;
+use crate::telemetry::Metrics;
+
+/// What an answer calls the requirements; the first that is there counts.
+const REQUIREMENTS: [&str; 3] = ["resource_requirements", "requirements", "resources"];
+/// Most models that are kept.
+const MAX_KEPT: u64 = 10_000;
+/// Most requests at once.
+const MAX_REQUESTS: usize = 64;
+/// Largest answer in bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// How long it counts that a model does not exist, so that a new one is found soon.
+const KEEP_UNKNOWN: Duration = Duration::from_secs(5);
+/// How long a model is not asked for again after the registry said nothing.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why the registry cannot be used as configured.
+#[derive(Debug, thiserror::Error)]
+#[error("genome.url cannot be used: {0}")]
+pub struct SetupError(String);
+
+/// A model in a version.
+pub type Model = (String, String);
+
+/// What the registry says of a model, or what is done when it says nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// It exists, or is taken to; with its requirements.
+    Accepted(Arc<Requirements>),
+    /// It does not exist.
+    Unknown,
+    /// The registry did not say, and that is not good enough.
+    Unavailable,
+}
+
+/// The registry. Cheap to clone.
+#[derive(Clone)]
+pub struct Genome(Arc<Registry>);
+
+struct Registry {
+    base: Url,
+    client: Client,
+    timeout: Duration,
+    on_unavailable: OnUnavailable,
+    requests: Semaphore,
+    /// What counts now.
+    kept: Cache<Model, Kept>,
+    /// Models that exist, as far as is known; for when the registry says nothing.
+    last: Cache<Model, Arc<Requirements>>,
+    cache_ttl: Duration,
+    /// Whether the last request was answered, so that an outage is logged once.
+    answers: AtomicBool,
+    ambient: Arc<dyn Ambient>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Clone)]
+struct Kept {
+    verdict: Verdict,
+    ttl: Duration,
+}
+
+struct Ttl;
+
+impl Expiry<Model, Kept> for Ttl {
+    fn expire_after_create(&self, _: &Model, kept: &Kept, _: Instant) -> Option<Duration> {
+        Some(kept.ttl)
+    }
+}
+
+impl Genome {
+    /// Prepares to ask; nothing is asked yet.
+    pub fn new(
+        config: &config::Genome,
+        ambient: Arc<dyn Ambient>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, SetupError> {
+        let base = Url::parse(config.url.expose()).map_err(|error| SetupError(error.to_string()))?;
+        let client = Client::builder()
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .user_agent(concat!("cortex/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| SetupError(error.without_url().to_string()))?;
+        Ok(Self(Arc::new(Registry {
+            base,
+            client,
+            timeout: config.timeout,
+            on_unavailable: config.on_unavailable,
+            requests: Semaphore::new(MAX_REQUESTS),
+            kept: Cache::builder().max_capacity(MAX_KEPT).expire_after(Ttl).build(),
+            last: Cache::new(MAX_KEPT),
+            cache_ttl: config.cache_ttl,
+            answers: AtomicBool::new(true),
+            ambient,
+            metrics,
+        })))
+    }
+
+    /// What the registry says of each of these models. Takes no longer than its timeout.
+    pub async fn verdicts(&self, models: impl IntoIterator<Item = Model>) -> HashMap<Model, Verdict> {
+        let ask = async |model: Model| {
+            let verdict = self.0.verdict(&model).await;
+            (model, verdict)
+        };
+        futures::future::join_all(models.into_iter().map(ask)).await.into_iter().collect()
+    }
+}
+
+impl Registry {
+    async fn verdict(&self, model: &Model) -> Verdict {
+        self.kept.get_with_by_ref(model, self.ask(model)).await.verdict
+    }
+
+    async fn ask(&self, model: &Model) -> Kept {
+        let begun = self.ambient.instant();
+        let answer = tokio::time::timeout(self.timeout, self.fetch(model)).await;
+        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)));
+        let took = self.ambient.instant().duration_since(begun).as_secs_f64();
+        let outcome = match &answer {
+            Ok(Some(_)) => "known",
+            Ok(None) => "unknown",
+            Err(_) => "unavailable",
+        };
+        self.metrics.genome_request.with_label_values(&[outcome]).observe(took);
+        self.note(answer.as_ref().err());
+        match answer {
+            Ok(Some(requirements)) => {
+                let requirements = Arc::new(requirements);
+                self.last.insert(model.clone(), Arc::clone(&requirements)).await;
+                Kept { verdict: Verdict::Accepted(requirements), ttl: self.cache_ttl }
+            }
+            Ok(None) => {
+                self.last.invalidate(model).await;
+                Kept { verdict: Verdict::Unknown, ttl: self.cache_ttl.min(KEEP_UNKNOWN) }
+            }
+            Err(_) => {
+                let verdict = match (self.last.get(model).await, self.on_unavailable) {
+                    (Some(requirements), _) => Verdict::Accepted(requirements),
+                    (None, OnUnavailable::Accept) => Verdict::Accepted(Arc::default()),
+                    (None, OnUnavailable::Reject) => Verdict::Unavailable,
+                };
+                Kept { verdict, ttl: PAUSE }
+            }
+        }
+    }
+
+    /// Says once that the registry does not answer, and once that it does again.
+    fn note(&self, error: Option<&String>) {
+        match (self.answers.swap(error.is_none(), Ordering::Relaxed), error) {
+            (true, Some(error)) => {
+                tracing::warn!(%error, policy = ?self.on_unavailable, "The model registry says nothing; what it said last counts.");
+            }
+            (false, None) => tracing::info!("The model registry answers again."),
+            (true, None) | (false, Some(_)) => {}
+        }
+    }
+
+    /// The requirements of a model, nothing if it does not exist.
+    async fn fetch(&self, (name, version): &Model) -> Result<Option<Requirements>, String> {
+        // As parts of a path these would name something else.
+        if [name, version].into_iter().any(|part| part == "." || part == "..") {
+            return Ok(None);
+        }
+        let _permit = self.requests.acquire().await.map_err(|error| error.to_string())?;
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .map_err(|()| "the URL takes no path".to_owned())?
+            .pop_if_empty()
+            .extend(["api", "v1", "models", name, "versions", version]);
+        // The URL may hold a password; the error's text does not need it.
+        let text = |error: reqwest::Error| error.without_url().to_string();
+        let request = self.client.get(url).header(reqwest::header::ACCEPT, "application/json");
+        let mut response = request.send().await.map_err(text)?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+            status => return Err(format!("the answer is {status}, not 200 or 404")),
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(text)? {
+            if body.len() + chunk.len() > MAX_BODY {
+                return Err(format!("the answer is larger than {MAX_BODY} bytes"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        requirements(&body).map(Some)
+    }
+}
+
+/// What a model needs, from the registry's description of it.
+fn requirements(body: &[u8]) -> Result<Requirements, String> {
+    let model: Map<String, Value> =
+        serde_json::from_slice(body).map_err(|error| format!("the answer is no JSON object: {error}"))?;
+    match REQUIREMENTS.iter().find_map(|name| model.get(*name)) {
+        None | Some(Value::Null) => Ok(Requirements::default()),
+        Some(Value::Object(members)) => Requirements::read(members)
+            .map_err(|errors| format!("the answer's requirements cannot be used: {errors:?}")),
+        Some(_) => Err("the answer's requirements are no object".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[path = "genome_tests.rs"]
+mod tests;
