@@ -2,27 +2,37 @@
 
 use std::fmt;
 
-/// A value that is a secret or carries one, such as a store's URL with its password.
-/// `Debug` and `Display` print a URL without its password, and of anything else nothing at all.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+use secrecy::{ExposeSecret, SecretString};
+
+/// A value that is a secret or carries one, such as a store's URL with its password; wiped from memory when it is
+/// dropped. `Debug` and `Display` print a URL without its password, and of anything else nothing at all.
+#[derive(Clone)]
+pub struct Secret(SecretString);
 
 impl Secret {
     /// Wraps a value.
     pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
+        Self(value.into().into())
     }
 
     /// The value itself. Never log it.
     pub fn expose(&self) -> &str {
-        &self.0
+        self.0.expose_secret()
     }
 }
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+impl Eq for Secret {}
 
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const HIDDEN: &str = "[hidden]";
-        let Some((scheme, rest)) = self.0.split_once("://") else {
+        let Some((scheme, rest)) = self.expose().split_once("://") else {
             return f.write_str(HIDDEN);
         };
         // Query parameters may hold a password too (`?password=`), so they are left out.
