@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cortex_cluster::{ClusterConfig, Leadership, Node, StartError};
 use futures::future::BoxFuture;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -100,7 +100,11 @@ pub enum AppError {
 #[expect(clippy::too_many_lines, reason = "the parts, in the order in which they start and stop")]
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
     let ambient: Arc<dyn Ambient> = Arc::new(System);
+    let metrics = Arc::new(Metrics::new());
     let gate = gate(&config, &ambient)?;
+    let genome = config.genome.as_ref();
+    let genome =
+        genome.map(|genome| Genome::new(genome, Arc::clone(&ambient), Arc::clone(&metrics))).transpose()?;
     let vault = Vault::new(&config.security.payload_keys)?;
     let tls = config.server.tls.as_ref().map(security::server_identity).transpose()?;
     let peer_tls = config.cluster.tls.as_ref().map(security::peer_tls).transpose()?;
@@ -112,14 +116,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let listeners = listen(&config).await?;
     let database = open_database(&config, &shutdown).await?.with_vault(vault);
     let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;
-    let peers = peer_runtime()?;
+    let peer_runtime = PeerRuntime::start()?;
+    let peers = &peer_runtime.handle;
     let started = peers.spawn(Node::start(cluster_config(&config, peer_tls.as_ref()))).await;
     let (node, raft) = started.map_err(std::io::Error::other)??;
 
-    let metrics = Arc::new(Metrics::new());
-    let genome = config.genome.as_ref();
-    let genome =
-        genome.map(|genome| Genome::new(genome, Arc::clone(&ambient), Arc::clone(&metrics))).transpose()?;
     let (route, routes) = watch::channel(Route::Nowhere);
     let forwarding = ForwardConfig {
         timeout: config.cluster.forward_timeout,
@@ -231,7 +232,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     node.shutdown().await;
     stop_peers.cancel();
     finish(peer_server).await;
-    peers.shutdown_background();
+    drop(peer_runtime);
     drop(tokio::time::timeout(CLOSE_WITHIN, database.close()).await);
     match outcome {
         Some(Ok(Err(stopped))) => Err(stopped.into()),
@@ -279,12 +280,27 @@ fn gate(config: &Config, ambient: &Arc<dyn Ambient>) -> Result<Gate, SetupError>
     })
 }
 
-fn peer_runtime() -> std::io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(PEER_THREADS)
-        .thread_name("cortex-peer")
-        .enable_all()
-        .build()
+/// The runtime of the peer port. A runtime that is dropped waits for its threads, which no async function may, so
+/// this one lets them go, whichever way the replica ends.
+struct PeerRuntime {
+    handle: Handle,
+    runtime: Option<Runtime>,
+}
+
+impl PeerRuntime {
+    fn start() -> std::io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(PEER_THREADS).thread_name("cortex-peer").enable_all().build()?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for PeerRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// What a replica shows another one, and whom it believes.

@@ -64,6 +64,14 @@ async fn a_replica_that_ends_at_once_fails_the_start_with_the_end_of_its_log() {
 }
 
 #[tokio::test]
+async fn a_replica_whose_data_cannot_be_kept_says_so_and_does_not_panic() {
+    let scratch = Scratch::new();
+    let builder = on_shared_stores(scratch.path()).await.binary(env!("CARGO_BIN_EXE_cortex"));
+    let error = refusal(builder.set("cluster.data_dir=/proc/cortex")).await;
+    assert!(error.contains("/proc/cortex") && !error.contains("panicked"), "{error}");
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named_before_anything_starts() {
     let scratch = Scratch::new();
     let block = PortBlock::reserve(9).unwrap();

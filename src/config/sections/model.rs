@@ -231,7 +231,7 @@ pub struct Cluster {
     pub election_timeout: (Duration, Duration),
     /// How long a write waits for a leader, key `forward_timeout_ms`. Default 2000 ms; 10 to 60000.
     pub forward_timeout: Duration,
-    /// Secret shared by the replicas on the peer port. Default none; at least 16 characters.
+    /// Secret shared by the replicas on the peer port. Default none; 16 to 256 visible ASCII characters.
     pub secret: Option<Secret>,
     /// Mutual TLS on the peer port. Default none.
     pub tls: Option<PeerTls>,

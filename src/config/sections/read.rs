@@ -285,7 +285,9 @@ fn cluster(section: &mut Section<'_>, server: &Server) -> Cluster {
         heartbeat,
         election_timeout,
         forward_timeout: section.millis("forward_timeout_ms", 10..=60_000, 2000),
-        secret: section.secret("secret", "must have at least 16 characters", |text| text.len() >= 16),
+        secret: section.secret("secret", "must be 16 to 256 visible ASCII characters", |text| {
+            (16..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+        }),
         tls: files(section, ["cert", "key", "ca"]).map(|[cert, key, ca]| PeerTls { cert, key, ca }),
     }
 }
