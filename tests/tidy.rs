@@ -7,6 +7,8 @@ mod documents;
 mod imports;
 #[path = "tidy/reference.rs"]
 mod reference;
+#[path = "tidy/spec.rs"]
+mod spec;
 #[path = "tidy/text.rs"]
 mod text;
 
@@ -128,6 +130,18 @@ fn tests_await_conditions_instead_of_sleeping() {
         }
     }
     assert!(found.is_empty(), "await what is expected instead of sleeping:\n{}", found.join("\n"));
+}
+
+#[test]
+fn all_that_is_served_has_a_row_in_the_table_of_the_specification() {
+    let missing = spec::missing_rows();
+    assert!(missing.is_empty(), "docs/SPEC.md has no row with a test for:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn the_table_of_the_specification_names_what_exists() {
+    let unfounded = spec::unfounded_rows();
+    assert!(unfounded.is_empty(), "in docs/SPEC.md:\n{}", unfounded.join("\n"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod group;
 mod hand;
 mod leases;
 mod malformed;
+mod models;
 mod once;
 mod poll;
 mod queues;
