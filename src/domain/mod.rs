@@ -17,6 +17,7 @@ pub mod payload;
 pub mod placement;
 pub mod queue;
 pub mod retry;
+pub mod trace;
 pub mod transition;
 pub mod validate;
 pub mod worker;
