@@ -3,4 +3,4 @@
 -- NULL for jobs that nobody traces, which costs nothing.
 ALTER TABLE jobs ADD COLUMN trace_context TEXT
     CONSTRAINT jobs_trace_context_well_formed
-    CHECK (trace_context ~ '^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}( [ -~]{1,512})?$');
+    CHECK (trace_context ~ '^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}( [ -~]+)?$' AND length(trace_context) <= 568);

@@ -183,7 +183,6 @@ async fn one_trace_runs_from_a_submission_at_a_follower_over_the_leader_to_the_w
 async fn a_trace_goes_on_under_the_next_leader_and_holds_every_attempt() {
     let collector = Collector::start().await;
     let scene = Scene::with(|builder, _| {
-        let builder = builder.set("retry.initial_delay=0.1");
         traced(&collector).into_iter().fold(builder, |builder, setting| builder.set(setting))
     })
     .await;
