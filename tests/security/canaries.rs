@@ -346,7 +346,6 @@ async fn a_start_that_fails_tells_the_key_and_not_the_secret() {
             stores.postgres.stop().await;
         }
         let (_, text) = serve(&folder, &good, &[], Some(waits)).await;
-        assert!(away || text.contains("password authentication failed"), "{text}");
         heard.note("PostgreSQL", text);
     }
     heard.is_silent_about(&[WORD]);
