@@ -37,7 +37,8 @@ use crate::services::queries::Queries;
 use crate::services::sessions::Sessions;
 use crate::services::watching::Watching;
 use crate::storage::{Database, DatabaseOptions, Fence, StorageError};
-use crate::telemetry::Metrics;
+use crate::telemetry::traces::{ExportError, ExportOptions};
+use crate::telemetry::{Metrics, Tracer};
 
 /// How long a store may take to answer a health check.
 const CHECK_WITHIN: Duration = Duration::from_secs(1);
@@ -45,6 +46,8 @@ const CHECK_WITHIN: Duration = Duration::from_secs(1);
 const RECONNECT: Duration = Duration::from_millis(500);
 /// How long open requests may take after the signal to stop.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long spans that wait may take to be sent at the end.
+const SPANS_WITHIN: Duration = Duration::from_secs(3);
 /// Threads that serve other replicas, so that Raft is heard however busy the API is.
 const PEER_THREADS: usize = 2;
 
@@ -60,6 +63,9 @@ pub enum AppError {
     /// A certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Traces cannot be sent as configured.
+    #[error("observability.otlp_endpoint: {0}")]
+    Traces(#[from] ExportError),
     /// A listener could not be opened.
     #[error("cannot listen on {address} for {purpose}: {source}")]
     Listen {
@@ -113,6 +119,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             "The peer port lets anybody in, as an administrator: set cluster.tls or cluster.secret, or keep it private."
         );
     }
+    let tracer = tracer(&config, &ambient, &metrics)?;
     let listeners = listen(&config).await?;
     let database = open_database(&config, &shutdown).await?.with_vault(vault);
     let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;
@@ -153,7 +160,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     };
     let control: Arc<dyn Control> = Arc::new(Group::of(node.clone()));
     let sessions = Arc::new(Sessions::default());
-    let router = Arc::new(Router::new(routes, forwarding, Arc::clone(&ambient), Arc::clone(&sessions)));
+    let router = Router::new(routes, forwarding, Arc::clone(&ambient), Arc::clone(&sessions));
+    let router = Arc::new(router.with_tracer(tracer.clone()));
     let close = CancellationToken::new();
     tokio::spawn(forward::keep_attached(Arc::clone(&router), Arc::clone(&sessions), close.clone()));
     let services = Services::new(
@@ -173,6 +181,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         observer: Arc::new(Observer(Arc::clone(&metrics))),
         ambient: Arc::clone(&ambient),
         gate,
+        tracer: tracer.clone(),
         grpc_reflection: config.server.grpc_reflection,
         limits: api::Limits { max_body_bytes: config.limits.max_body_bytes, ..api::Limits::default() },
     });
@@ -188,6 +197,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
             control,
             ambient,
             metrics,
+            tracer: tracer.clone(),
             defaults,
             worker_timeout: config.scheduler.worker_timeout,
             patience: Patience {
@@ -234,6 +244,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     finish(peer_server).await;
     drop(peer_runtime);
     drop(tokio::time::timeout(CLOSE_WITHIN, database.close()).await);
+    tracer.stop(SPANS_WITHIN).await;
     match outcome {
         Some(Ok(Err(stopped))) => Err(stopped.into()),
         Some(Err(panic)) => Err(RaftStopped(format!("leadership ended unexpectedly: {panic}")).into()),
@@ -278,6 +289,22 @@ fn gate(config: &Config, ambient: &Arc<dyn Ambient>) -> Result<Gate, SetupError>
         max_header_bytes: limits.max_header_bytes,
         cors: api::rest::cors::layer(&config.cors),
     })
+}
+
+/// Sends traces, if that is configured.
+fn tracer(config: &Config, ambient: &Arc<dyn Ambient>, metrics: &Metrics) -> Result<Tracer, ExportError> {
+    let observability = &config.observability;
+    let Some(endpoint) = observability.otlp_endpoint.clone().filter(|_| observability.tracing_enabled) else {
+        return Ok(Tracer::off());
+    };
+    let origin = vec![
+        ("service.name", observability.service_name.clone()),
+        ("service.version", observability.service_version.clone()),
+        ("service.instance.id", config.cluster.node_id.to_string()),
+        ("deployment.environment.name", observability.environment.clone()),
+    ];
+    let options = ExportOptions { endpoint, origin };
+    Tracer::start(&options, observability.trace_sample_ratio, Arc::clone(ambient), &metrics.trace_spans)
 }
 
 /// The runtime of the peer port. A runtime that is dropped waits for its threads, which no async function may, so

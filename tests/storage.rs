@@ -97,7 +97,7 @@ fn worker() -> NewWorker {
 }
 
 fn queued<'a>(jobs: &[&'a NewJob]) -> Vec<Insertion<'a>> {
-    jobs.iter().map(|job| Insertion { job, claim: None }).collect()
+    jobs.iter().map(|job| Insertion { job, claim: None, trace: None }).collect()
 }
 
 fn completion(claim: Claim, running: bool) -> Completion<'static> {
@@ -236,7 +236,7 @@ async fn a_new_leader_sets_right_what_a_replica_without_the_table_of_leases_has_
     };
     let claims = [claim(&granted), claim(&ended)];
     let rows = [&granted, &ended].into_iter().zip(claims);
-    let rows: Vec<_> = rows.map(|(job, claim)| Insertion { job, claim: Some(claim) }).collect();
+    let rows: Vec<_> = rows.map(|(job, claim)| Insertion { job, claim: Some(claim), trace: None }).collect();
     setting.database.insert_jobs(fence, 0, &rows, 30).await.unwrap();
     let done = setting.database.complete_jobs(fence, 0, &[completion(claims[1], false)]).await.unwrap();
     assert_eq!(done.len(), 1);

@@ -19,6 +19,8 @@ fn job(input: impl Into<String>) -> AssignedJob {
         timeout: None,
         execution_id: "lease-1".to_owned(),
         attempt: 3,
+        traceparent: String::new(),
+        tracestate: String::new(),
     }
 }
 

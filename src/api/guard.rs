@@ -17,6 +17,7 @@ use super::grpc;
 use super::messagepack;
 use super::problem::{PROBLEM_METADATA, Problem, ProblemType, status};
 use super::state::Api;
+use super::trace::{self, Trace};
 use crate::services::error::ServiceError;
 
 /// Label value for whatever a client made up, so that no client can add label values.
@@ -40,14 +41,18 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
     let reads = request.method().is_safe();
     let wants_messagepack = messagepack::is_wanted(request.headers());
-    let span = debug_span!("api.http.request", method, route, status = field::Empty);
+    let mut trace = Trace::of_http(&api.tracer, method, route, request.headers());
+    let span = trace.log_span(|| debug_span!("api.http.request", method, route, status = field::Empty));
     let refusal = match api.gate.takes(request.headers()) {
         Ok(()) => (api.inspect.removed() && needs_a_member(route)).then(not_a_member),
         Err(too_large) => Some(too_large),
     };
     let answer = match refusal {
         Some(problem) => Ok(problem.into_response()),
-        None => guarded(next.run(request), limit(&api, method, route), &span).await,
+        None => {
+            let work = trace::scope(trace.context(), next.run(request));
+            guarded(work, limit(&api, method, route), &span).await
+        }
     };
     let mut response = answer.unwrap_or_else(|broken| match broken {
         Broken::Panicked => Problem::from(ServiceError::Internal).into_response(),
@@ -58,6 +63,7 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
         response = messagepack::packed(response).await;
     }
     span.record("status", response.status().as_u16());
+    trace.http_answered(response.status());
     let took = api.ambient.instant().saturating_duration_since(started);
     api.observer.http(method, route, response.status().as_u16(), took);
     response
@@ -68,12 +74,13 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     let started = api.ambient.instant();
     let known = grpc::name_of(request.uri().path());
     let method = known.unwrap_or(OTHER);
-    let span = debug_span!("api.grpc.call", method, code = field::Empty);
+    let mut trace = Trace::of_grpc(&api.tracer, method, request.headers());
+    let span = trace.log_span(|| debug_span!("api.grpc.call", method, code = field::Empty));
     let limit = api.limits.request_timeout + MAX_WAIT;
     let answer = if known.is_some() && api.inspect.removed() {
         Ok(Status::from(not_a_member()).into_http())
     } else {
-        guarded(next.run(request), limit, &span).await
+        guarded(trace::scope(trace.context(), next.run(request)), limit, &span).await
     };
     let mut response = match answer {
         Ok(response) => response,
@@ -87,6 +94,7 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     }
     let code = code_name(code_of(&response));
     span.record("code", code);
+    trace.grpc_answered(code_of(&response), code);
     api.observer.grpc(method, code, api.ambient.instant().saturating_duration_since(started));
     response
 }

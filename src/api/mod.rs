@@ -15,6 +15,7 @@ pub mod problem;
 pub mod rest;
 mod state;
 mod tls;
+mod trace;
 
 pub use gate::Gate;
 pub use guard::Observe;

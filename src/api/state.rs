@@ -8,6 +8,7 @@ use super::guard::Observe;
 use crate::domain::ambient::Ambient;
 use crate::services::facade::Services;
 use crate::services::inspect::Inspect;
+use crate::telemetry::Tracer;
 
 /// Everything that the handlers call. Cheap to clone, for it is cloned several times for each request.
 #[derive(Clone)]
@@ -27,6 +28,8 @@ pub struct Parts {
     pub ambient: Arc<dyn Ambient>,
     /// Who may call.
     pub gate: Gate,
+    /// Notes requests that are traced.
+    pub tracer: Tracer,
     /// Bounds on what one request may cost.
     pub limits: Limits,
     /// `server.grpc_reflection`: whether gRPC describes itself.

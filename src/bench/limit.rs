@@ -171,7 +171,7 @@ async fn run_batch(
     let rows: Vec<Insertion<'_>> = jobs
         .iter()
         .zip(&claims)
-        .map(|(job, claim)| Insertion { job, claim: direct.then_some(*claim) })
+        .map(|(job, claim)| Insertion { job, claim: direct.then_some(*claim), trace: None })
         .collect();
     database.insert_jobs(fence, slot, &rows, FETCH_SECONDS).await?;
     if !direct {

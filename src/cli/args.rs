@@ -131,6 +131,9 @@ pub struct WorkerArgs {
     /// Jobs at a time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub slots: u16,
+    /// Collector for the spans of jobs that are traced (OTLP over gRPC); none are sent without
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
+    pub otlp_endpoint: Option<String>,
     /// How a job is run.
     #[command(flatten)]
     pub action: WorkerAction,

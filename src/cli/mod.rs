@@ -16,6 +16,7 @@ pub mod serve;
 mod signals;
 mod submit;
 pub mod token;
+mod traced;
 mod watch;
 pub mod worker;
 pub mod workers;

@@ -18,6 +18,7 @@ pub mod placement;
 pub mod queue;
 pub mod requirements;
 pub mod retry;
+pub mod trace;
 pub mod transition;
 pub mod validate;
 pub mod worker;

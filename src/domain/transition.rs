@@ -13,6 +13,7 @@ use super::job::JobStatus;
 use super::matching::Shape;
 use super::payload::Payload;
 use super::retry::{RetryDecision, RetryPolicy};
+use super::trace::TraceContext;
 
 /// Error code of an attempt that ran past its deadline.
 pub const TIMEOUT: &str = "timeout";
@@ -73,6 +74,7 @@ pub struct JobState {
     pub lost_workers: Vec<WorkerId>,
     /// The live lease, if any; a job driven from outside runs without one.
     pub lease: Option<Lease>,
+    pub trace: Option<TraceContext>,
     /// What happened to leases of this job while events were applied.
     pub executions: Vec<ExecutionChange>,
 }

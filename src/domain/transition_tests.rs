@@ -38,6 +38,7 @@ fn job(status: JobStatus) -> JobState {
             running: status == JobStatus::Running,
             expires_at: at(62),
         }),
+        trace: None,
         executions: Vec::new(),
     }
 }

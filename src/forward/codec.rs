@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::domain::trace::TraceContext;
 use crate::security::Caller;
 use crate::services::command::{Answer, Command, Delivery};
 use crate::services::error::ServiceError;
@@ -11,10 +12,12 @@ use crate::services::error::ServiceError;
 type Outcome = Result<Answer, ServiceError>;
 type Result<T, E = ServiceError> = std::result::Result<T, E>;
 
-/// A command, and who has it carried out.
+/// A command, who has it carried out, and the trace that it is a part of.
 #[derive(Deserialize)]
 pub(super) struct Order {
     pub(super) by: Caller,
+    #[serde(default)]
+    pub(super) trace: Option<TraceContext>,
     pub(super) command: Command,
 }
 
@@ -22,12 +25,14 @@ pub(super) struct Order {
 #[derive(Serialize)]
 struct OrderRef<'a> {
     by: &'a Caller,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<&'a TraceContext>,
     command: &'a Command,
 }
 
 /// A command as bytes.
-pub(super) fn encode_order(by: &Caller, command: &Command) -> Result<Bytes> {
-    rmp_serde::to_vec_named(&OrderRef { by, command }).map(Bytes::from).map_err(|error| {
+pub(super) fn encode_order(by: &Caller, trace: Option<&TraceContext>, command: &Command) -> Result<Bytes> {
+    rmp_serde::to_vec_named(&OrderRef { by, trace, command }).map(Bytes::from).map_err(|error| {
         tracing::error!(command = command.name(), %error, "A command cannot be encoded.");
         ServiceError::Internal
     })
@@ -89,9 +94,13 @@ mod tests {
     fn a_command_survives_the_way() {
         let command = Command::ApplyEvent(JobId(Uuid::nil()), JobEvent::Cancel);
         let by = Caller::Known { subject: "ann".to_owned(), role: Role::Submitter };
-        let read = decode_order(&encode_order(&by, &command).unwrap()).unwrap();
+        let trace =
+            TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("a=1"));
+        let read = decode_order(&encode_order(&by, trace.as_ref(), &command).unwrap()).unwrap();
         assert_eq!(format!("{:?}", read.command), format!("{command:?}"));
         assert_eq!(read.by, by, "the leader sees who asks");
+        assert_eq!(read.trace, trace);
+        assert_eq!(decode_order(&encode_order(&by, None, &command).unwrap()).unwrap().trace, None);
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::security::Caller;
 use crate::services::command::{Answer, Applied, Command, Commands, Deliver, Outlet};
 use crate::services::error::{Conflict, ServiceError};
 use crate::services::sessions::Sessions;
+use crate::telemetry::Tracer;
+use crate::telemetry::traces::{self, Span, SpanKind};
 
 /// Shortest pause before a command is tried again by the same route, in milliseconds.
 const SHORTEST_PAUSE_MS: f64 = 10.0;
@@ -39,6 +41,7 @@ pub struct Router {
     sessions: Arc<Sessions>,
     /// Counts how often the way to the leader has changed or broken.
     way: watch::Sender<u64>,
+    tracer: Tracer,
 }
 
 /// What came of one attempt.
@@ -51,6 +54,17 @@ enum Attempt {
     Unknown,
 }
 
+impl Attempt {
+    fn explain(&self, span: &mut Span) {
+        match self {
+            Self::Settled(Ok(_)) => {}
+            Self::Settled(Err(error)) => span.fail(error.to_string()),
+            Self::NotDone => span.fail("not_done"),
+            Self::Unknown => span.fail("outcome_unknown"),
+        }
+    }
+}
+
 impl Router {
     /// A router that follows `route`.
     pub fn new(
@@ -60,7 +74,12 @@ impl Router {
         sessions: Arc<Sessions>,
     ) -> Self {
         let (link, way) = (Mutex::new(None), watch::Sender::new(1));
-        Self { route, config: Arc::new(config), ambient, link, sessions, way }
+        Self { route, config: Arc::new(config), ambient, link, sessions, way, tracer: Tracer::off() }
+    }
+
+    /// The same, which notes how commands are carried where they are a part of a trace.
+    pub fn with_tracer(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
     }
 
     /// Where commands go, and how often the way there has changed or broken.
@@ -118,7 +137,10 @@ impl Router {
                 judge(commands.execute(by.clone(), command).await)
             }
             Route::There { peer, .. } => {
-                let bytes = match codec::encode_order(by, command) {
+                let mut span = self.tracer.here("forward.command.carry", SpanKind::Client);
+                let own = span.as_ref().map(|span| span.context().clone());
+                let trace = own.or_else(traces::current);
+                let bytes = match codec::encode_order(by, trace.as_ref(), command) {
                     Ok(bytes) if bytes.len() > MAX_ITEM => {
                         return Attempt::Settled(Err(too_large()));
                     }
@@ -129,12 +151,18 @@ impl Router {
                 let link = self.link_to(peer);
                 // Apart, so that whoever leads does not carry it along with every command.
                 let call = Box::pin(link.call(Lane::of(command), bytes, patience.deadline, answer_by)).await;
-                match call {
+                let attempt = match call {
                     Ok(Reply::Answered(bytes)) => judge(codec::decode_outcome(&bytes)),
                     Ok(Reply::NotSent) | Err(Refused::Closed) => Attempt::NotDone,
                     Ok(Reply::Unknown) => Attempt::Unknown,
                     Err(Refused::Full) => Attempt::Settled(Err(ServiceError::Overloaded)),
+                };
+                if let Some(span) = &mut span {
+                    span.set("cortex.command", command.name());
+                    span.set("server.address", peer.clone());
+                    attempt.explain(span);
                 }
+                attempt
             }
             Route::Nowhere => Attempt::NotDone,
         }

@@ -22,6 +22,7 @@ use super::wire::forward_server::{Forward, ForwardServer as Service};
 use super::wire::{self, Answers, Lane, MAX_ITEM, MAX_MESSAGE, Requests, SECRET_HEADER};
 use crate::services::command::{Answer, Command, Commands, Deliver, Delivery, Outlet};
 use crate::services::error::ServiceError;
+use crate::telemetry::traces;
 
 /// Receive window of a follower's stream, in bytes.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -220,13 +221,14 @@ impl Exchange {
 
 /// Runs one command; a panic is an answer too. Sessions of the follower are reached through `outlet`.
 async fn run(leader: Arc<dyn Commands>, command: Bytes, outlet: Outlet) -> Result<Answer, ServiceError> {
-    let Order { by, mut command } = codec::decode_order(&command)?;
+    let Order { by, trace, mut command } = codec::decode_order(&command)?;
     if let Command::Attach(attach) = &mut command {
         attach.outlet = outlet;
     }
     let name = command.name();
     // The future is not polled again after a panic, so nothing half changed is seen.
-    let outcome = AssertUnwindSafe(leader.execute(by, command)).catch_unwind().await;
+    let work = traces::scope(trace, leader.execute(by, command));
+    let outcome = AssertUnwindSafe(work).catch_unwind().await;
     outcome.unwrap_or_else(|_| {
         tracing::error!(command = name, "A command panicked.");
         Err(ServiceError::Internal)

@@ -23,6 +23,7 @@ use crate::domain::job::{Job, NewJob};
 use crate::domain::matching::Shape;
 use crate::domain::payload::Payload;
 use crate::domain::queue::Place;
+use crate::domain::trace::TraceContext;
 use crate::domain::transition::JobEvent;
 use crate::domain::worker::{NewWorker, Worker, WorkerStatus};
 use crate::security::Caller;
@@ -234,6 +235,9 @@ pub struct Assignment {
     pub model_version: String,
     pub input_data: Payload,
     pub timeout_seconds: u32,
+    /// Where in which trace the work belongs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Box<TraceContext>>,
 }
 
 /// A session that wants assignments pushed. Sent anew to every new leader.

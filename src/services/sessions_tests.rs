@@ -41,6 +41,7 @@ fn assigned(n: u128, bytes: usize) -> News {
         model_version: String::new(),
         input_data: Payload::trusted("x".repeat(bytes)),
         timeout_seconds: 1,
+        trace: None,
     }))
 }
 

@@ -7,6 +7,7 @@ use super::error::StorageError;
 use super::fence::{Fence, FencedTransaction, of_statement};
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
+use crate::domain::trace::TraceContext;
 use crate::security::Column;
 
 /// A claimed job and the worker that is to have it.
@@ -36,6 +37,7 @@ pub struct Taken {
     pub input_data: Payload,
     pub timeout_seconds: u32,
     pub wait_ms: i64,
+    pub trace: Option<TraceContext>,
 }
 
 impl Database {
@@ -74,7 +76,7 @@ impl Database {
                    FROM claim c WHERE j.id = c.job_id AND j.status = 'queued'
                    RETURNING j.id, j.lease_id, j.assigned_worker_id, j.lease_expires_at, c.delivery_id,
                        j.retry_count + 1 AS attempt_number, j.name, j.model_name, j.model_version,
-                       j.input_data, j.timeout_seconds, j.queue_wait_time_ms
+                       j.input_data, j.timeout_seconds, j.queue_wait_time_ms, j.trace_context
                ), leased AS (
                    INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
                        lease_expires_at, delivery_id, delivered_at)
@@ -93,7 +95,8 @@ impl Database {
                SELECT id AS "id!", lease_id AS "lease_id!", assigned_worker_id AS "worker_id!",
                    attempt_number AS "attempt_number!", name AS "name!", model_name AS "model_name!",
                    model_version AS "model_version!", input_data::text AS "input_data!",
-                   timeout_seconds AS "timeout_seconds!", queue_wait_time_ms AS "wait_ms!"
+                   timeout_seconds AS "timeout_seconds!", queue_wait_time_ms AS "wait_ms!",
+                   trace_context
                FROM taken"#,
             slot,
             &jobs,
@@ -120,6 +123,7 @@ impl Database {
                 input_data: self.opened_input(row.id, row.input_data),
                 timeout_seconds: row.timeout_seconds.cast_unsigned(),
                 wait_ms: row.wait_ms,
+                trace: row.trace_context.as_deref().and_then(TraceContext::from_text),
             })
             .collect())
     }
@@ -159,7 +163,7 @@ impl Database {
         let row = sqlx::query!(
             r#"SELECT id, assigned_worker_id AS "worker_id!", retry_count + 1 AS "attempt_number!", name,
                    model_name, model_version, input_data::text AS "input_data!", timeout_seconds,
-                   coalesce(queue_wait_time_ms, 0) AS "wait_ms!"
+                   coalesce(queue_wait_time_ms, 0) AS "wait_ms!", trace_context
                FROM jobs WHERE lease_id = $1 AND id = (SELECT job_id FROM executions WHERE id = $1)"#,
             lease.0
         )
@@ -176,6 +180,7 @@ impl Database {
             input_data: self.opened_input(row.id, row.input_data),
             timeout_seconds: row.timeout_seconds.cast_unsigned(),
             wait_ms: row.wait_ms,
+            trace: row.trace_context.as_deref().and_then(TraceContext::from_text),
         }))
     }
 }

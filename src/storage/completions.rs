@@ -10,6 +10,7 @@ use super::fence::{Fence, of_statement};
 use crate::domain::execution::Usage;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
+use crate::domain::trace::TraceContext;
 use crate::security::{Column, Unsealed, Vault};
 
 /// A worker's report of success, under its lease.
@@ -32,7 +33,7 @@ pub struct Completion<'a> {
 }
 
 /// A completion that was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completed {
     /// The lease that has ended.
     pub lease: LeaseId,
@@ -40,6 +41,8 @@ pub struct Completed {
     pub duration_ms: i64,
     /// When it ended.
     pub completed_at: DateTime<Utc>,
+    /// The trace that the job belongs to.
+    pub trace: Option<TraceContext>,
 }
 
 impl Database {
@@ -77,7 +80,7 @@ impl Database {
                        AND j.status = CASE WHEN c.running THEN 'running' ELSE 'assigned' END
                        AND j.lease_expires_at > clock_timestamp()
                    RETURNING c.*, j.started_at, j.completed_at, j.execution_duration_ms AS ran_ms,
-                       j.output_data AS stored_output
+                       j.output_data AS stored_output, j.trace_context
                ), ended AS (
                    UPDATE executions e SET status = 'completed', started_at = d.started_at,
                        completed_at = d.completed_at, duration_ms = d.ran_ms, output_data = d.stored_output,
@@ -105,7 +108,7 @@ impl Database {
                          FROM done GROUP BY worker_id ORDER BY worker_id) t
                    WHERE w.id = t.worker_id
                )
-               SELECT lease_id AS "lease_id!", ran_ms AS "ran_ms!", completed_at AS "completed_at!"
+               SELECT lease_id AS "lease_id!", ran_ms AS "ran_ms!", completed_at AS "completed_at!", trace_context
                FROM done"#,
             slot,
             &rows.iter().map(|row| row.job_id.0).collect::<Vec<_>>(),
@@ -129,6 +132,7 @@ impl Database {
                 lease: LeaseId(row.lease_id),
                 duration_ms: row.ran_ms,
                 completed_at: row.completed_at,
+                trace: row.trace_context.as_deref().and_then(TraceContext::from_text),
             })
             .collect())
     }

@@ -14,6 +14,7 @@ use super::fence::{Fence, of_statement};
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 use crate::domain::payload::Payload;
+use crate::domain::trace::TraceContext;
 use crate::security::Column;
 
 /// The constraint that a second job of the same id breaks, as PostgreSQL has named it.
@@ -33,6 +34,8 @@ pub struct Insertion<'a> {
     pub job: &'a NewJob,
     /// Who takes it, under which lease; nobody where it has a time to wait for.
     pub claim: Option<Claim>,
+    /// The trace that it belongs to.
+    pub trace: Option<&'a TraceContext>,
 }
 
 /// What became of an [`Insertion`].
@@ -116,14 +119,14 @@ impl Database {
                    FROM fence,
                        unnest(CASE WHEN passed THEN $2::uuid[] END, $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
                                $8::int[], $9::text[], $10::text[], $11::text[], $12::text[], $13::uuid[],
-                               $14::uuid[], $20::timestamptz[]) WITH ORDINALITY
+                               $14::uuid[], $20::timestamptz[], $21::text[]) WITH ORDINALITY
                        AS s (id, name, model_name, model_version, priority, max_retries, timeout_seconds,
-                             input_data, tags, metadata, created_by, lease_id, worker_id, run_at, ordinal)
+                             input_data, tags, metadata, created_by, lease_id, worker_id, run_at, trace, ordinal)
                ), stored AS (
                    INSERT INTO jobs (id, name, model_name, model_version, status, priority, max_retries,
                        timeout_seconds, input_data, tags, metadata, created_by, submitted_at, queued_at,
                        created_at, updated_at, assigned_worker_id, assigned_at, lease_id, lease_expires_at,
-                       queue_wait_time_ms, next_retry_at)
+                       queue_wait_time_ms, next_retry_at, trace_context)
                    SELECT id, name, model_name, model_version,
                        CASE WHEN lease_id IS NOT NULL THEN 'assigned' WHEN run_at IS NOT NULL THEN 'pending'
                            ELSE 'queued' END, priority, max_retries,
@@ -133,7 +136,7 @@ impl Database {
                        CASE WHEN lease_id IS NOT NULL THEN at END, lease_id,
                        CASE WHEN lease_id IS NOT NULL
                            THEN at + make_interval(secs => timeout_seconds + $16::int) END,
-                       CASE WHEN lease_id IS NOT NULL THEN 0 END, run_at
+                       CASE WHEN lease_id IS NOT NULL THEN 0 END, run_at, trace
                    FROM submission
                    RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at, next_retry_at
                ), leased AS (
@@ -176,6 +179,7 @@ impl Database {
             fence.cluster_id.0,
             fence.epoch.0,
             &column.of_run_at() as _,
+            &column.of_trace() as _,
         )
         .fetch_one(&mut *connection)
         .await;
@@ -237,6 +241,13 @@ impl<'a> Columns<'a> {
     /// Shorter than the other columns, which stands for nulls, where no job has a time to wait for.
     fn of_run_at(&self) -> Vec<Option<DateTime<Utc>>> {
         if self.0.iter().any(|row| row.job.run_at.is_some()) { self.of(|job| job.run_at) } else { Vec::new() }
+    }
+
+    /// Shorter than the other columns, too, where no job is traced.
+    fn of_trace(&self) -> Vec<Option<String>> {
+        let traced = self.0.iter().any(|row| row.trace.is_some());
+        let rows = self.0.iter().filter(|_| traced);
+        rows.map(|row| row.trace.map(TraceContext::to_text)).collect()
     }
 
     fn of_claim<C>(&self, value: impl Fn(Claim) -> Option<C>) -> Vec<Option<C>> {

@@ -12,6 +12,7 @@ use crate::domain::job::JobStatus;
 use crate::domain::matching::Shape;
 use crate::domain::payload::Payload;
 use crate::domain::retry::RetryPolicy;
+use crate::domain::trace::TraceContext;
 use crate::domain::transition::{ExecutionChange, Failure, JobState, Lease, Reporter};
 use crate::domain::validate::Validator;
 use crate::security::Column;
@@ -41,7 +42,7 @@ impl FencedTransaction {
                    timeout_seconds, next_retry_at, retry_backoff_seconds, queued_at, assigned_at,
                    assigned_worker_id, started_at, completed_at, execution_duration_ms,
                    output_data::text AS output_data, error_message, error_stack, lease_id,
-                   lease_expires_at, lost_workers, clock_timestamp() AS "moment!"
+                   lease_expires_at, lost_workers, trace_context, clock_timestamp() AS "moment!"
                FROM jobs WHERE id = ANY($1) ORDER BY id FOR UPDATE"#,
             &ids
         )
@@ -86,6 +87,7 @@ impl FencedTransaction {
                 error_stack: row.error_stack.map(|stored| text(Column::ErrorStack, stored)),
                 lost_workers: row.lost_workers.unwrap_or_default().into_iter().map(WorkerId).collect(),
                 lease,
+                trace: row.trace_context.as_deref().and_then(TraceContext::from_text),
                 executions: Vec::new(),
             });
         }

@@ -105,6 +105,8 @@ declare_metrics! {
         "Duration of HTTP requests.";
     grpc_requests: IntCounterVec = "cortex_grpc_requests_total" ["method", "code"] NONE,
         "gRPC calls answered.";
+    trace_spans: IntCounterVec = "cortex_trace_spans_total" ["result"] NONE,
+        "Spans by what became of them: exported, failed (the collector did not take them) or dropped (too many waited).";
     grpc_request: HistogramVec = "cortex_grpc_request_seconds" ["method"] FAST,
         "Duration of gRPC calls.";
 }
@@ -140,6 +142,9 @@ impl Metrics {
         }
         for status in ["completed", "failed", "timeout", "cancelled"] {
             self.jobs_finished.with_label_values(&[status]);
+        }
+        for result in ["exported", "failed", "dropped"] {
+            self.trace_spans.with_label_values(&[result]);
         }
         for status in ["idle", "busy", "offline", "unhealthy"] {
             self.workers.with_label_values(&[status]);

@@ -5,6 +5,8 @@
 //! checks in the end is in `history`: no accepted job lost, none run twice, no write of a former leader.
 //! The tests of crash points need `--features crash-points`.
 
+#[path = "../support/collector.rs"]
+mod collector;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -20,4 +22,5 @@ mod load;
 mod roster;
 mod scene;
 mod stores;
+mod traces;
 mod workers;

@@ -53,6 +53,7 @@ fn push_bytes(outlet: &Outlet, n: u128, bytes: usize) -> bool {
         model_version: "1".to_owned(),
         input_data: Payload::trusted("x".repeat(bytes)),
         timeout_seconds: 1,
+        trace: None,
     };
     outlet.deliver(Delivery {
         worker_id: WORKER,

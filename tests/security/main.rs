@@ -1,5 +1,8 @@
 //! Who may do what, through every replica of a group that requires tokens.
 
+mod canaries;
+#[path = "../support/collector.rs"]
+mod collector;
 mod corpus;
 mod gate;
 mod jwks;

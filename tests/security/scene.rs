@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cortex::dev::{DevCluster, Janitor};
+use cortex::dev::{DevCluster, DevClusterBuilder, Janitor};
 use cortex::domain::ambient::{Ambient, System};
 use cortex::security::{Issuer, NewToken, Role};
 use reqwest::{Method, Response};
@@ -51,7 +51,31 @@ impl Scene {
 
     /// The same with demo workers.
     pub async fn with_workers(replicas: u16, workers: u16, settings: &[&str]) -> Self {
-        let (stores, folder) = (Stores::fresh().await, Scratch::new());
+        Self::on(Stores::fresh().await, replicas, workers, settings, |builder| builder).await
+    }
+
+    /// One replica on stores of its own.
+    pub async fn guarded(
+        database_url: &str,
+        redis_url: &str,
+        settings: &[String],
+        configure: impl FnOnce(DevClusterBuilder) -> DevClusterBuilder,
+    ) -> Self {
+        let (database_url, redis_url) = (database_url.to_owned(), redis_url.to_owned());
+        let stores = Stores { database_url, redis_url, queue_prefix: "guarded".to_owned() };
+        let issuer = [format!("security.jwt_issuer={ISSUER}"), format!("security.jwt_audience={AUDIENCE}")];
+        let settings: Vec<&str> = settings.iter().chain(&issuer).map(String::as_str).collect();
+        Self::on(stores, 1, 0, &settings, configure).await
+    }
+
+    async fn on(
+        stores: Stores,
+        replicas: u16,
+        workers: u16,
+        settings: &[&str],
+        configure: impl FnOnce(DevClusterBuilder) -> DevClusterBuilder,
+    ) -> Self {
+        let folder = Scratch::new();
         let mut builder = DevCluster::builder(folder.path().join("data"))
             .binary(env!("CARGO_BIN_EXE_cortex"))
             .replicas(replicas)
@@ -66,7 +90,7 @@ impl Scene {
         for setting in settings {
             builder = builder.set(*setting);
         }
-        let cluster = builder.start().await.unwrap();
+        let cluster = configure(builder).start().await.unwrap();
         let manifest = std::fs::read(cluster.data_dir().join("cluster.json")).unwrap();
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
         let pid = |replica: &Value| u32::try_from(replica["pid"].as_u64().unwrap()).unwrap();

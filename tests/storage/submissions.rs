@@ -60,7 +60,7 @@ async fn a_copy_of_a_submission_gets_no_lease() {
     let row = |job| {
         let job: &NewJob = job;
         let claim = Claim { job_id: job.id, worker_id, lease: LeaseId(System.uuid()), delivery: None };
-        Insertion { job, claim: Some(claim) }
+        Insertion { job, claim: Some(claim), trace: None }
     };
     let rows = [row(&new_job), row(&known), row(&new_job)];
     let stored = setting.database.insert_jobs(fence, 0, &rows, 30).await.unwrap();

@@ -30,7 +30,7 @@ const PIPES_LINGER: Duration = Duration::from_secs(1);
 /// | output | a JSON object on standard output; nothing means `{}` |
 /// | failure | exit status other than 0: the end of standard error is the message, `exit_N` the code (`signal_N` after a signal) |
 /// | bad output | code `bad_output`; more than [`max_output`](Self::max_output): `output_too_large` |
-/// | environment | `CORTEX_JOB_ID`, `CORTEX_MODEL_NAME`, `CORTEX_MODEL_VERSION`, `CORTEX_ATTEMPT` |
+/// | environment | `CORTEX_JOB_ID`, `CORTEX_MODEL_NAME`, `CORTEX_MODEL_VERSION`, `CORTEX_ATTEMPT`; `TRACEPARENT` and `TRACESTATE` (W3C) of a job that is traced |
 /// | cancel, timeout | SIGTERM to the process group, SIGKILL after [`grace`](Self::grace) |
 ///
 /// What the command leaves running in its process group is killed when it ends.
@@ -58,7 +58,16 @@ impl ExecHandler {
     }
 
     fn spawn(&self, job: &AssignedJob) -> Result<Child, JobFailure> {
-        Command::new("sh")
+        let mut command = Command::new("sh");
+        // Only the job's: the worker itself may have been started within a trace.
+        for (name, value) in [("TRACEPARENT", &job.traceparent), ("TRACESTATE", &job.tracestate)] {
+            if value.is_empty() {
+                command.env_remove(name)
+            } else {
+                command.env(name, value)
+            };
+        }
+        command
             .arg("-c")
             .arg(&self.command)
             .env("CORTEX_JOB_ID", &job.id)

@@ -54,6 +54,11 @@ pub struct AssignedJob {
     pub execution_id: String,
     /// From 1.
     pub attempt: i32,
+    /// Where in which trace the attempt belongs, as the W3C header of that name; empty where the job is not traced.
+    /// Spans of the handler belong under it.
+    pub traceparent: String,
+    /// The header of that name.
+    pub tracestate: String,
 }
 
 impl AssignedJob {
@@ -80,6 +85,8 @@ impl AssignedJob {
                 .map(Duration::from_secs),
             execution_id: answer.execution_id,
             attempt: answer.attempt_number,
+            traceparent: answer.traceparent,
+            tracestate: answer.tracestate,
         })
     }
 }

@@ -155,6 +155,7 @@ pub fn job(id: &str) -> PollJobResponse {
         timeout_seconds: 60,
         execution_id: format!("lease-{id}"),
         attempt_number: 2,
+        ..PollJobResponse::default()
     }
 }
 

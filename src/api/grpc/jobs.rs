@@ -12,6 +12,7 @@ use super::parse;
 use super::session::{self, SessionStream};
 use crate::api::problem::{Problem, status};
 use crate::domain::ids::JobId;
+use crate::domain::trace::TraceContext;
 use crate::domain::transition::JobEvent;
 use crate::domain::validate::FieldError;
 use crate::services::command::Assignment;
@@ -102,6 +103,7 @@ pub(super) fn invalid(errors: Vec<FieldError>) -> Status {
 }
 
 pub(super) fn shown(assignment: Assignment) -> PollJobResponse {
+    let trace = assignment.trace.as_deref();
     PollJobResponse {
         has_job: true,
         job_id: assignment.job_id.to_string(),
@@ -112,5 +114,7 @@ pub(super) fn shown(assignment: Assignment) -> PollJobResponse {
         timeout_seconds: i32::try_from(assignment.timeout_seconds).unwrap_or(i32::MAX),
         execution_id: assignment.lease.to_string(),
         attempt_number: i32::try_from(assignment.attempt_number).unwrap_or(i32::MAX),
+        traceparent: trace.map(TraceContext::traceparent).unwrap_or_default(),
+        tracestate: trace.map(|trace| trace.tracestate().to_owned()).unwrap_or_default(),
     }
 }

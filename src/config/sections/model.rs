@@ -176,20 +176,22 @@ pub enum JwtAlgorithm {
 }
 
 /// Section `observability`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Observability {
-    /// OTLP collector for traces. Default none: no traces are sent; `http://` or `https://`. Without effect until traces are sent.
+    /// Collector that traces are sent to, by OTLP over gRPC (usually port 4317). Default none: no traces are sent; `http://` or `https://`, without a user or a password. `OTEL_EXPORTER_OTLP_HEADERS` in the environment is sent along.
     pub otlp_endpoint: Option<String>,
-    /// Name in traces. Default `cortex`. Without effect until traces are sent.
+    /// `service.name` in traces. Default `cortex`.
     pub service_name: String,
-    /// Version in traces. Default: the version of this program. Without effect until traces are sent.
+    /// `service.version` in traces. Default: the version of this program.
     pub service_version: String,
-    /// Deployment environment in traces. Default `development`. Without effect until traces are sent.
+    /// `deployment.environment.name` in traces. Default `development`.
     pub environment: String,
     /// Whether `/metrics` is served. Default true.
     pub metrics_enabled: bool,
-    /// Whether traces are sent when `otlp_endpoint` is set. Default true. Without effect until traces are sent.
+    /// Whether traces are sent when `otlp_endpoint` is set. Default true.
     pub tracing_enabled: bool,
+    /// Share of the submissions without a `traceparent` whose trace is recorded. Default 1, 0 to 1. Where a caller sends a `traceparent`, its `sampled` flag decides.
+    pub trace_sample_ratio: f64,
     /// Overrides `server.log_level`. Default none.
     pub logging_level: Option<LogLevel>,
     /// Shape of the log. Default `text`; `text` or `json`.

@@ -33,6 +33,7 @@ const SEVEN_DAYS: u64 = 7 * 24 * 3600;
 const THIRTY_DAYS: u64 = 30 * 24 * 3600;
 const TEN_YEARS: u64 = 3650 * 24 * 3600;
 const HTTP_URL: &str = "must start with http:// or https://";
+const COLLECTOR_URL: &str = "must be http://host:port or https://host:port, without a user or a password (OTEL_EXPORTER_OTLP_HEADERS is for those)";
 const ADDRESS: &str = "must be host:port";
 
 impl Config {
@@ -207,7 +208,10 @@ fn security(section: &mut Section<'_>) -> Security {
     Security {
         require_auth: section.flag("require_auth", true),
         jwt_public_key: section.optional_text("jwt_public_key"),
-        jwks_url: section.parsed("jwks_url", HTTP_URL, http_url),
+        // Not shown in an error: it may hold a password.
+        jwks_url: section
+            .secret("jwks_url", HTTP_URL, |text| http_url(text).is_some())
+            .map(|url| url.expose().to_owned()),
         jwt_algorithm: section.one_of("jwt_algorithm", ALGORITHMS).unwrap_or(JwtAlgorithm::Rs256),
         jwt_issuer: section.optional_text("jwt_issuer"),
         jwt_audience: section.optional_text("jwt_audience"),
@@ -219,12 +223,16 @@ fn security(section: &mut Section<'_>) -> Security {
 
 fn observability(section: &mut Section<'_>) -> Observability {
     Observability {
-        otlp_endpoint: section.parsed("otlp_endpoint", HTTP_URL, http_url),
+        // Not shown in an error: it may hold a password all the same.
+        otlp_endpoint: section
+            .secret("otlp_endpoint", COLLECTOR_URL, is_collector_url)
+            .map(|url| url.expose().to_owned()),
         service_name: section.text("service_name", "cortex"),
         service_version: section.text("service_version", env!("CARGO_PKG_VERSION")),
         environment: section.text("environment", "development"),
         metrics_enabled: section.flag("metrics_enabled", true),
         tracing_enabled: section.flag("tracing_enabled", true),
+        trace_sample_ratio: section.number("trace_sample_ratio", 0.0..=1.0, 1.0),
         logging_level: section.one_of("logging_level", LEVELS),
         log_format: section.one_of("log_format", FORMATS).unwrap_or(LogFormat::Text),
     }
@@ -339,6 +347,11 @@ fn address(text: &str) -> Option<String> {
 fn http_url(text: &str) -> Option<String> {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"))?;
     (!rest.is_empty()).then(|| text.to_owned())
+}
+
+fn is_collector_url(text: &str) -> bool {
+    let url = http_url(text).and_then(|text| reqwest::Url::parse(&text).ok());
+    url.is_some_and(|url| url.has_host() && url.username().is_empty() && url.password().is_none())
 }
 
 fn origin(text: &str) -> Option<String> {

@@ -254,3 +254,21 @@ fn tls_needs_all_of_its_files_or_none() {
     assert_eq!(keys, ["cluster.tls.ca", "cluster.tls.key", "server.tls.key"]);
     assert_eq!(with_stores("").unwrap().cluster.tls, None);
 }
+
+#[test]
+fn traces_go_to_a_url_without_a_password_and_their_share_is_from_none_to_all() {
+    let endpoint = |url: &str| with_stores(&format!("observability: {{otlp_endpoint: '{url}'}}"));
+    for url in ["http://collector:4317", "https://collector", "http://[::1]:4317/"] {
+        assert_eq!(endpoint(url).unwrap().observability.otlp_endpoint.as_deref(), Some(url));
+    }
+    for url in
+        ["collector:4317", "grpc://collector", "http://", "http://u@collector", "http://u:hunter2@collector"]
+    {
+        let error = endpoint(url).unwrap_err().to_string();
+        assert!(error.contains("observability.otlp_endpoint") && !error.contains("hunter2"), "{error}");
+    }
+    let share = |share: &str| with_stores(&format!("observability: {{trace_sample_ratio: {share}}}"));
+    assert!(share("0").is_ok() && share("0.001").is_ok() && share("1").is_ok());
+    assert_eq!(faults(share("1.01")), ["observability.trace_sample_ratio"]);
+    assert_eq!(faults(share("-0.1")), ["observability.trace_sample_ratio"]);
+}

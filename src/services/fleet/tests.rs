@@ -47,6 +47,7 @@ pub(super) fn assignment(n: u128) -> Assignment {
         model_version: "1".into(),
         input_data: crate::domain::payload::Payload::empty(),
         timeout_seconds: 60,
+        trace: None,
     }
 }
 

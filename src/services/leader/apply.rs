@@ -96,15 +96,16 @@ impl Core {
         if rest.is_empty() {
             return;
         }
+        let began = self.parts.tracer.now();
         match self.commit_events(slot, &rest).await {
-            Ok(done) => self.settle(rest, done),
+            Ok(done) => self.settle(rest, done, began),
             // They must not fail their neighbours.
             Err(StorageError::Rejected(_)) if rest.len() > 1 => {
                 for item in rest {
                     let alone = [item];
                     let done = self.commit_events(slot, &alone).await;
                     match done {
-                        Ok(done) => self.settle(alone.into(), done),
+                        Ok(done) => self.settle(alone.into(), done, began),
                         Err(error) => refuse(alone.into(), &error.into()),
                     }
                 }
@@ -162,8 +163,12 @@ impl Core {
     }
 
     /// After the commit: ready queue, fleet, metrics, then answers.
-    fn settle(&self, batch: Vec<EventItem>, done: Done) {
+    fn settle(&self, batch: Vec<EventItem>, done: Done, began: Option<DateTime<Utc>>) {
         crash::point("applied");
+        if let Some(began) = began {
+            let changed = done.touched.iter();
+            changed.for_each(|job| self.trace_change(&job.before, &job.after, began));
+        }
         // Before the leases end, so that a worker that has to rest gets nothing in between.
         self.judge_workers(&done.touched);
         self.announce(|| {

@@ -21,6 +21,7 @@ impl Core {
         batch: &[EventItem],
     ) -> Result<HashMap<usize, Completed>, StorageError> {
         let completions = self.completions(batch);
+        let began = self.parts.tracer.now();
         if completions.is_empty() {
             return Ok(HashMap::new());
         }
@@ -30,7 +31,14 @@ impl Core {
             .await?;
         let mut done: HashMap<LeaseId, Completed> = done.into_iter().map(|done| (done.lease, done)).collect();
         let places = completions.into_iter();
-        Ok(places.filter_map(|(place, row)| Some((place, done.remove(&row.lease)?))).collect())
+        let written = |(place, row): (usize, Completion<'_>)| {
+            let done = done.remove(&row.lease)?;
+            if let Some(began) = began {
+                self.trace_completion(&row, &done, began);
+            }
+            Some((place, done))
+        };
+        Ok(places.filter_map(written).collect())
     }
 
     /// The reports of success that name their lease, about jobs of which nothing else is said.

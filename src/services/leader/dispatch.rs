@@ -24,6 +24,7 @@ use crate::services::command::Assignment;
 use crate::services::crash;
 use crate::services::fleet::{FETCH_WITHIN, Poller};
 use crate::storage::{Claim, StorageError, Taken};
+use crate::telemetry::Tracer;
 
 /// Until when a lease is good that its worker has not called running, beyond the job's timeout, in seconds.
 pub(super) const FETCH_SECONDS: i32 = {
@@ -160,7 +161,10 @@ impl Leader {
             };
             let priority = priorities.get(&claim.job_id).copied().unwrap_or_default();
             core.count_assignment(priority, job.wait_ms);
-            self.give(assignment(job), poller);
+            if let Some(trace) = &job.trace {
+                drop(core.trace_assignment(trace, &claim, job.attempt_number, job.wait_ms));
+            }
+            self.give(assignment(job, &core.parts.tracer), poller);
         }
     }
 
@@ -302,7 +306,7 @@ impl Core {
 }
 
 /// What a worker needs of a job that was taken for it.
-pub(super) fn assignment(job: Taken) -> Assignment {
+pub(super) fn assignment(job: Taken, tracer: &Tracer) -> Assignment {
     Assignment {
         lease: job.lease,
         attempt_number: job.attempt_number,
@@ -313,5 +317,6 @@ pub(super) fn assignment(job: Taken) -> Assignment {
         model_version: job.model_version,
         input_data: job.input_data,
         timeout_seconds: job.timeout_seconds,
+        trace: job.trace.map(|trace| Box::new(tracer.of_attempt(trace, job.lease))),
     }
 }

@@ -21,6 +21,7 @@ mod roster;
 mod sessions;
 mod submit;
 mod take_over;
+mod traced;
 mod upkeep;
 mod usage;
 mod workers;
@@ -60,7 +61,7 @@ use crate::domain::transition::JobEvent;
 use crate::ready_queue::{QueueError, ReadyQueue};
 use crate::security::Caller;
 use crate::storage::{Database, Fence, FencedTransaction, StorageError};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Tracer};
 
 /// Counter slots of writers that run side by side (see `storage::counters`).
 const SUBMISSION_SLOTS: [i16; 2] = [0, 1];
@@ -92,6 +93,8 @@ pub struct LeaderParts {
     pub ambient: Arc<dyn Ambient>,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
+    /// Notes what happens to jobs that are traced.
+    pub tracer: Tracer,
     /// What submissions leave open.
     pub defaults: JobDefaults,
     /// `scheduler.worker_timeout`.

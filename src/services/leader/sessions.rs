@@ -25,7 +25,7 @@ impl Leader {
         let found = core.fleet().attach(attach, now).ok_or_else(|| ServiceError::no_worker(worker))?;
         for lease in found.unsent {
             if let Some(job) = core.parts.database.assignment(lease).await? {
-                core.fleet().push(Box::new(assignment(job)));
+                core.fleet().push(Box::new(assignment(job, &core.parts.tracer)));
             } else {
                 core.fleet().release(lease, true);
             }

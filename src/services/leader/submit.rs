@@ -16,12 +16,14 @@ use crate::domain::changes::JobChange;
 use crate::domain::job::{JobStatus, NewJob};
 use crate::domain::matching::Shape;
 use crate::domain::placement::GroupId;
+use crate::domain::trace::TraceContext;
 use crate::ready_queue::Entry;
 use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::{Accepted, Assignment};
 use crate::services::crash;
 use crate::services::error::ServiceError;
 use crate::storage::{Claim, Inserted, Insertion, StorageError};
+use crate::telemetry::traces;
 
 type Reply = oneshot::Sender<Result<Vec<Accepted>, ServiceError>>;
 /// What became of a job, and the worker that has a slot reserved for it.
@@ -30,6 +32,8 @@ type Stored = (Inserted, Option<Placed>);
 /// One caller's jobs.
 pub(super) struct Submission {
     jobs: Vec<NewJob>,
+    /// The trace that they belong to.
+    trace: Option<Box<TraceContext>>,
     room: Room,
     reply: Reply,
 }
@@ -53,8 +57,18 @@ impl Leader {
         let room = self.core.take_room(jobs.len())?;
         let bytes = jobs.iter().map(size).sum();
         let (reply, answer) = oneshot::channel();
-        self.submissions.push(Submission { jobs, room, reply }, bytes)?;
-        answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
+        let span = self.core.trace_submission(&jobs);
+        let own = span.as_ref().map(|span| span.context().clone());
+        let trace = own.or_else(traces::current).map(Box::new);
+        let stored = async {
+            self.submissions.push(Submission { jobs, trace, room, reply }, bytes)?;
+            answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
+        };
+        let stored = stored.await;
+        if let (Some(mut span), Err(error)) = (span, &stored) {
+            span.fail(error.to_string());
+        }
+        stored
     }
 }
 
@@ -113,13 +127,18 @@ impl Leader {
     async fn insert(&self, slot: i16, batch: &[Submission]) -> Result<Vec<Stored>, StorageError> {
         let core = &self.core;
         let jobs: Vec<&NewJob> = batch.iter().flat_map(|submission| &submission.jobs).collect();
+        let traces = batch
+            .iter()
+            .flat_map(|submission| std::iter::repeat_n(submission.trace.as_deref(), submission.jobs.len()));
         let _open = core.dispatching.begin().await;
         let placed = core.place_directly(&jobs);
-        let insertions: Vec<Insertion<'_>> = jobs
-            .iter()
-            .zip(&placed)
-            .map(|(job, placed)| Insertion { job, claim: placed.as_ref().map(|placed| placed.claim) })
-            .collect();
+        let insertion = |((job, placed), trace): ((_, &Option<Placed>), _)| Insertion {
+            job,
+            claim: placed.as_ref().map(|placed| placed.claim),
+            trace,
+        };
+        let insertions: Vec<Insertion<'_>> =
+            jobs.iter().copied().zip(&placed).zip(traces).map(insertion).collect();
         let inserted = core
             .transaction("submit_jobs", || {
                 let parts = &core.parts;
@@ -150,7 +169,9 @@ impl Leader {
                 Some(placed) if new => {
                     core.parts.metrics.jobs_queued.inc();
                     core.count_assignment(job.priority, 0);
-                    self.give(assignment(job, placed.claim), placed.poller);
+                    let trace = submission.trace.as_deref();
+                    let trace = trace.map(|trace| core.trace_assignment(trace, &placed.claim, 1, 0));
+                    self.give(assignment(job, placed.claim, trace), placed.poller);
                 }
                 Some(placed) => core.unreserve([placed]),
                 None if new && job.run_at.is_some() => {
@@ -242,7 +263,7 @@ fn change(job: &NewJob, stored: &Inserted) -> Option<JobChange> {
 }
 
 /// What a worker needs of a job that it takes at its submission.
-fn assignment(job: NewJob, claim: Claim) -> Assignment {
+fn assignment(job: NewJob, claim: Claim, trace: Option<Box<TraceContext>>) -> Assignment {
     Assignment {
         lease: claim.lease,
         attempt_number: 1,
@@ -253,5 +274,6 @@ fn assignment(job: NewJob, claim: Claim) -> Assignment {
         model_version: job.model_version,
         input_data: job.input_data,
         timeout_seconds: job.timeout_seconds,
+        trace,
     }
 }

@@ -194,7 +194,7 @@ impl Core {
         if job.is_none() {
             self.fleet().release(lease, true);
         }
-        Ok(job.map(|job| Box::new(assignment(job))))
+        Ok(job.map(|job| Box::new(assignment(job, &self.parts.tracer))))
     }
 }
 
