@@ -21,6 +21,7 @@ mod retries;
 mod roster;
 mod run_at;
 mod session;
+mod specification;
 mod states;
 #[path = "../support/mod.rs"]
 mod support;
