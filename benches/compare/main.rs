@@ -12,6 +12,9 @@
 //! | `backlog.rs` | dispatch beside a million jobs that wait |
 //! | `shapes.rs` | a thousand workers of five hundred kinds |
 //! | `history.rs` | the pipeline after two million finished jobs |
+//! | `lists.rs` | pages of jobs, filters and statistics among a million finished jobs |
+//! | `retention.rs` | dispatch while a million old jobs are pruned |
+//! | `past.rs` | finished jobs for both, put straight into the tables |
 //! | `overload.rs` | twice as much as can be done |
 //! | `affinity.rs`, `fleet.rs` | loads of models that placement saves, in a simulated fleet |
 //! | `stage.rs`, `load.rs`, `process.rs` | a cluster, load from this process, what a process costs |
@@ -22,11 +25,14 @@ mod backlog;
 mod cases;
 mod fleet;
 mod history;
+mod lists;
 mod load;
 mod overload;
+mod past;
 mod peers;
 mod process;
 mod report;
+mod retention;
 mod rounds;
 mod shapes;
 mod stage;
@@ -50,6 +56,10 @@ enum What {
     Shapes,
     /// The pipeline at the start and after 2,000,000 finished jobs
     History,
+    /// Pages of jobs, filters and statistics among 1,000,000 finished jobs
+    Lists,
+    /// Dispatch while 1,000,000 old jobs are pruned
+    Retention,
     /// Throughput, refusals and memory at twice the sustainable load
     Overload,
     /// Loads of models with and without workers' reports of loaded ones, simulated
@@ -127,6 +137,8 @@ async fn measure(options: &Options) -> Result<bool, Failure> {
         What::Backlog => backlog::run(options, &mut report).await?,
         What::Shapes => shapes::run(options, &mut report).await?,
         What::History => history::run(options, &mut report).await?,
+        What::Lists => lists::run(options, &mut report).await?,
+        What::Retention => retention::run(options, &mut report).await?,
         What::Overload => overload::run(options, &mut report).await?,
         What::Affinity => affinity::run(options, &mut report)?,
     }

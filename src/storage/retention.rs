@@ -31,12 +31,20 @@ impl Database {
         limit: i64,
     ) -> Result<Vec<OldJob>, StorageError> {
         let rows = sqlx::query!(
-            r#"SELECT id, submitted_at, coalesce(completed_at < now() - make_interval(secs => $1), FALSE)
-                   AND NOT EXISTS (SELECT FROM idempotency_keys WHERE job_ids @> ARRAY[jobs.id]) AS "ended!"
-               FROM jobs
-               WHERE submitted_at < now() - make_interval(secs => $1)
-                   AND (submitted_at, id) > ($2::timestamptz, $3::uuid)
-               ORDER BY submitted_at, id LIMIT $4"#,
+            r#"WITH page AS MATERIALIZED (
+                   SELECT id, submitted_at, coalesce(completed_at < now() - make_interval(secs => $1), FALSE) AS ended
+                   FROM jobs
+                   WHERE submitted_at < now() - make_interval(secs => $1)
+                       AND (submitted_at, id) > ($2::timestamptz, $3::uuid)
+                   ORDER BY submitted_at, id LIMIT $4
+               ), named AS (
+                   -- All of the page at once: a look for each job would read the list of new keys each time, or all keys.
+                   SELECT unnest(job_ids) AS id FROM idempotency_keys
+                   WHERE job_ids && ARRAY(SELECT id FROM page WHERE ended)
+               )
+               SELECT id AS "id!", submitted_at AS "submitted_at!",
+                   ended AND id NOT IN (SELECT id FROM named) AS "ended!"
+               FROM page ORDER BY submitted_at, id"#,
             age.as_secs_f64(),
             after.map_or(DateTime::UNIX_EPOCH, |job| job.submitted_at),
             after.map_or(uuid::Uuid::nil(), |job| job.id.0),
@@ -63,11 +71,13 @@ impl FencedTransaction {
     ) -> Result<u64, StorageError> {
         let ids: Vec<_> = jobs.iter().map(|id| id.0).collect();
         let rows = sqlx::query!(
-            r#"WITH locked AS (
+            r#"WITH named AS MATERIALIZED (
+                   SELECT unnest(job_ids) AS id FROM idempotency_keys WHERE job_ids && $1
+               ), locked AS (
                    -- In the order of their ids, as everywhere, against circles of locks.
                    SELECT id FROM jobs
                    WHERE id = ANY($1) AND completed_at < now() - make_interval(secs => $2)
-                       AND NOT EXISTS (SELECT FROM idempotency_keys WHERE job_ids @> ARRAY[jobs.id])
+                       AND id NOT IN (SELECT id FROM named)
                    ORDER BY id FOR UPDATE
                ), gone AS (
                    DELETE FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM locked)) RETURNING id, status

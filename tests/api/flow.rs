@@ -1,4 +1,4 @@
-//! Jobs from submission to their end: the specification's own tests, and workers of both generations.
+//! Jobs from submission to their end, by workers of both generations.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,47 +15,6 @@ use crate::hand::specification::{
     HeartbeatRequest, JobCompletion, JobStatusUpdate, PollJobRequest, WorkerRegistration,
 };
 use crate::support::eventually;
-
-/// The specification's `sample_job_create`, for a model of this test's own.
-fn sample(api: &Api) -> Value {
-    api.draft(&json!({"name": "test-job", "priority": 5, "max_retries": 3, "timeout_seconds": 3600}))
-}
-
-#[tokio::test]
-async fn the_specifications_complete_job_flow_holds_at_every_replica() {
-    let api = Api::of("complete-flow").await;
-    for replica in 0..REPLICAS {
-        let job = api.post(replica, "/api/v1/jobs", &sample(&api)).await.expect(201);
-        let id = job["id"].as_str().unwrap();
-        assert_eq!(job["status"], "pending");
-        let seen = api.job(replica, id).await;
-        assert!(["pending", "queued"].contains(&seen["status"].as_str().unwrap()), "{seen}");
-        api.patch(replica, id, &json!({"status": "running"})).await.expect(200);
-        let done = json!({"status": "completed", "output_data": {"result": "success"},
-            "execution_duration_ms": 1000});
-        let job = api.patch(replica, id, &done).await.expect(200);
-        assert_eq!(job["status"], "completed");
-        assert_eq!(job["output_data"]["result"], "success");
-        assert_eq!(job["execution_duration_ms"], 1000);
-        assert_eq!(api.job((replica + 1) % REPLICAS, id).await, job);
-    }
-    api.leave().await;
-}
-
-#[tokio::test]
-async fn the_specifications_job_retry_on_failure_holds_at_every_replica() {
-    let api = Api::of("retry-on-failure").await;
-    for replica in 0..REPLICAS {
-        let job = api.post(replica, "/api/v1/jobs", &sample(&api)).await.expect(201);
-        let id = job["id"].as_str().unwrap();
-        let failed = json!({"status": "failed", "error_message": "Worker crashed"});
-        let job = api.patch(replica, id, &failed).await.expect(200);
-        assert_eq!(job["error_message"], "Worker crashed");
-        let job = api.retry(replica, id).await.expect(200);
-        assert_eq!((&job["retry_count"], &job["status"]), (&json!(1), &json!("pending")));
-    }
-    api.leave().await;
-}
 
 #[tokio::test]
 async fn a_worker_of_the_specifications_protocol_at_a_follower_runs_sixty_jobs_in_the_order_of_priority() {

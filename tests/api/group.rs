@@ -215,6 +215,11 @@ impl Api {
         (0..REPLICAS).find(|at| cluster["leader"] != at + 1).unwrap()
     }
 
+    /// Whether this replica leads.
+    pub async fn leads(&self, replica: usize) -> bool {
+        self.get(replica, "/api/v1/cluster").await.expect(200)["leader"] == replica + 1
+    }
+
     /// A port that no other worker of this test has.
     pub fn new_port(&self) -> i32 {
         self.next_port.fetch_add(1, Ordering::Relaxed)

@@ -22,6 +22,7 @@ mod retries;
 mod roster;
 mod run_at;
 mod session;
+mod specification;
 mod states;
 #[path = "../support/mod.rs"]
 mod support;

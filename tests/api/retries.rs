@@ -149,6 +149,71 @@ async fn a_failed_job_runs_again_at_its_time_and_never_before() {
     api.leave().await;
 }
 
+/// A strategy, whether its delays vary and have a cap, and the delays in milliseconds of two failures.
+fn every_policy() -> Vec<(Value, [i64; 2], bool)> {
+    let mut policies = Vec::new();
+    for (strategy, delays) in
+        [("fixed", [2000, 2000]), ("linear", [2000, 5000]), ("exponential", [2000, 5000])]
+    {
+        for jitter in [false, true] {
+            for cap in [None, Some(4)] {
+                let mut policy = json!({"strategy": strategy, "initial_delay_seconds": 2, "jitter": jitter,
+                    "backoff_multiplier": if strategy == "linear" { 3.0 } else { 2.5 }});
+                if let Some(cap) = cap {
+                    policy["max_delay_seconds"] = json!(cap);
+                }
+                let capped = delays.map(|delay: i64| cap.map_or(delay, |cap| delay.min(cap * 1000)));
+                policies.push((policy, capped, jitter));
+            }
+        }
+    }
+    policies
+}
+
+#[tokio::test]
+async fn of_twenty_four_jobs_with_three_failing_attempts_each_none_is_early_and_every_delay_is_its_policys() {
+    let api = Api::of("lateness").await;
+    let hand = Hand::new(&api, 0, 24).await;
+    let mut jobs = HashMap::new();
+    for (number, plan) in every_policy().into_iter().cycle().take(24).enumerate() {
+        let fields = json!({"max_retries": 2, "metadata": {"retry_policy": plan.0}});
+        jobs.insert(api.submit(number % REPLICAS, &fields).await, plan);
+    }
+    let mut due: HashMap<(String, i32), DateTime<Utc>> = HashMap::new();
+    let mut late = Vec::new();
+    for _ in 0..24 * 3 {
+        let job = hand.job().await;
+        let (policy, delays, jitter) = &jobs[&job.job_id];
+        assert!(hand.report(&hand.failure(&job, "broken", "")).await.acknowledged);
+        // All times are of the database, so no other clock takes part.
+        let rows = api.rows(&job.job_id).await;
+        let attempt = rows["executions"].as_array().unwrap().last().unwrap();
+        if let Some(due) = due.get(&(job.job_id.clone(), job.attempt_number)) {
+            let after = time(attempt, "created_at") - *due;
+            assert!(after >= TimeDelta::zero(), "{after} before its time: {rows}");
+            late.push(after.num_milliseconds());
+        }
+        let Some(delay) = delays.get(usize::try_from(job.attempt_number - 1).unwrap()) else { continue };
+        let at = time(&rows["job"], "next_retry_at");
+        let given = at - time(attempt, "completed_at");
+        let spread = if *jitter { delay / 10 } else { 0 };
+        let (least, most) = (delay - spread, delay + spread + 1);
+        let bounds = TimeDelta::milliseconds(least)..=TimeDelta::milliseconds(most);
+        assert!(bounds.contains(&given), "{given} instead of {least} to {most} ms under {policy}");
+        due.insert((job.job_id, job.attempt_number + 1), at);
+    }
+    for id in jobs.keys() {
+        let rows = api.rows(id).await;
+        assert_eq!((&rows["job"]["status"], &rows["job"]["retry_count"]), (&json!("failed"), &json!(2)));
+        assert_eq!(rows["executions"].as_array().unwrap().len(), 3);
+    }
+    late.sort_unstable();
+    assert_eq!(late.len(), 24 * 2);
+    // How late depends on the machine: 50 ms are the aim.
+    println!("48 retries started after their time by {} ms (median), {} ms (most)", late[24], late[47]);
+    api.leave().await;
+}
+
 #[tokio::test]
 async fn only_the_errors_that_a_policy_names_are_tried_again() {
     let api = Api::of("retry-on-errors").await;

@@ -88,6 +88,57 @@ async fn a_total_is_exact_by_state_and_reaches_ten_thousand_beyond_the_page_othe
 }
 
 #[tokio::test]
+async fn completed_jobs_are_told_apart_from_few_and_from_many_that_are_under_way() {
+    let setting = Setting::fresh().await;
+    plant(&setting, "completed", 30).await;
+    plant(&setting, "failed", 10).await;
+    let by_model = JobFilter { model_name: Some("planted".into()), ..of_state(JobStatus::Completed) };
+    for under_way in [20, 5_100] {
+        plant(&setting, "queued", under_way).await;
+        for filter in [of_state(JobStatus::Completed), by_model.clone()] {
+            for (page, shown) in [(1, 20), (2, 10), (3, 0)] {
+                let found = setting.database.jobs(&filter, page, 20).await.unwrap();
+                assert!(found.jobs.iter().all(|job| job.status == JobStatus::Completed));
+                assert_eq!((found.jobs.len(), found.total), (shown, 30), "{under_way}, page {page}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_total_reaches_a_hundred_beyond_the_page_where_tags_are_asked_for() {
+    let setting = Setting::fresh().await;
+    plant(&setting, "completed", 400).await;
+    sqlx::query("UPDATE jobs SET tags = '{\"k\": \"v\"}'").execute(&setting.pool).await.unwrap();
+    let tags = [("k".to_owned(), "v".to_owned())].into();
+    let filter = JobFilter { tags, ..JobFilter::default() };
+    for (page, shown, total) in [(1, 50, 150), (6, 50, 400), (8, 50, 400), (9, 0, 400), (4_000, 0, 400)] {
+        let found = setting.database.jobs(&filter, page, 50).await.unwrap();
+        assert_eq!((found.jobs.len(), found.total), (shown, total), "page {page}");
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_job_that_is_completed_is_written_in_place() {
+    let setting = Setting::fresh().await;
+    plant(&setting, "running", 20).await;
+    plant(&setting, "assigned", 1).await;
+    let mut transaction = setting.pool.begin().await.unwrap();
+    let mut in_place = async |update: &'static str| -> i64 {
+        sqlx::query(update).execute(&mut *transaction).await.unwrap();
+        let count = "SELECT n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'jobs'";
+        sqlx::query_scalar(count).fetch_one(&mut *transaction).await.unwrap()
+    };
+    let runs = "UPDATE jobs SET status = 'running', started_at = now() WHERE status = 'assigned'";
+    assert_eq!(in_place(runs).await, 1);
+    // Four, for which a page has room, as it has when jobs end one after the other.
+    let completed =
+        "UPDATE jobs SET status = 'completed', completed_at = now(), output_data = '{}', lease_id = NULL,
+        lease_expires_at = NULL WHERE id IN (SELECT id FROM jobs WHERE status = 'running' LIMIT 4)";
+    assert_eq!(in_place(completed).await, 5);
+}
+
+#[tokio::test]
 async fn how_many_go_before_a_job_is_counted_in_the_order_of_dispatch() {
     let setting = Setting::fresh().await;
     let fence = setting.lead(1).await;
