@@ -18,7 +18,7 @@ mod source;
 pub use error::{ConfigError, Problem};
 pub use secret::Secret;
 pub use sections::{
-    Advertise, Cluster, Config, Cors, Database, Limits, LogFormat, LogLevel, Observability, PeerTls, Queue,
-    Retention, Retry, Scheduler, Security, Seed, Server, Tls,
+    Advertise, Cluster, Config, Cors, Database, Limits, LogFormat, LogLevel, Observability, PeerTls, Pooler,
+    Queue, RedisTls, Retention, Retry, Scheduler, Security, Seed, Server, Tls,
 };
 pub use source::Environment;

@@ -177,7 +177,7 @@ impl Database {
             fence.epoch.0,
             &column.of_run_at() as _,
         )
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut connection)
         .await;
         first.map_err(|error| match error.as_database_error().and_then(DatabaseError::constraint) {
             Some(ONE_JOB_OF_AN_ID) => Refused::Known(error),

@@ -254,3 +254,25 @@ fn tls_needs_all_of_its_files_or_none() {
     assert_eq!(keys, ["cluster.tls.ca", "cluster.tls.key", "server.tls.key"]);
     assert_eq!(with_stores("").unwrap().cluster.tls, None);
 }
+
+#[test]
+fn certificates_for_redis_go_with_rediss_and_a_pooler_is_named() {
+    let with = |url: &str, tls: &str, pooler: &str| {
+        read(
+            &format!(
+                "database: {{url: 'postgres://u@db/c', pooler: {pooler}}}\nqueue: {{redis_url: '{url}', tls: {tls}}}"
+            ),
+            &[],
+        )
+    };
+    let config = with("rediss://u:p@r:1", "{ca: /ca.pem}", "transaction").unwrap();
+    assert_eq!(config.queue.tls.and_then(|tls| tls.ca), Some("/ca.pem".into()));
+    assert_eq!(config.database.pooler, Some(Pooler::Transaction));
+    let config = with("redis://r:1", "{ca: '', cert: '', key: ''}", "none").unwrap();
+    assert_eq!((config.queue.tls, config.database.pooler), (None, None));
+    assert_eq!(faults(with("redis://r:1", "{ca: /ca.pem}", "none")), ["queue.tls"]);
+    assert_eq!(
+        faults(with("rediss://r:1", "{cert: /c.pem}", "session")),
+        ["database.pooler", "queue.tls.key"]
+    );
+}
