@@ -38,7 +38,7 @@ install_missing() {
     have redis-server || have valkey-server || packages+=(redis-server)
     local extra
     for extra in "$@"; do
-        have "$extra" || packages+=("$extra")
+        have "$extra" || [ -x "/usr/sbin/$extra" ] || packages+=("$extra")
     done
     [ ${#packages[@]} -eq 0 ] && return
     have apt-get || fail "install these first, under whatever name your system has for them: ${packages[*]}"
@@ -57,8 +57,8 @@ as_root() {
     fi
 }
 
-# Runs a command, as root, during which packages start no services; those of PostgreSQL and Redis are not
-# started later either.
+# Runs a command, as root, during which packages start no services; those of PostgreSQL, Redis and PgBouncer
+# are not started later either.
 without_services() {
     local policy=/usr/sbin/policy-rc.d ours=no status=0
     if [ ! -e "$policy" ]; then
@@ -69,7 +69,7 @@ without_services() {
     as_root "$@" || status=$?
     [ "$ours" = yes ] && as_root rm -f "$policy"
     if [ -d /run/systemd/system ]; then
-        as_root systemctl disable --quiet postgresql redis-server 2>/dev/null || true
+        as_root systemctl disable --quiet postgresql redis-server pgbouncer 2>/dev/null || true
     fi
     return "$status"
 }

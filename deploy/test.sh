@@ -49,7 +49,7 @@ check_dependencies() {
     fi
 }
 
-step "install what is missing" install_missing
+step "install what is missing" install_missing pgbouncer
 step "formatting" cargo fmt --all --check
 step "lints" cargo clippy "${FEATURES[@]}" --all-targets --quiet -- -D warnings
 step "statements against PostgreSQL" bash deploy/sqlx-data.sh --check

@@ -1,6 +1,7 @@
 //! One replica, put together from its parts and taken apart in order.
 
 mod listeners;
+mod stores;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -17,6 +18,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use self::listeners::{grpc_tls, listen, serve};
+use self::stores::{open_database, open_queue};
+pub(crate) use self::stores::{options as database_options, whole_story};
 use crate::api::grpc::ServingStatus;
 use crate::api::{self, Api, Gate, Observe};
 use crate::config::Config;
@@ -36,14 +39,12 @@ use crate::services::leader::{LeaderParts, Patience};
 use crate::services::queries::Queries;
 use crate::services::sessions::Sessions;
 use crate::services::watching::Watching;
-use crate::storage::{Database, DatabaseOptions, Fence, StorageError};
+use crate::storage::{Database, Fence, StorageError};
 use crate::telemetry::traces::{ExportError, ExportOptions};
 use crate::telemetry::{Metrics, Tracer};
 
 /// How long a store may take to answer a health check.
 const CHECK_WITHIN: Duration = Duration::from_secs(1);
-/// Pause between two tries to reach PostgreSQL at the start.
-const RECONNECT: Duration = Duration::from_millis(500);
 /// How long open requests may take after the signal to stop.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// How long spans that wait may take to be sent at the end.
@@ -77,13 +78,13 @@ pub enum AppError {
         source: std::io::Error,
     },
     /// PostgreSQL cannot be used as configured.
-    #[error("database.url cannot be used: {0}")]
+    #[error("database.url cannot be used: {}", whole_story(.0))]
     Database(#[source] StorageError),
     /// The schema could not be brought up to date.
     #[error("the database schema could not be migrated: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// Redis cannot be used as configured.
-    #[error("queue.redis_url cannot be used: {0}")]
+    #[error("queue.redis_url cannot be used: {}", whole_story(.0))]
     Queue(#[from] QueueError),
     /// The registry of models cannot be asked as configured.
     #[error(transparent)]
@@ -122,7 +123,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let tracer = tracer(&config, &ambient, &metrics)?;
     let listeners = listen(&config).await?;
     let database = open_database(&config, &shutdown).await?.with_vault(vault);
-    let queue = ReadyQueue::connect(config.queue.redis_url.expose(), &config.queue.queue_prefix)?;
+    let queue = open_queue(&config.queue).await?;
     let peer_runtime = PeerRuntime::start()?;
     let peers = &peer_runtime.handle;
     let started = peers.spawn(Node::start(cluster_config(&config, peer_tls.as_ref()))).await;
@@ -250,30 +251,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
         Some(Err(panic)) => Err(RaftStopped(format!("leadership ended unexpectedly: {panic}")).into()),
         Some(Ok(Ok(()))) | None => Ok(()),
     }
-}
-
-/// Brings the schema up to date, waiting for PostgreSQL if it is not there yet.
-pub async fn open_database(config: &Config, shutdown: &CancellationToken) -> Result<Database, AppError> {
-    let database = Database::connect_lazily(&DatabaseOptions {
-        url: config.database.url.expose().to_owned(),
-        max_connections: config.database.pool_size,
-        acquire_timeout: config.database.pool_timeout.min(Duration::from_secs(5)),
-        max_lifetime: config.database.pool_recycle,
-    })
-    .map_err(AppError::Database)?;
-    let mut waiting = false;
-    while let Err(error) = database.ping().await {
-        if !waiting {
-            tracing::warn!(%error, "PostgreSQL does not answer yet; the replica waits for it.");
-            waiting = true;
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return Err(AppError::Database(error)),
-            () = tokio::time::sleep(RECONNECT) => {}
-        }
-    }
-    database.migrate().await?;
-    Ok(database)
 }
 
 /// Who may call, and how often.

@@ -370,6 +370,7 @@ async fn forged_entries_do_not_stop_the_queue() {
 async fn scripts_that_redis_forgot_are_sent_again() {
     let redis = Redis::start().await;
     let queue = redis.queue("noscript");
+    let () = redis.raw("CONFIG RESETSTAT").await;
     for n in 0..3 {
         let () = redis.raw("SCRIPT FLUSH").await;
         assert_eq!(queue.enqueue(E1, &[entry(n, "a", 5, n)]).await.unwrap(), 1);

@@ -68,6 +68,7 @@ fn open(url: &str) -> Database {
         max_connections: 4,
         acquire_timeout: seconds,
         max_lifetime: seconds * 60,
+        pooler: false,
     })
     .unwrap()
 }

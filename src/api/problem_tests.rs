@@ -61,10 +61,10 @@ async fn every_service_error_looks_like_this_over_rest() {
                 "detail": "there is no leader at the moment"}),
         ),
         (
-            ServiceError::Unavailable { store: "PostgreSQL".to_owned() },
+            ServiceError::Unavailable { reason: "PostgreSQL is unavailable: its disk is full".to_owned() },
             Some("1"),
             json!({"type": "urn:cortex:problem:store-unavailable", "title": "A store is unavailable", "status": 503,
-                "detail": "PostgreSQL is unavailable"}),
+                "detail": "PostgreSQL is unavailable: its disk is full"}),
         ),
         (
             ServiceError::OutcomeUnknown,
@@ -113,7 +113,7 @@ fn every_service_error_has_its_grpc_code() {
         (ServiceError::QueueFull { limit: 1 }, Code::ResourceExhausted),
         (ServiceError::Overloaded, Code::ResourceExhausted),
         (ServiceError::NoLeader, Code::Unavailable),
-        (ServiceError::Unavailable { store: "Redis".to_owned() }, Code::Unavailable),
+        (ServiceError::Unavailable { reason: "Redis".to_owned() }, Code::Unavailable),
         (ServiceError::OutcomeUnknown, Code::Unavailable),
         (ServiceError::Internal, Code::Internal),
     ];

@@ -67,6 +67,7 @@ async fn measure_all(options: &Options, url: &str, say: &mut impl FnMut(&Line)) 
         max_connections: 8,
         acquire_timeout: seconds,
         max_lifetime: seconds * 60,
+        pooler: false,
     })
     .map_err(failed)?;
     database.migrate().await.map_err(|error| BenchError::call("migrating the scratch database")(&error))?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::args::MigrateArgs;
 use super::output::{CommandError, finish, print_line};
+use crate::app;
 use crate::config::Config;
 use crate::storage::{Database, DatabaseOptions};
 
@@ -16,6 +17,7 @@ pub async fn run(args: MigrateArgs) -> ExitCode {
 
 async fn migrate(args: MigrateArgs) -> Result<(), CommandError> {
     let database = database(args.database_url, args.config)?;
+    database.check().await.map_err(|error| CommandError::Failed(app::whole_story(&error)))?;
     database.migrate().await.map_err(|error| CommandError::Failed(error.to_string()))?;
     print_line("The database schema is up to date.")
 }
@@ -23,20 +25,20 @@ async fn migrate(args: MigrateArgs) -> Result<(), CommandError> {
 /// The database at `url`, or the one that a configuration file names.
 pub(super) fn database(url: Option<String>, config: Option<PathBuf>) -> Result<Database, CommandError> {
     let failed = |error: &dyn std::fmt::Display| CommandError::Failed(error.to_string());
-    let url = match (url, config) {
-        (Some(url), _) => url,
+    let options = match (url, config) {
+        (Some(url), _) => DatabaseOptions {
+            url,
+            max_connections: 1,
+            acquire_timeout: Duration::from_secs(30),
+            max_lifetime: Duration::from_secs(3600),
+            pooler: false,
+        },
         (None, Some(file)) => {
-            Config::load(&file).map_err(|error| failed(&error))?.database.url.expose().to_owned()
+            app::database_options(&Config::load(&file).map_err(|error| failed(&error))?.database)
         }
         (None, None) => {
             return Err(CommandError::Usage("one of --config and --database-url is needed".to_owned()));
         }
-    };
-    let options = DatabaseOptions {
-        url,
-        max_connections: 1,
-        acquire_timeout: Duration::from_secs(30),
-        max_lifetime: Duration::from_secs(3600),
     };
     Database::connect_lazily(&options).map_err(|error| failed(&error))
 }

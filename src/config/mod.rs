@@ -19,6 +19,7 @@ pub use error::{ConfigError, Problem};
 pub use secret::Secret;
 pub use sections::{
     Advertise, Cluster, Config, Cors, Database, Genome, Limits, LogFormat, LogLevel, Observability,
-    OnUnavailable, PeerTls, Queue, Retention, Retry, Scheduler, Security, Seed, Server, Tls,
+    OnUnavailable, PeerTls, Pooler, Queue, RedisTls, Retention, Retry, Scheduler, Security, Seed, Server,
+    Tls,
 };
 pub use source::Environment;

@@ -1,5 +1,6 @@
 //! The handle, its connection, and how a request is sent.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -8,14 +9,16 @@ use redis::cluster::{ClusterClient, ClusterConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    Client, Cmd, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
-    RedisFuture, RedisResult, Script, ScriptInvocation, ServerErrorKind, Value,
+    Client, ClientTlsConfig, Cmd, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline,
+    RedisError, RedisFuture, RedisResult, Script, ScriptInvocation, ServerErrorKind, TlsCertificates, Value,
 };
 
 use crate::domain::ids::Epoch;
+use crate::security::RedisTls;
 
 use super::error::QueueError;
 use super::keys::Keys;
+use super::version;
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -42,9 +45,17 @@ pub struct ReadyQueue(Arc<Inner>);
 
 struct Inner {
     keys: Keys,
-    /// Where Redis is: one server, or some nodes of a cluster.
-    nodes: Vec<ConnectionInfo>,
+    place: Place,
     connection: RwLock<Connection>,
+    /// Redis was found to be new enough.
+    known: AtomicBool,
+}
+
+/// Where Redis is, and how it knows us.
+struct Place {
+    /// One server, or some nodes of a cluster.
+    nodes: Vec<ConnectionInfo>,
+    certificates: Option<TlsCertificates>,
 }
 
 /// A connection that is made when it is needed, and again when it is lost.
@@ -71,7 +82,7 @@ pub(super) enum Request<'a> {
 }
 
 impl ReadyQueue {
-    /// A handle to the queue under `prefix` in the Redis at `url` (`redis://…`, `redis+unix://…`). A cluster is
+    /// A handle to the queue under `prefix` in the Redis at `url` (`redis://…`, `rediss://…`, `redis+unix://…`). A cluster is
     /// named by any of its nodes, or by several, separated by commas: `redis://a:6379,b:6379`. What the first one
     /// says of scheme and password holds for all that say nothing themselves.
     ///
@@ -82,17 +93,30 @@ impl ReadyQueue {
     /// # Errors
     /// [`QueueError::Config`] if the URL cannot be read, or the prefix is empty or has a brace.
     pub fn connect(url: &str, prefix: &str) -> Result<Self, QueueError> {
-        let keys = Keys::new(prefix)?;
-        let nodes = nodes(url)?;
-        let connection = if nodes.len() == 1 { server(&nodes)? } else { cluster(&nodes)? };
-        Ok(Self(Arc::new(Inner { keys, nodes, connection: RwLock::new(connection) })))
+        Self::connect_with(url, prefix, None)
     }
 
-    /// Asks Redis for a sign of life.
+    /// The same with certificates for `rediss://`.
     ///
     /// # Errors
-    /// [`QueueError::Unavailable`] if none comes within the time limits.
+    /// As [`ReadyQueue::connect`], and if the certificates cannot be used.
+    pub fn connect_with(url: &str, prefix: &str, tls: Option<&RedisTls>) -> Result<Self, QueueError> {
+        let keys = Keys::new(prefix)?;
+        let place = Place { nodes: nodes(url)?, certificates: tls.map(certificates) };
+        let connection = if place.nodes.len() == 1 { place.server()? } else { place.cluster()? };
+        let (connection, known) = (RwLock::new(connection), AtomicBool::new(false));
+        Ok(Self(Arc::new(Inner { keys, place, connection, known })))
+    }
+
+    /// Asks Redis for a sign of life, and once for its version.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`] if none comes within the time limits, [`QueueError::TooOld`].
     pub async fn ping(&self) -> Result<(), QueueError> {
+        if !self.0.known.load(Ordering::Relaxed) {
+            version::check(self).await?;
+            self.0.known.store(true, Ordering::Relaxed);
+        }
         // Not PING: in a cluster it is the node that has the keys which matters.
         let _: bool = self.command(redis::cmd("EXISTS").arg(&self.0.keys.fixed[0])).await?;
         Ok(())
@@ -141,7 +165,7 @@ impl ReadyQueue {
             // The one server that was named turns out to be a node of a cluster.
             ErrorKind::Server(ServerErrorKind::Moved) => {
                 moved = true;
-                self.change(cluster(&self.0.nodes)?);
+                self.change(self.0.place.cluster()?);
             }
             _ => {}
         }
@@ -161,8 +185,8 @@ impl ReadyQueue {
 
     fn renew_connection(&self) -> Result<(), QueueError> {
         self.change(match self.connection() {
-            Connection::Server(_) => server(&self.0.nodes)?,
-            Connection::Cluster(_) => cluster(&self.0.nodes)?,
+            Connection::Server(_) => self.0.place.server()?,
+            Connection::Cluster(_) => self.0.place.cluster()?,
         });
         Ok(())
     }
@@ -237,24 +261,49 @@ fn tcp() -> TcpSettings {
     tcp
 }
 
-fn server(nodes: &[ConnectionInfo]) -> Result<Connection, RedisError> {
-    let config = ConnectionManagerConfig::new()
-        .set_connection_timeout(Some(CONNECTION_TIMEOUT))
-        .set_response_timeout(Some(RESPONSE_TIMEOUT))
-        .set_number_of_retries(CONNECTION_RETRIES)
-        .set_min_delay(CONNECTION_RETRY_DELAY)
-        .set_max_delay(CONNECTION_RETRY_DELAY);
-    let client = Client::open(nodes[0].clone())?;
-    ConnectionManager::new_lazy_with_config(client, config).map(Connection::Server)
+fn certificates(tls: &RedisTls) -> TlsCertificates {
+    let client_tls = tls.identity.as_ref().map(|identity| ClientTlsConfig {
+        client_cert: identity.cert.clone(),
+        client_key: identity.key.clone(),
+    });
+    TlsCertificates { client_tls, root_cert: tls.ca.clone() }
 }
 
-fn cluster(nodes: &[ConnectionInfo]) -> Result<Connection, RedisError> {
-    let client = ClusterClient::builder(nodes.to_vec())
-        .connection_timeout(CONNECTION_TIMEOUT)
-        .response_timeout(RESPONSE_TIMEOUT)
-        .overall_response_timeout(Some(CLUSTER_TIMEOUT))
-        .retries(CLUSTER_RETRIES)
-        .tcp_settings(tcp())
-        .build()?;
-    Ok(Connection::Cluster(client.get_pending_async_connection_with_config(ClusterConfig::new())))
+impl Place {
+    fn server(&self) -> Result<Connection, QueueError> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECTION_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT))
+            .set_number_of_retries(CONNECTION_RETRIES)
+            .set_min_delay(CONNECTION_RETRY_DELAY)
+            .set_max_delay(CONNECTION_RETRY_DELAY);
+        let node = self.nodes[0].clone();
+        let client = match &self.certificates {
+            Some(certificates) => Client::build_with_tls(node, certificates.clone()),
+            None => Client::open(node),
+        };
+        let manager = client
+            .and_then(|client| ConnectionManager::new_lazy_with_config(client, config))
+            .map_err(unusable)?;
+        Ok(Connection::Server(manager))
+    }
+
+    fn cluster(&self) -> Result<Connection, QueueError> {
+        let mut client = ClusterClient::builder(self.nodes.clone())
+            .connection_timeout(CONNECTION_TIMEOUT)
+            .response_timeout(RESPONSE_TIMEOUT)
+            .overall_response_timeout(Some(CLUSTER_TIMEOUT))
+            .retries(CLUSTER_RETRIES)
+            .tcp_settings(tcp());
+        if let Some(certificates) = &self.certificates {
+            client = client.certs(certificates.clone());
+        }
+        let client = client.build().map_err(unusable)?;
+        Ok(Connection::Cluster(client.get_pending_async_connection_with_config(ClusterConfig::new())))
+    }
+}
+
+/// Nothing was sent yet: it is what was configured.
+fn unusable(error: RedisError) -> QueueError {
+    QueueError::Config(error.to_string())
 }

@@ -2,6 +2,8 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
+use crate::security;
+
 /// Why an operation on the ready queue failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QueueError {
@@ -13,8 +15,16 @@ pub enum QueueError {
     },
     /// Redis could not be reached, did not answer in time or cannot serve now. A change may have been
     /// made or not.
-    #[error("Redis is unavailable")]
+    #[error("Redis is unavailable: {}", reason(.0))]
     Unavailable(#[source] RedisError),
+    /// Redis lacks what the scripts need.
+    #[error("Redis {found} is too old: CORTEX needs Redis {needed} or newer")]
+    TooOld {
+        /// The version that was found.
+        found: String,
+        /// The oldest that will do.
+        needed: u32,
+    },
     /// Redis refused the request or gave an answer that makes no sense; trying again will not help.
     #[error("Redis gave an unexpected answer: {0}")]
     Protocol(String),
@@ -28,7 +38,7 @@ impl QueueError {
     pub fn retryable(&self) -> bool {
         match self {
             Self::Unavailable(_) => true,
-            Self::Fenced { .. } | Self::Protocol(_) | Self::Config(_) => false,
+            Self::Fenced { .. } | Self::TooOld { .. } | Self::Protocol(_) | Self::Config(_) => false,
         }
     }
 }
@@ -44,16 +54,41 @@ impl From<RedisError> for QueueError {
     }
 }
 
+/// What is wrong, as far as anybody may know. The whole story is in the error's source.
+fn reason(error: &RedisError) -> &'static str {
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => "it refuses the user or the password",
+        ErrorKind::Server(ServerErrorKind::BusyLoading) => "it is loading its data",
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => "it is a replica, which takes no writes",
+        ErrorKind::Server(ServerErrorKind::MasterDown) => "it is a replica that has lost its master",
+        ErrorKind::Server(ServerErrorKind::ClusterDown) => "its cluster does not serve all slots",
+        ErrorKind::Server(ServerErrorKind::NoPerm) => "its user may not do what the ready queue needs",
+        ErrorKind::Io if error.is_timeout() => "it did not answer in time",
+        ErrorKind::Io if security::is_tls_failure(error) => "TLS with it failed",
+        ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => "it cannot be reached",
+        _ => match error.code() {
+            Some("OOM") => "its memory is full",
+            Some("MISCONF") => "it cannot save its data",
+            Some("BUSY") => "it is busy with a script",
+            Some("NOREPLICAS") => "it has fewer replicas than it wants",
+            Some("NOAUTH" | "WRONGPASS") => "it refuses the user or the password",
+            _ => "it does not serve",
+        },
+    }
+}
+
 /// A wrong password counts too: the operator can set it right in Redis while CORTEX keeps trying.
 fn is_unavailable(error: &RedisError) -> bool {
     match error.kind() {
-        ErrorKind::Io | ErrorKind::AuthenticationFailed => true,
+        // The second: none of the nodes of a cluster.
+        ErrorKind::Io | ErrorKind::ClusterConnectionNotFound | ErrorKind::AuthenticationFailed => true,
         ErrorKind::Server(
             ServerErrorKind::BusyLoading
             | ServerErrorKind::MasterDown
             | ServerErrorKind::ClusterDown
             | ServerErrorKind::TryAgain
-            | ServerErrorKind::ReadOnly,
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::NoPerm,
         ) => true,
         // BUSY: a slow script of someone else; MISCONF: the disk; OOM: `maxmemory` without eviction.
         _ => matches!(error.code(), Some("BUSY" | "MISCONF" | "OOM" | "NOREPLICAS" | "NOAUTH" | "WRONGPASS")),

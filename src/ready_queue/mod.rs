@@ -31,6 +31,7 @@ mod keys;
 mod rebuild;
 mod score;
 mod scripts;
+mod version;
 
 pub use claim::{Claim, Group, MAX_CLAIM, MAX_CLAIMS_LISTED, Offer};
 pub use connection::ReadyQueue;

@@ -36,6 +36,8 @@ pub(super) static BEGIN_REBUILD: LazyLock<Script> = fenced!("begin_rebuild.lua")
 pub(super) static RESET: LazyLock<Script> = reading!("reset.lua");
 pub(super) static RECOUNT: LazyLock<Script> = fenced!("recount.lua");
 
+pub(super) static VERSION: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("scripts/version.lua")));
 /// The clock of the server that has the keys; a cluster has several.
 pub(super) static TIME: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('TIME')"));
 pub(super) static PEEK: LazyLock<Script> = reading!("merge.lua", "peek.lua");

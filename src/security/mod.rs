@@ -19,6 +19,8 @@ pub use authenticator::{AuthError, Authenticator, SetupError};
 pub use caller::{Access, Caller, Role};
 pub use issue::{IssueError, Issuer, KeyPair, NewToken};
 pub use limiter::{Limiter, Rate};
-pub use tls::{PeerTls, TlsError, TlsIdentity, peer_tls, server_identity};
+pub use tls::{
+    PeerTls, RedisTls, TlsError, TlsIdentity, is_tls_failure, peer_tls, redis_tls, server_identity,
+};
 pub use token::MAX_TOKEN;
 pub use vault::{BadKey, Column, Unsealed, Vault};

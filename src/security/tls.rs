@@ -1,5 +1,6 @@
 //! Certificates and keys of the listeners, read once at the start.
 
+use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,9 +51,30 @@ pub fn server_identity(tls: &config::Tls) -> Result<TlsIdentity, TlsError> {
 /// [`TlsError`] names the key and the file.
 pub fn peer_tls(tls: &config::PeerTls) -> Result<PeerTls, TlsError> {
     let identity = identity(&tls.cert, "cluster.tls.cert", &tls.key, "cluster.tls.key")?;
-    let ca = read(&tls.ca, "cluster.tls.ca")?;
-    certificates(&ca).map_err(|reason| error("cluster.tls.ca", &tls.ca, reason))?;
+    let ca = authorities(&tls.ca, "cluster.tls.ca")?;
     Ok(PeerTls { identity, ca })
+}
+
+/// What Redis is shown, and whom this replica believes to be Redis.
+#[derive(Clone, Default)]
+pub struct RedisTls {
+    /// What this replica shows, if anything.
+    pub identity: Option<TlsIdentity>,
+    /// Who must have signed what Redis shows, in PEM form; `None` leaves it to the system's store.
+    pub ca: Option<Vec<u8>>,
+}
+
+/// Reads `queue.tls`.
+///
+/// # Errors
+/// [`TlsError`] names the key and the file.
+pub fn redis_tls(tls: &config::RedisTls) -> Result<RedisTls, TlsError> {
+    let identity = match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => Some(identity(cert, "queue.tls.cert", key, "queue.tls.key")?),
+        _ => None,
+    };
+    let ca = tls.ca.as_deref().map(|ca| authorities(ca, "queue.tls.ca")).transpose()?;
+    Ok(RedisTls { identity, ca })
 }
 
 impl TlsIdentity {
@@ -70,6 +92,17 @@ impl TlsIdentity {
     }
 }
 
+/// Whether TLS lies behind an error of a connection.
+pub fn is_tls_failure(error: &(dyn Error + 'static)) -> bool {
+    // What these two hold is not among their sources.
+    let within = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+    let shared = error.downcast_ref::<Arc<dyn Error + Send + Sync>>();
+    error.is::<tokio_rustls::rustls::Error>()
+        || within.is_some_and(|error| is_tls_failure(error))
+        || shared.is_some_and(|error| is_tls_failure(&**error))
+        || error.source().is_some_and(is_tls_failure)
+}
+
 fn identity(
     cert: &Path,
     cert_key: &'static str,
@@ -80,6 +113,12 @@ fn identity(
     certificates(&identity.cert).map_err(|reason| error(cert_key, cert, reason))?;
     identity.http().map_err(|reason| error(key_key, key, reason))?;
     Ok(identity)
+}
+
+fn authorities(path: &Path, key: &'static str) -> Result<Vec<u8>, TlsError> {
+    let pem = read(path, key)?;
+    certificates(&pem).map_err(|reason| error(key, path, reason))?;
+    Ok(pem)
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {

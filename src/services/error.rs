@@ -49,10 +49,11 @@ pub enum ServiceError {
     #[error("there is no leader at the moment")]
     NoLeader,
     /// A store did not answer; nothing was done.
-    #[error("{store} is unavailable")]
+    #[error("{reason}")]
     Unavailable {
-        /// PostgreSQL or Redis.
-        store: String,
+        /// Which one, and what is wrong with it.
+        #[serde(alias = "store")]
+        reason: String,
     },
     /// The request may or may not have been carried out.
     #[error("the outcome of the request is unknown: the connection to the leader or to PostgreSQL broke")]
@@ -147,10 +148,11 @@ impl From<StorageError> for ServiceError {
         match error {
             StorageError::Fenced | StorageError::ForeignCluster(_) => Self::NoLeader,
             StorageError::OutcomeUnknown(_) => Self::OutcomeUnknown,
-            StorageError::Unavailable(cause) => {
+            StorageError::Unavailable(ref cause) => {
                 tracing::warn!(%cause, "PostgreSQL did not answer a request.");
-                Self::Unavailable { store: "PostgreSQL".to_owned() }
+                Self::Unavailable { reason: error.to_string() }
             }
+            StorageError::TooOld { .. } => Self::Unavailable { reason: error.to_string() },
             StorageError::Rejected(cause) | StorageError::Unexpected(cause) => {
                 tracing::error!(%cause, "PostgreSQL refused a statement that should be valid.");
                 Self::Internal

@@ -117,7 +117,7 @@ impl Queries {
         if self.queue.is_whole().await.map_err(unavailable)? {
             return Ok(());
         }
-        Err(ServiceError::Unavailable { store: "the ready queue, which is being rebuilt,".to_owned() })
+        Err(ServiceError::Unavailable { reason: "the ready queue is being rebuilt".to_owned() })
     }
 
     /// Whether PostgreSQL answers.
@@ -128,5 +128,5 @@ impl Queries {
 
 fn unavailable(error: QueueError) -> ServiceError {
     tracing::warn!(%error, "Redis did not answer a request.");
-    ServiceError::Unavailable { store: "Redis".to_owned() }
+    ServiceError::Unavailable { reason: error.to_string() }
 }

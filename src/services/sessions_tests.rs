@@ -348,6 +348,7 @@ fn replica() -> (Services, Arc<Leading>, Arc<Sessions>) {
         max_connections: 1,
         acquire_timeout: std::time::Duration::from_secs(1),
         max_lifetime: std::time::Duration::from_secs(1),
+        pooler: false,
     });
     let services = Services::new(
         Arc::clone(&leader) as Arc<dyn Commands>,

@@ -123,7 +123,7 @@ impl Database {
             fence.cluster_id.0,
             fence.epoch.0,
         )
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut connection)
         .await
         .map_err(of_statement)?;
         Ok(rows

@@ -1,7 +1,6 @@
 //! Jobs by state, kept in the transactions that change them.
 
-use sqlx::PgConnection;
-
+use super::connections::Session;
 use super::database::Database;
 use super::error::StorageError;
 use super::fence::FencedTransaction;
@@ -48,7 +47,7 @@ impl FencedTransaction {
     }
 }
 
-async fn add(connection: &mut PgConnection, slot: i16, deltas: &Deltas) -> Result<(), StorageError> {
+async fn add(session: Session<'_>, slot: i16, deltas: &Deltas) -> Result<(), StorageError> {
     sqlx::query!(
         "UPDATE job_counters SET pending = pending + $2, queued = queued + $3, assigned = assigned + $4,
              running = running + $5, completed = completed + $6, failed = failed + $7,
@@ -67,7 +66,7 @@ async fn add(connection: &mut PgConnection, slot: i16, deltas: &Deltas) -> Resul
         deltas.execution_ms,
         deltas.executions,
     )
-    .execute(connection)
+    .execute(session)
     .await?;
     Ok(())
 }

@@ -3,14 +3,16 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
+use super::connections::{Connections, Way};
 use super::error::StorageError;
 use crate::security::Vault;
 
-/// Longest read, with its unit.
-const READ_TIMEOUT: &str = "15s";
+/// What holds on connections for reads.
+const READ_SETTINGS: [(&str, &str); 2] = [("statement_timeout", "15s"), ("jit", "off")];
 
 /// How to reach PostgreSQL.
 #[derive(Clone)]
@@ -23,6 +25,8 @@ pub struct DatabaseOptions {
     pub acquire_timeout: Duration,
     /// Age at which a connection is replaced.
     pub max_lifetime: Duration,
+    /// Whether a pooler in transaction mode stands in between.
+    pub pooler: bool,
 }
 
 /// What holds on connections for leader writes. The limits bound how long a new leader waits for what an old
@@ -43,15 +47,22 @@ const WRITE_SETTINGS: [(&str, &str); 8] = [
 
 /// A connection that was idle for so long is tried before it is used.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
+/// A sign of life that waits longer for a connection asks for the reason instead.
+const PING_PATIENCE: Duration = Duration::from_millis(500);
+/// The oldest PostgreSQL that the statements are made for, as `server_version_num` says it.
+const OLDEST: i32 = 140_000;
+/// The advisory lock of migrations behind a pooler.
+const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(4855372910287432)";
 
 /// PostgreSQL. Cheap to clone.
 #[derive(Clone)]
 pub struct Database {
     /// For what has to be done without limits.
     plain: PgConnectOptions,
-    pub(super) reads: PgPool,
+    pub(super) reads: Connections,
     /// Leader transactions have connections of their own, so that reads cannot starve them.
-    pub(super) writes: PgPool,
+    pub(super) writes: Connections,
+    pooler: bool,
     /// Seals and opens payloads.
     pub(super) vault: Vault,
 }
@@ -59,12 +70,22 @@ pub struct Database {
 impl Database {
     /// Prepares the pools; connections are opened when they are needed.
     pub fn connect_lazily(options: &DatabaseOptions) -> Result<Self, StorageError> {
-        let connect = PgConnectOptions::from_str(&options.url)
+        let mut connect = PgConnectOptions::from_str(&options.url)
             .map_err(StorageError::Unexpected)?
             .application_name("cortex")
             .disable_statement_logging();
-        let pool = |connect: PgConnectOptions| {
-            PgPoolOptions::new()
+        if options.pooler {
+            // It refuses what it does not know, and the servers' own value does as well.
+            connect = connect.extra_float_digits(None);
+        }
+        let pool = |settings: &[(&str, &str)]| {
+            let (connect, way) = if options.pooler {
+                let set = settings.iter().map(|(name, value)| format!("SET LOCAL {name} = '{value}'"));
+                (connect.clone(), Way::Pooler(set.collect::<Vec<_>>().join("; ").into()))
+            } else {
+                (connect.clone().options(settings.iter().copied()), Way::Straight)
+            };
+            let pool = PgPoolOptions::new()
                 .max_connections(options.max_connections)
                 .acquire_timeout(options.acquire_timeout)
                 .max_lifetime(options.max_lifetime)
@@ -79,11 +100,11 @@ impl Database {
                         Ok(true)
                     })
                 })
-                .connect_lazy_with(connect)
+                .connect_lazy_with(connect);
+            Connections::new(pool, way)
         };
-        let reads = connect.clone().options([("statement_timeout", READ_TIMEOUT), ("jit", "off")]);
-        let writes = connect.clone().options(WRITE_SETTINGS);
-        Ok(Self { plain: connect, reads: pool(reads), writes: pool(writes), vault: Vault::default() })
+        let (reads, writes) = (pool(&READ_SETTINGS), pool(&WRITE_SETTINGS));
+        Ok(Self { plain: connect, reads, writes, pooler: options.pooler, vault: Vault::default() })
     }
 
     /// The same with payloads sealed by this vault from now on.
@@ -94,16 +115,49 @@ impl Database {
 
     /// Brings the schema up to date. Safe to call from several replicas at once: one migrates under an
     /// advisory lock, the others wait and find nothing left to do.
-    pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
+    pub async fn migrate(&self) -> Result<(), MigrateError> {
         let mut connection = PgConnection::connect_with(&self.plain).await?;
-        sqlx::migrate!("./migrations").run(&mut connection).await?;
+        let mut migrator = sqlx::migrate!("./migrations");
+        if self.pooler {
+            // The migrator's own lock belongs to a session, which is none here. In one transaction all
+            // goes over one server; a connection that breaks off in it takes the server with it.
+            let mut transaction = connection.begin().await?;
+            sqlx::raw_sql(MIGRATION_LOCK).execute(&mut *transaction).await?;
+            migrator.set_locking(false).run(&mut *transaction).await?;
+            // Their names would be in the way of the next client.
+            transaction.clear_cached_statements().await?;
+            transaction.commit().await?;
+        } else {
+            migrator.run(&mut connection).await?;
+        }
         connection.close().await?;
         Ok(())
     }
 
     /// Whether PostgreSQL answers.
     pub async fn ping(&self) -> Result<(), StorageError> {
-        sqlx::query("SELECT 1").execute(&self.reads).await?;
+        let connection = match tokio::time::timeout(PING_PATIENCE, self.reads.acquire()).await {
+            Ok(connection) => connection,
+            // The pool knows that it got no connection in time, and not why.
+            Err(_) => {
+                PgConnection::connect_with(&self.plain).await?.close().await?;
+                Err(sqlx::Error::PoolTimedOut)
+            }
+        };
+        sqlx::raw_sql("SELECT 1").execute(&mut *connection?).await?;
+        Ok(())
+    }
+
+    /// Whether PostgreSQL answers and is new enough. Says why it lets nobody in.
+    pub async fn check(&self) -> Result<(), StorageError> {
+        let mut connection = PgConnection::connect_with(&self.plain).await?;
+        let version = "SELECT current_setting('server_version_num'), current_setting('server_version')";
+        let row = sqlx::raw_sql(version).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        let (number, found): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        if number.parse().is_ok_and(|number: i32| number < OLDEST) {
+            return Err(StorageError::TooOld { found });
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::security::Unsealed;
+use crate::security::{self, Unsealed};
 
 /// SQLSTATE raised by the fence.
 const FENCED: &str = "CX001";
@@ -24,8 +24,14 @@ pub enum StorageError {
     /// PostgreSQL did not accept the values; the same values will never be accepted.
     #[error("PostgreSQL refused the values")]
     Rejected(#[source] sqlx::Error),
-    /// PostgreSQL is away, overloaded, or gave up in favour of another transaction.
-    #[error("PostgreSQL is unavailable")]
+    /// PostgreSQL lacks what the statements need.
+    #[error("PostgreSQL {found} is too old: CORTEX needs PostgreSQL 14 or newer")]
+    TooOld {
+        /// The version that was found.
+        found: String,
+    },
+    /// PostgreSQL is away, overloaded, lets nobody in, or gave up in favour of another transaction.
+    #[error("PostgreSQL is unavailable: {}", reason(.0))]
     Unavailable(#[source] sqlx::Error),
     /// A statement or row that this code does not expect: a defect, or a database of another version.
     #[error("PostgreSQL and this version of CORTEX disagree")]
@@ -38,6 +44,21 @@ impl StorageError {
         Self::OutcomeUnknown(sqlx::Error::PoolTimedOut)
     }
 
+    /// Waiting will not help: PostgreSQL is too old, lets this user not in, or has no such database.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::TooOld { .. } | Self::Unexpected(_) => true,
+            Self::Unavailable(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| code.starts_with("28") || code == "3D000")
+            }
+            Self::Unavailable(_)
+            | Self::Fenced
+            | Self::ForeignCluster(_)
+            | Self::OutcomeUnknown(_)
+            | Self::Rejected(_) => false,
+        }
+    }
+
     /// Nothing was done, and the same call may succeed later.
     pub fn retryable(&self) -> bool {
         match self {
@@ -45,9 +66,40 @@ impl StorageError {
             Self::Fenced
             | Self::ForeignCluster(_)
             | Self::OutcomeUnknown(_)
+            | Self::TooOld { .. }
             | Self::Rejected(_)
             | Self::Unexpected(_) => false,
         }
+    }
+}
+
+/// What is wrong, as far as anybody may know. The whole story is in the error's source.
+fn reason(error: &sqlx::Error) -> &'static str {
+    match error {
+        sqlx::Error::Database(error) => reason_given(&error.code().unwrap_or_default()),
+        sqlx::Error::PoolTimedOut => "no connection was free in time",
+        sqlx::Error::Tls(_) => "TLS with it failed",
+        sqlx::Error::Io(error) if security::is_tls_failure(error) => "TLS with it failed",
+        sqlx::Error::Io(_) => "it cannot be reached",
+        _ => "it does not serve",
+    }
+}
+
+/// The same by the SQLSTATE that PostgreSQL gave.
+fn reason_given(code: &str) -> &'static str {
+    match (code, code.get(..2).unwrap_or_default()) {
+        ("53100", _) => "its disk is full",
+        ("53200", _) => "it is out of memory",
+        ("53300", _) => "it takes no more connections",
+        ("25006" | "0A000", _) => "it is read-only, as a standby is",
+        ("57014", _) => "a statement took too long",
+        ("55P03", _) => "a lock was not free in time",
+        ("57P01" | "57P02" | "57P03", _) => "it is starting or stopping",
+        ("3D000", _) => "it has no such database",
+        (_, "28") => "it refuses the user or the password",
+        (_, "08") => "the connection broke",
+        (_, "40") => "other transactions were in the way",
+        _ => "it does not serve",
     }
 }
 
@@ -76,8 +128,10 @@ impl From<sqlx::Error> for StorageError {
             (FOREIGN_CLUSTER, _) => Self::ForeignCluster(database.message().to_owned()),
             // Data exceptions and broken constraints.
             (_, "22" | "23") => Self::Rejected(error),
-            // Connection, resources, operator intervention, system, serialization, lock timeout.
-            (_, "08" | "53" | "57" | "58" | "40" | "55") | ("25P03" | "25P04", _) => Self::Unavailable(error),
+            // Connection, login, resources, operator intervention, system, serialization, lock timeout; no such
+            // database, a server that takes no writes, idle for too long.
+            (_, "08" | "28" | "53" | "57" | "58" | "40" | "55")
+            | ("3D000" | "25006" | "25P03" | "25P04", _) => Self::Unavailable(error),
             _ => Self::Unexpected(error),
         }
     }

@@ -5,11 +5,12 @@
 //! `cortex_pass` within a statement that commits by itself. So taking over waits for what older leaders have
 //! under way and shuts out all that comes later. Limits bound that wait when an old leader freezes in the
 //! middle of a transaction: 2 s for a statement, 500 ms for a lock, 400 ms idle. The connection has them, and
-//! `cortex_fence` sets them again, because a pooler may drop what a connection asked for.
+//! behind a pooler each transaction (see `connections`).
 
 use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, Postgres};
+use sqlx::{AssertSqlSafe, Connection, Postgres};
 
+use super::connections::{Connections, Session, Single};
 use super::database::Database;
 use super::error::StorageError;
 use crate::domain::ids::{ClusterId, Epoch};
@@ -30,6 +31,7 @@ pub struct Fence {
 /// A transaction that has passed the fence and holds it open. Dropping it rolls back.
 pub struct FencedTransaction {
     connection: Option<PoolConnection<Postgres>>,
+    pool: Connections,
     pub(super) vault: Vault,
 }
 
@@ -46,14 +48,15 @@ impl Database {
         if taken.is_err() {
             connection.close_on_drop();
         }
-        taken?;
+        taken.map_err(of_beginning)?;
         Ok(())
     }
 
     /// Gives the database to the Raft group `to`, whoever leads on it now: once no transaction is under way, all
     /// of the former group are shut out. Answers that group, if there was another one.
     pub async fn adopt(&self, to: ClusterId) -> Result<Option<ClusterId>, StorageError> {
-        let mut transaction = self.writes.begin().await?;
+        let mut connection = self.writes.acquire().await?;
+        let mut transaction = connection.begin().await?;
         let alone = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
              SELECT pg_advisory_xact_lock(cortex_fence_key())";
         sqlx::raw_sql(alone).execute(&mut *transaction).await?;
@@ -63,7 +66,7 @@ impl Database {
              RETURNING former.cluster_id",
             to.0,
         )
-        .fetch_optional(&mut *transaction)
+        .fetch_optional(self.writes.session(&mut transaction))
         .await?;
         transaction.commit().await?;
         Ok(former.map(ClusterId))
@@ -73,23 +76,36 @@ impl Database {
     /// current one.
     pub async fn begin(&self, fence: Fence) -> Result<FencedTransaction, StorageError> {
         let connection = self.writes.acquire().await?;
-        let mut transaction = FencedTransaction { connection: Some(connection), vault: self.vault.clone() };
-        // One round trip, and the settings that the function makes hold behind a transaction pooler, too.
-        let begin = format!("{BEGIN}; SELECT cortex_fence('{}', {})", fence.cluster_id, fence.epoch);
+        let (pool, vault) = (self.writes.clone(), self.vault.clone());
+        let mut transaction = FencedTransaction { connection: Some(connection), pool, vault };
+        // One round trip.
+        let begin = self.writes.opening(BEGIN);
+        let begin = format!("{begin}; SELECT cortex_fence('{}', {})", fence.cluster_id, fence.epoch);
         let begun = sqlx::raw_sql(AssertSqlSafe(begin)).execute(transaction.connection()?).await;
         match begun {
             Ok(_) => Ok(transaction),
             Err(error) => {
                 transaction.roll_back().await;
-                Err(error.into())
+                Err(of_beginning(error))
             }
         }
     }
 
     /// A connection for one statement that passes the fence by itself, with `cortex_pass`, before it writes. Its
     /// parameters must depend on the answer: a plan that finds nothing to write would not ask otherwise.
-    pub(super) async fn for_fenced_statement(&self) -> Result<PoolConnection<Postgres>, StorageError> {
-        Ok(self.writes.acquire().await?)
+    pub(super) async fn for_fenced_statement(&self) -> Result<Single, StorageError> {
+        Ok(self.writes.single().await?)
+    }
+}
+
+/// What went wrong with the beginning of a transaction. The server of a standby does not support (0A000) that
+/// one may write.
+fn of_beginning(error: sqlx::Error) -> StorageError {
+    match &error {
+        sqlx::Error::Database(database) if database.code().as_deref() == Some("0A000") => {
+            StorageError::Unavailable(error)
+        }
+        _ => error.into(),
     }
 }
 
@@ -107,8 +123,11 @@ pub(super) fn of_statement(error: sqlx::Error) -> StorageError {
 
 impl FencedTransaction {
     /// The connection, for statements.
-    pub(super) fn connection(&mut self) -> Result<&mut sqlx::PgConnection, StorageError> {
-        self.connection.as_deref_mut().ok_or(StorageError::Unavailable(sqlx::Error::PoolClosed))
+    pub(super) fn connection(&mut self) -> Result<Session<'_>, StorageError> {
+        let Some(connection) = self.connection.as_deref_mut() else {
+            return Err(StorageError::Unavailable(sqlx::Error::PoolClosed));
+        };
+        Ok(self.pool.session(connection))
     }
 
     /// Commits. A connection that breaks meanwhile is [`StorageError::OutcomeUnknown`].
@@ -140,8 +159,8 @@ impl Drop for FencedTransaction {
         let Some(mut connection) = self.connection.take() else { return };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
-                let vault = std::mem::take(&mut self.vault);
-                drop(runtime.spawn(Self { connection: Some(connection), vault }.roll_back()));
+                let (pool, vault) = (self.pool.clone(), std::mem::take(&mut self.vault));
+                drop(runtime.spawn(Self { connection: Some(connection), pool, vault }.roll_back()));
             }
             Err(_) => connection.close_on_drop(),
         }

@@ -69,7 +69,7 @@ impl Database {
             &claims.iter().map(|claim| claim.fingerprint).collect::<Vec<_>>() as _,
             &claims.iter().map(ids).collect::<Vec<_>>(),
         )
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut connection)
         .await
         .map_err(of_statement)?;
         let jobs = |ids: Vec<Uuid>| ids.into_iter().map(JobId).collect();

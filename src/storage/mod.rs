@@ -6,6 +6,7 @@
 
 mod assignments;
 mod completions;
+mod connections;
 mod counters;
 mod database;
 mod error;

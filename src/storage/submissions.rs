@@ -181,7 +181,7 @@ impl Database {
             &column.of_run_at() as _,
             &column.of_trace() as _,
         )
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut connection)
         .await;
         first.map_err(|error| match error.as_database_error().and_then(DatabaseError::constraint) {
             Some(ONE_JOB_OF_AN_ID) => Refused::Known(error),

@@ -281,15 +281,13 @@ impl FencedTransaction {
 impl Database {
     /// All workers, or those in one state, by name.
     pub async fn workers(&self, status: Option<WorkerStatus>) -> Result<WorkerList, StorageError> {
-        let mut connection = self.reads.acquire().await?;
-        let workers = select(&mut connection, None, status).await?;
+        let workers = select(&self.reads, None, status).await?;
         Ok(WorkerList { total: i64::try_from(workers.len()).unwrap_or(i64::MAX), workers })
     }
 
     /// One worker.
     pub async fn worker(&self, id: WorkerId) -> Result<Option<Worker>, StorageError> {
-        let mut connection = self.reads.acquire().await?;
-        Ok(select(&mut connection, Some(id.0), None).await?.pop())
+        Ok(select(&self.reads, Some(id.0), None).await?.pop())
     }
 
     /// Workers by state, and how much of what they can run they do run.
@@ -326,7 +324,7 @@ impl Database {
 }
 
 async fn select(
-    connection: &mut sqlx::PgConnection,
+    on: impl sqlx::PgExecutor<'_>,
     id: Option<Uuid>,
     status: Option<WorkerStatus>,
 ) -> Result<Vec<Worker>, StorageError> {
@@ -344,7 +342,7 @@ async fn select(
         id,
         status.map(WorkerStatus::as_str),
     )
-    .fetch_all(connection)
+    .fetch_all(on)
     .await?;
     rows.into_iter().map(Worker::try_from).collect()
 }

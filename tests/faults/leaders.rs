@@ -33,6 +33,7 @@ impl Scene {
             max_connections: 1,
             acquire_timeout: Duration::from_secs(5),
             max_lifetime: Duration::from_secs(600),
+            pooler: false,
         })
         .unwrap();
         let begun = match database.begin(fence).await {

@@ -262,7 +262,7 @@ async fn attaching_is_tried_until_it_works() {
     let (_follower, session, mut script, _replicas) = taken_over().await;
     for error in [
         ServiceError::Overloaded,
-        ServiceError::Unavailable { store: "PostgreSQL".to_owned() },
+        ServiceError::Unavailable { reason: "PostgreSQL".to_owned() },
         ServiceError::Internal,
     ] {
         taken(&mut script).await.1.send(Err(error)).unwrap();

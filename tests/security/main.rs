@@ -1,5 +1,7 @@
 //! Who may do what, through every replica of a group that requires tokens.
 
+#[path = "../support/authority.rs"]
+mod authority;
 mod canaries;
 #[path = "../support/collector.rs"]
 mod collector;

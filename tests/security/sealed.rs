@@ -33,6 +33,7 @@ async fn opened_with(url: &str, keys: &[&str], job: &str) -> cortex::domain::job
         max_connections: 1,
         acquire_timeout: std::time::Duration::from_secs(5),
         max_lifetime: std::time::Duration::from_secs(60),
+        pooler: false,
     };
     let keys: Vec<Secret> = keys.iter().map(|key| Secret::new(*key)).collect();
     let database = Database::connect_lazily(&options).unwrap().with_vault(Vault::new(&keys).unwrap());

@@ -7,48 +7,14 @@ use cortex::dev::PortBlock;
 use cortex::security::{KeyPair, Role};
 use cortex_client::proto::job_service_client::JobServiceClient;
 use cortex_client::proto::{HeartbeatRequest, WorkerRegistration};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer};
 use reqwest::Method;
 use serde_json::json;
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+use crate::authority::Authority;
 use crate::scene::{Scene, token, with_token};
-use crate::support::{Scratch, Stores, eventually};
-
-/// Files that a certificate authority has made.
-struct Authority {
-    folder: Scratch,
-    pem: String,
-    issuer: Issuer<'static, rcgen::KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        let folder = Scratch::new();
-        std::fs::write(folder.path().join("ca.pem"), &pem).unwrap();
-        Self { folder, pem, issuer: Issuer::new(params, key) }
-    }
-
-    /// A certificate for this machine, and its key.
-    fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let files = (self.file(&format!("{name}.pem")), self.file(&format!("{name}.key")));
-        std::fs::write(&files.0, certificate.pem()).unwrap();
-        std::fs::write(&files.1, key.serialize_pem()).unwrap();
-        files
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-}
+use crate::support::{Stores, eventually};
 
 async fn peer_connects(address: &str, tls: Option<ClientTlsConfig>) -> bool {
     let scheme = if tls.is_some() { "https" } else { "http" };

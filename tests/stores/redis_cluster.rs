@@ -1,58 +1,66 @@
 //! A Redis Cluster of three masters.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use chrono::DateTime;
-use cortex::dev::{DevCluster, PortBlock};
+use cortex::dev::PortBlock;
 use cortex::domain::ids::{Epoch, JobId};
-use cortex::domain::matching::Shape;
-use cortex::ready_queue::{Entry, Group, Offer, QueueError, ReadyQueue};
-use serde_json::{Value, json};
-use uuid::Uuid;
+use cortex::ready_queue::{Group, Offer, QueueError, ReadyQueue};
+use cortex::security::RedisTls;
+use serde_json::json;
 
+use crate::authority::Authority;
+use crate::scene::{E1, Ended, Replicas, entry, shape};
 use crate::support::{Scratch, Stores, eventually};
 
 const MASTERS: u16 = 3;
 /// Slots of a Redis Cluster.
 const SLOTS: u16 = 16_384;
-const E1: Epoch = Epoch(1);
-
-/// A process that ends with the test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+/// Of a cluster with TLS.
+const PASSWORD: &str = "correct-horse";
 
 struct RedisCluster {
     masters: Vec<Ended>,
     ports: PortBlock,
+    /// Who signed the masters' certificate, if they speak TLS.
+    authority: Option<Authority>,
     _scratch: Scratch,
 }
 
 impl RedisCluster {
     /// Starts the masters, each with a third of the slots, and waits until they know each other.
     async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// The same with TLS everywhere and a password.
+    async fn start_secured() -> Self {
+        Self::start_with(Some(Authority::new())).await
+    }
+
+    async fn start_with(authority: Option<Authority>) -> Self {
+        let certificate =
+            authority.as_ref().map(|authority| (authority.issue("redis"), authority.file("ca.pem")));
         let scratch = Scratch::new();
         let ports = PortBlock::reserve(2 * MASTERS).unwrap();
         let masters = (0..MASTERS).map(|master| {
             let folder = scratch.path().join(master.to_string());
             std::fs::create_dir(&folder).unwrap();
             let (port, bus) = (ports.first() + master, ports.first() + MASTERS + master);
-            let master = Command::new("redis-server")
-                .args(["--bind", "127.0.0.1", "--save", "", "--cluster-enabled", "yes"])
-                .args(["--port", &port.to_string(), "--cluster-port", &bus.to_string()])
-                .arg("--dir")
-                .arg(folder)
-                .stdout(Stdio::null())
-                .spawn();
-            Ended(master.expect("redis-server is installed"))
+            let mut master = Command::new("redis-server");
+            master.args(["--bind", "127.0.0.1", "--save", "", "--cluster-enabled", "yes"]);
+            master.args(["--cluster-port", &bus.to_string()]).arg("--dir").arg(folder).stdout(Stdio::null());
+            if let Some(((cert, key), ca)) = &certificate {
+                master.args(["--port", "0", "--tls-port", &port.to_string(), "--tls-cluster", "yes"]);
+                master.args(["--tls-auth-clients", "no", "--requirepass", PASSWORD]);
+                master.arg("--tls-cert-file").arg(cert).arg("--tls-key-file").arg(key);
+                master.arg("--tls-ca-cert-file").arg(ca);
+            } else {
+                master.args(["--port", &port.to_string()]);
+            }
+            Ended(master.spawn().expect("redis-server is installed"))
         });
-        let cluster = Self { masters: masters.collect(), ports, _scratch: scratch };
+        let cluster = Self { masters: masters.collect(), ports, authority, _scratch: scratch };
         for master in 0..MASTERS {
             eventually("Redis answers", async || cluster.ask::<String>(master, "PING").await.is_ok()).await;
         }
@@ -74,7 +82,11 @@ impl RedisCluster {
     }
 
     fn url(&self, master: u16) -> String {
-        format!("redis://127.0.0.1:{}", self.ports.first() + master)
+        let port = self.ports.first() + master;
+        match self.authority {
+            Some(_) => format!("rediss://:{PASSWORD}@127.0.0.1:{port}"),
+            None => format!("redis://127.0.0.1:{port}"),
+        }
     }
 
     /// Several nodes; the first one says how to reach them all.
@@ -85,7 +97,14 @@ impl RedisCluster {
 
     /// Sends a command to this very node.
     async fn ask<T: redis::FromRedisValue>(&self, master: u16, command: &str) -> redis::RedisResult<T> {
-        let client = redis::Client::open(self.url(master))?;
+        let client = match &self.authority {
+            None => redis::Client::open(self.url(master))?,
+            Some(authority) => {
+                let root_cert = Some(authority.pem.clone().into_bytes());
+                let certificates = redis::TlsCertificates { client_tls: None, root_cert };
+                redis::Client::build_with_tls(self.url(master), certificates)?
+            }
+        };
         let mut words = command.split(' ');
         let mut asked = redis::cmd(words.next().unwrap());
         asked.arg(words.collect::<Vec<_>>());
@@ -102,19 +121,6 @@ impl RedisCluster {
     fn signal(&self, master: u16, signal: cortex::dev::Signal) {
         let pid = i32::try_from(self.masters[usize::from(master)].0.id()).unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
-    }
-}
-
-fn shape() -> Shape {
-    Shape { model_name: "m".into(), requires_gpu: false, required_memory_mib: 0 }
-}
-
-fn entry(n: u8) -> Entry {
-    Entry {
-        job_id: JobId(Uuid::from_u128(n.into())),
-        shape: shape(),
-        priority: n,
-        submitted_at: DateTime::UNIX_EPOCH,
     }
 }
 
@@ -148,6 +154,22 @@ async fn the_queue_is_found_by_any_node_of_its_cluster() {
 }
 
 #[tokio::test]
+async fn a_cluster_that_speaks_tls_and_asks_for_a_password_has_the_queue() {
+    let redis = RedisCluster::start_secured().await;
+    let ca = redis.authority.as_ref().map(|authority| authority.pem.clone().into_bytes());
+    let trusting = RedisTls { identity: None, ca };
+    for (prefix, url) in [("one", redis.url(0)), ("two", redis.url(2)), ("all", redis.url_of_all())] {
+        let queue = ReadyQueue::connect_with(&url, prefix, Some(&trusting)).unwrap();
+        queue.ping().await.unwrap();
+        queue.enqueue(E1, &[entry(3), entry(9)]).await.unwrap();
+        assert_eq!(queue.total().await.unwrap(), 2);
+    }
+    let stranger = ReadyQueue::connect(&redis.url_of_all(), "one").unwrap();
+    let error = stranger.total().await.unwrap_err();
+    assert!(error.retryable(), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_node_that_is_down_is_an_error_only_where_it_has_the_keys_and_only_until_it_is_back() {
     let redis = RedisCluster::start().await;
     let prefix = "down";
@@ -164,36 +186,18 @@ async fn a_node_that_is_down_is_an_error_only_where_it_has_the_keys_and_only_unt
 #[tokio::test]
 async fn a_group_of_replicas_runs_jobs_over_a_redis_cluster() {
     let redis = RedisCluster::start().await;
-    let (stores, scratch) = (Stores::fresh().await, Scratch::new());
-    let cluster = DevCluster::builder(scratch.path().join("data"))
-        .workers(0)
-        .set("cluster.heartbeat_ms=100")
-        .set("cluster.election_timeout_ms=[300, 600]")
-        .database_url(Some(stores.database_url))
-        .redis_url(Some(redis.url((redis.owner("cortex:queue").await + 1) % MASTERS)))
-        .binary(env!("CARGO_BIN_EXE_cortex"))
-        .start()
-        .await
-        .unwrap();
-    let client = reqwest::Client::new();
-    let jobs = format!("http://{}/api/v1/jobs", cluster.http(1));
-    for number in 0..40 {
-        let draft = json!({"name": format!("job {number}"), "model_name": "m", "model_version": "1",
-            "input_data": {"a": number}});
-        assert_eq!(client.post(&jobs).json(&draft).send().await.unwrap().status(), 201);
+    let stores = Stores::fresh().await;
+    let redis_url = redis.url((redis.owner("cortex:queue").await + 1) % MASTERS);
+    let group =
+        Replicas::start(|builder| builder.database_url(Some(stores.database_url)).redis_url(Some(redis_url)))
+            .await;
+    for _ in 0..40 {
+        group.submit(1, &json!({})).await.unwrap();
     }
     // Only now, so that all jobs have gone through the queue.
-    let worker = Command::new(env!("CARGO_BIN_EXE_cortex"))
-        .args(["worker", "--sleep-ms", "0", "--slots", "4", "--endpoint", &cluster.grpc_endpoints()])
-        .spawn();
-    let worker = Ended(worker.unwrap());
-    eventually("all jobs are completed", async || {
-        let stats = client.get(format!("{jobs}/stats/summary")).send().await.unwrap();
-        stats.json::<Value>().await.unwrap()["completed"] == 40
-    })
-    .await;
-    let health = client.get(format!("http://{}/health", cluster.http(2))).send().await.unwrap();
-    assert_eq!(health.status(), 200);
+    let worker = group.worker(4, &["--sleep-ms", "0"]);
+    group.completes(1, 40).await;
+    assert_eq!(group.get(2, "/health").await.0, 200);
     drop(worker);
-    cluster.stop().await;
+    group.cluster.stop().await;
 }

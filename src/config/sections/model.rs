@@ -97,8 +97,11 @@ pub struct Scheduler {
 /// Section `queue`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
-    /// Redis: a server, or one or several nodes of a cluster, separated by commas. Required; `redis://` or `unix://`.
+    /// Redis: a server, or one or several nodes of a cluster, separated by commas. Required; `redis://`, `rediss://` (TLS) or
+    /// `unix://`, with a user and a password where Redis asks for them.
     pub redis_url: Secret,
+    /// Certificates for `rediss://`. Default none: who signed Redis' certificate is looked up in the system's store.
+    pub tls: Option<RedisTls>,
     /// Jobs that may wait before submissions are refused with 429. Default 10000; 0 (no limit) to 100000000.
     pub max_queue_size: u64,
     /// Time between two rows of `queue_metrics`. Default 60 seconds, whole; 0 records none, else up to 86400.
@@ -107,6 +110,17 @@ pub struct Queue {
     pub queue_prefix: String,
     /// Prefix of keys about single jobs. Default `cortex:job`; as `queue_prefix`. Accepted, and without effect.
     pub job_prefix: String,
+}
+
+/// Section `queue.tls`, which goes with `rediss://`; `cert` and `key` both or neither.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RedisTls {
+    /// PEM file with the certificates of those who sign Redis' certificate. Default none: the system's store.
+    pub ca: Option<PathBuf>,
+    /// PEM file with the certificate that CORTEX shows to Redis. Default none.
+    pub cert: Option<PathBuf>,
+    /// PEM file with its private key. Default none.
+    pub key: Option<PathBuf>,
 }
 
 /// Section `retry`: the policy of jobs that bring none.
@@ -140,8 +154,18 @@ pub struct Database {
     pub pool_timeout: Duration,
     /// Age at which a connection is replaced. Default 3600 seconds; 1 to 604800.
     pub pool_recycle: Duration,
+    /// How a pooler between CORTEX and PostgreSQL, such as PgBouncer, lends its servers. Default `none`: there is none, or
+    /// it lends one for a whole session; `none` or `transaction`.
+    pub pooler: Option<Pooler>,
     /// Whether every statement is logged. Default false. Accepted, and without effect.
     pub echo: bool,
+}
+
+/// How a pooler lends its servers, where that matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooler {
+    /// For a transaction at a time.
+    Transaction,
 }
 
 /// Section `security`.

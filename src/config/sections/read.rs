@@ -24,6 +24,7 @@ const STRATEGIES: &[(&str, RetryStrategy)] = &[
     ("fixed", RetryStrategy::Fixed),
 ];
 const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+const POOLERS: &[(&str, Option<Pooler>)] = &[("none", None), ("transaction", Some(Pooler::Transaction))];
 const ALGORITHMS: &[(&str, JwtAlgorithm)] = &[("RS256", JwtAlgorithm::Rs256)];
 const UNAVAILABLE: &[(&str, OnUnavailable)] =
     &[("accept", OnUnavailable::Accept), ("reject", OnUnavailable::Reject)];
@@ -115,19 +116,35 @@ fn scheduler(section: &mut Section<'_>) -> Scheduler {
 }
 
 fn queue(section: &mut Section<'_>) -> Queue {
-    // No `rediss://`: this version cannot speak TLS to Redis, and says so here rather than with the first job.
-    let schemes = ["redis://", "unix://", "redis+unix://"];
+    let schemes = ["redis://", "rediss://", "unix://", "redis+unix://"];
+    let redis_url = section.required_secret(
+        "redis_url",
+        "must be a Redis URL (redis://, rediss:// or unix://)",
+        |text| schemes.iter().any(|scheme| text.starts_with(scheme)),
+    );
+    let tls = section.section("tls", redis_tls);
+    let plain = !redis_url.expose().is_empty() && !redis_url.expose().starts_with("rediss://");
+    if plain && tls.is_some() {
+        section.note("tls", "is for a queue.redis_url that begins with rediss://");
+    }
     Queue {
-        redis_url: section.required_secret(
-            "redis_url",
-            "must be a Redis URL (redis:// or unix://; TLS is not supported)",
-            |text| schemes.iter().any(|scheme| text.starts_with(scheme)),
-        ),
+        redis_url,
+        tls,
         max_queue_size: section.whole("max_queue_size", 0..=100_000_000, 10_000),
         metrics_interval: unless_zero(section.whole("metrics_interval", 0..=A_DAY, 60)),
         queue_prefix: prefix(section, "queue_prefix", "cortex:queue"),
         job_prefix: prefix(section, "job_prefix", "cortex:job"),
     }
+}
+
+fn redis_tls(section: &mut Section<'_>) -> Option<RedisTls> {
+    let mut file = |key| section.optional_text(key).map(PathBuf::from);
+    let tls = RedisTls { ca: file("ca"), cert: file("cert"), key: file("key") };
+    if tls.cert.is_some() != tls.key.is_some() {
+        let missing = if tls.cert.is_none() { "cert" } else { "key" };
+        section.note(missing, "is missing: a certificate and its key go together");
+    }
+    (tls != RedisTls::default()).then_some(tls)
 }
 
 fn retention(section: &mut Section<'_>) -> Retention {
@@ -195,6 +212,7 @@ fn database(section: &mut Section<'_>) -> Database {
         max_overflow: section.whole("max_overflow", 0..=1000, 10),
         pool_timeout: section.seconds("pool_timeout", 0.1..=600.0, 30.0),
         pool_recycle: section.seconds("pool_recycle", 1.0..=604_800.0, 3600.0),
+        pooler: section.one_of("pooler", POOLERS).flatten(),
         echo: section.flag("echo", false),
     }
 }

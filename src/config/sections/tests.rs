@@ -272,3 +272,25 @@ fn traces_go_to_a_url_without_a_password_and_their_share_is_from_none_to_all() {
     assert_eq!(faults(share("1.01")), ["observability.trace_sample_ratio"]);
     assert_eq!(faults(share("-0.1")), ["observability.trace_sample_ratio"]);
 }
+
+#[test]
+fn certificates_for_redis_go_with_rediss_and_a_pooler_is_named() {
+    let with = |url: &str, tls: &str, pooler: &str| {
+        read(
+            &format!(
+                "database: {{url: 'postgres://u@db/c', pooler: {pooler}}}\nqueue: {{redis_url: '{url}', tls: {tls}}}"
+            ),
+            &[],
+        )
+    };
+    let config = with("rediss://u:p@r:1", "{ca: /ca.pem}", "transaction").unwrap();
+    assert_eq!(config.queue.tls.and_then(|tls| tls.ca), Some("/ca.pem".into()));
+    assert_eq!(config.database.pooler, Some(Pooler::Transaction));
+    let config = with("redis://r:1", "{ca: '', cert: '', key: ''}", "none").unwrap();
+    assert_eq!((config.queue.tls, config.database.pooler), (None, None));
+    assert_eq!(faults(with("redis://r:1", "{ca: /ca.pem}", "none")), ["queue.tls"]);
+    assert_eq!(
+        faults(with("rediss://r:1", "{cert: /c.pem}", "session")),
+        ["database.pooler", "queue.tls.key"]
+    );
+}

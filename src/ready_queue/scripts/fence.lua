@@ -11,5 +11,8 @@ if stored_epoch and stored_epoch > epoch then
   return redis.error_reply('FENCED ' .. string.format('%.0f', stored_epoch))
 end
 if stored_epoch ~= epoch then
+  -- A Redis whose memory is full refuses SET, but not what follows a deletion: a new leader must be able to take
+  -- jobs out.
+  redis.call('DEL', KEYS[1])
   redis.call('SET', KEYS[1], ARGV[1])
 end

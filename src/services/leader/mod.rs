@@ -314,7 +314,7 @@ impl Core {
                     self.end(End::Unsure);
                 }
             }
-            StorageError::Rejected(_) | StorageError::Unexpected(_) => {}
+            StorageError::Rejected(_) | StorageError::Unexpected(_) | StorageError::TooOld { .. } => {}
         }
     }
 
@@ -326,7 +326,10 @@ impl Core {
                 tracing::warn!(epoch = %self.parts.fence.epoch, stored, "Redis fenced a write off; PostgreSQL decides who leads.");
                 self.end(End::Unsure);
             }
-            QueueError::Unavailable(_) | QueueError::Protocol(_) | QueueError::Config(_) => {
+            QueueError::Unavailable(_)
+            | QueueError::TooOld { .. }
+            | QueueError::Protocol(_)
+            | QueueError::Config(_) => {
                 self.queue_lacks.store(true, Ordering::Release);
             }
         }
