@@ -21,7 +21,7 @@ pub const MAX_TIMEOUT_SECONDS: u32 = 86_400;
 pub const MAX_RETRIES: u32 = 10;
 
 /// Where a job is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobStatus {
     /// Durable and not in the ready queue: it waits for its retry time.
@@ -279,7 +279,7 @@ fn retry_policy(
 }
 
 /// A job as it is shown: every column of the specification.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the columns of the specification's table")]
 pub struct Job {
     pub id: JobId,
@@ -351,7 +351,7 @@ impl Job {
 }
 
 /// A page of jobs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobList {
     /// Newest first.
     pub jobs: Vec<Job>,
@@ -381,7 +381,7 @@ pub struct JobFilter {
 }
 
 /// Jobs by state, and averages over finished attempts.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "one counter per state")]
 pub struct JobStats {
     pub total_jobs: i64,

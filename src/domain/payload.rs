@@ -17,7 +17,8 @@ const MAX_EXPONENT: i64 = 308;
 const MAX_GROWTH: u64 = 1 << 20;
 
 /// A JSON object as text, known to be valid and storable as PostgreSQL `jsonb`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, utoipa::ToSchema)]
+#[schema(value_type = Object)]
 pub struct Payload(Arc<str>);
 
 impl Default for Payload {
