@@ -11,7 +11,9 @@ use super::job::{Job, JobStatus};
 use super::matching::Mismatch;
 
 /// Why a worker cannot take a job now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Obstacle {
     /// All its slots are taken.

@@ -17,7 +17,9 @@ use super::validate::{FieldError, Validator, check_text};
 pub const MAX_METADATA: usize = 16 << 10;
 
 /// How a worker fares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerStatus {
     /// Has a free slot.

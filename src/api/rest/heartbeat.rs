@@ -42,6 +42,7 @@ impl Answer {
 /// The answer says what it has not fetched, and what it is to stop.
 #[utoipa::path(
     post,
+    operation_id = "heartbeat",
     path = "/api/v1/workers/{id}/heartbeat",
     tag = "workers",
     params(("id" = WorkerId, Path, description = "The worker", example = "0190a5c0-0000-7000-8000-0000000000a1")),

@@ -96,6 +96,7 @@ pub(super) async fn remove(
     request_body = requests::Transfer,
     responses(
         (status = 200, description = "Who leads now", body = Leads),
+        (status = 404, description = "There is no such replica"),
         (status = 409, description = "There is no other replica that could lead"),
     )
 )]

@@ -92,6 +92,7 @@ pub(super) async fn live(State(api): State<Api>) -> (StatusCode, Json<Alive>) {
 /// Shows the cluster as this replica sees it: who leads, and how far the others have come.
 #[utoipa::path(
     get,
+    operation_id = "show",
     path = "/api/v1/cluster",
     tag = "cluster",
     responses((status = 200, description = "The cluster", body = ClusterView))

@@ -14,8 +14,8 @@ use super::query;
 use crate::api::convert;
 use crate::api::problem::Problem;
 use crate::api::state::Api;
-use crate::domain::validate::{FieldError, Validator};
 use crate::domain::ids::WorkerId;
+use crate::domain::validate::{self, FieldError, Validator};
 use crate::domain::worker::{Worker, WorkerDraft, WorkerList, WorkerStats, WorkerStatus};
 
 /// Lists workers by name: all, or those in one state.
@@ -187,7 +187,7 @@ fn text(v: &mut Validator, field: &str, value: Option<Value>) -> String {
 fn whole(v: &mut Validator, field: &str, value: Option<Value>, default: i64) -> i64 {
     match value {
         None | Some(Value::Null) => default,
-        Some(value) => value.as_i64().unwrap_or_else(|| {
+        Some(value) => validate::whole(&value).unwrap_or_else(|| {
             v.reject(field, "must be a whole number");
             default
         }),

@@ -13,9 +13,38 @@ const JSON: &str = "application/json";
 /// Paths whose answers are not those of a member of the cluster.
 const HEALTH: &str = "/api/v1/health";
 
-/// Adds what is not said beside the handler. `schemas` are the document's.
-pub(super) fn complete(operation: &mut Value, path: &str, access: Access, answers: &Map<String, Value>) {
+/// Adds what is not said beside the handler. `examples` go by the names of schemas.
+pub(super) fn complete(operation: &mut Value, path: &str, access: Access, examples: &Map<String, Value>) {
     tell_access(operation, access);
+    for status in refusals_of(operation, path, access) {
+        let response = &mut operation["responses"][status.as_str()];
+        if response.is_null() {
+            *response = json!({"$ref": format!("#/components/responses/{}", name(status))});
+        }
+    }
+    let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
+        // A parameter that is left out is not null.
+        not_null(&mut parameter["schema"]);
+    }
+    if let Some(body) = operation.get_mut("requestBody") {
+        illustrate(&mut body["content"], examples);
+    }
+    for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
+        if response.get("content").is_some() {
+            illustrate(&mut response["content"], examples);
+        } else if let Some(status) = status.parse().ok().filter(|status: &StatusCode| status.as_u16() >= 400)
+            && response.get("$ref").is_none()
+        {
+            let description = response["description"].take();
+            *response = refusal(status);
+            response["description"] = description;
+        }
+    }
+}
+
+/// How an operation may be refused before and beside what its handler says.
+fn refusals_of(operation: &Value, path: &str, access: Access) -> Vec<StatusCode> {
     let mut refusals = vec![StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE];
     if access != Access::Open {
         refusals.extend([StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS]);
@@ -26,13 +55,9 @@ pub(super) fn complete(operation: &mut Value, path: &str, access: Access, answer
     if path.contains('{') && access != Access::Open {
         refusals.extend([StatusCode::BAD_REQUEST, StatusCode::NOT_FOUND]);
     }
-    let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
-    for parameter in parameters.into_iter().flatten() {
-        // A parameter that is left out is not null.
-        not_null(&mut parameter["schema"]);
-        if parameter["in"] != "path" {
-            refusals.push(StatusCode::UNPROCESSABLE_ENTITY);
-        }
+    let parameters = operation.get("parameters").and_then(Value::as_array);
+    if parameters.into_iter().flatten().any(|parameter| parameter["in"] != "path") {
+        refusals.push(StatusCode::UNPROCESSABLE_ENTITY);
     }
     if operation.get("requestBody").is_some() {
         refusals.extend([
@@ -42,28 +67,8 @@ pub(super) fn complete(operation: &mut Value, path: &str, access: Access, answer
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             StatusCode::UNPROCESSABLE_ENTITY,
         ]);
-        offer_messagepack(&mut operation["requestBody"]["content"]);
     }
-    let responses = &mut operation["responses"];
-    for status in refusals {
-        if responses.get(status.as_str()).is_none() {
-            responses[status.as_str()] = json!({"$ref": format!("#/components/responses/{}", name(status))});
-        }
-    }
-    for (status, response) in responses.as_object_mut().into_iter().flatten() {
-        let failed = status.parse().ok().filter(|status: &StatusCode| !status.is_success());
-        if let Some(status) = failed.filter(|_| response.get("content").or(response.get("$ref")).is_none()) {
-            let description = response["description"].take();
-            *response = refusal(status);
-            response["description"] = description;
-        } else if response["content"].get(JSON).is_some() {
-            let content = &mut response["content"];
-            if let Some(example) = example(&content[JSON]["schema"], answers) {
-                content[JSON]["example"] = example;
-            }
-            offer_messagepack(content);
-        }
-    }
+    refusals
 }
 
 /// The ways in which requests are refused, by name.
@@ -119,31 +124,33 @@ fn refusal(status: StatusCode) -> Value {
     refusal
 }
 
-/// Lets what is JSON be MessagePack as well.
-fn offer_messagepack(content: &mut Value) {
-    let Some(json) = content.get(JSON).cloned() else { return };
-    content[MESSAGE_PACK] = json;
+/// Adds the example of what is JSON, and lets it be MessagePack as well.
+fn illustrate(content: &mut Value, examples: &Map<String, Value>) {
+    let Some(json) = content.get_mut(JSON) else { return };
+    if let Some(example) = example(&json["schema"], examples) {
+        json["example"] = example;
+    }
+    let packed = json.clone();
+    content[MESSAGE_PACK] = packed;
 }
 
 /// The example of a schema that is named, or of a list of such.
-fn example(schema: &Value, answers: &Map<String, Value>) -> Option<Value> {
+fn example(schema: &Value, examples: &Map<String, Value>) -> Option<Value> {
     if schema["type"] == "array" {
-        return example(&schema["items"], answers).map(|one| json!([one]));
+        return example(&schema["items"], examples).map(|one| json!([one]));
     }
     let name = schema["$ref"].as_str()?.rsplit('/').next()?;
-    answers.get(name).cloned()
+    examples.get(name).cloned()
 }
 
 /// Takes `null` out of a schema.
 fn not_null(schema: &mut Value) {
-    if let Some(types) = schema["type"].as_array_mut() {
-        types.retain(|kind| kind != "null");
-        if let [only] = types.as_slice() {
-            schema["type"] = only.clone();
-        }
+    let given = |kind: &&Value| **kind != "null" && **kind != json!({"type": "null"});
+    let only = |all: &Value| all.as_array().and_then(|all| all.iter().find(given)).cloned();
+    if let Some(kind) = schema.get("type").and_then(only) {
+        schema["type"] = kind;
     }
-    let one = schema["oneOf"].as_array().and_then(|all| all.iter().find(|one| one.get("$ref").is_some()));
-    if let Some(one) = one.cloned() {
+    if let Some(one) = schema.get("oneOf").and_then(only) {
         *schema = one;
     }
 }

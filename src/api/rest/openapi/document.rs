@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use utoipa::OpenApi;
 
 use super::complete::{complete, member, refusals};
-use super::examples::answers;
+use super::examples::examples;
 use super::shapes::shape;
-use super::pages;
+use super::{pages, requests};
 use crate::api::problem;
 use crate::api::rest::{events, heartbeat, jobs, members, queues, router, system, workers};
 
@@ -41,7 +41,7 @@ use crate::api::rest::{events, heartbeat, jobs, members, queues, router, system,
         members::transfer, system::health, system::live, system::ready, system::metrics, pages::served,
         pages::redirect, pages::page, pages::file,
     ),
-    components(schemas(problem::ProblemBody)),
+    components(schemas(problem::ProblemBody, requests::Tag)),
 )]
 struct Declared;
 
@@ -57,13 +57,17 @@ fn assemble() -> Value {
     let mut paths = declared["paths"].take();
     for probe in ["/health", "/health/live", "/health/ready"] {
         let mut again = paths[probe].clone();
-        again["get"]["operationId"] = format!("api_{}", again["get"]["operationId"].as_str().unwrap_or_default()).into();
+        again["get"]["operationId"] =
+            format!("api_{}", again["get"]["operationId"].as_str().unwrap_or_default()).into();
         paths[format!("/api/v1{probe}")] = again;
     }
-    let answers = answers();
+    let examples = examples();
     for (method, path, access) in router::routes() {
         if let Some(operation) = paths.get_mut(path).and_then(|path| path.get_mut(member(&method))) {
-            complete(operation, path, access, &answers);
+            complete(operation, path, access, &examples);
+            let (tag, name) = (&operation["tags"][0], &operation["operationId"]);
+            let id = format!("{}_{}", tag.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
+            operation["operationId"] = id.into();
         }
     }
     declared["paths"] = paths;

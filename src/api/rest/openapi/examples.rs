@@ -1,4 +1,4 @@
-//! Answers as they look, made of the types that are answered.
+//! Bodies as they look. Those of answers are made of the types that are answered.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -21,10 +21,10 @@ const JOB: JobId = JobId(Uuid::from_u128(0x0190_a5c0_0000_7000_8000_0000_0000_00
 const WORKER: WorkerId = WorkerId(Uuid::from_u128(0x0190_a5c0_0000_7000_8000_0000_0000_00a1));
 const LEASE: LeaseId = LeaseId(Uuid::from_u128(0x0190_a5c0_0000_7000_8000_0000_0000_00e1));
 
-/// An example of each answer, by the name of its schema.
-pub(super) fn answers() -> Map<String, Value> {
-    let mut answers = Map::new();
-    let mut add = |name: &str, example: Value| answers.insert(name.to_owned(), example);
+/// An example of each body, by the name of its schema.
+pub(super) fn examples() -> Map<String, Value> {
+    let mut examples = requests();
+    let mut add = |name: &str, example: Value| examples.insert(name.to_owned(), example);
     let list = JobList { jobs: vec![job()], total: 1, page: 1, page_size: 50, pages: 1 };
     add("Job", json!(job()));
     add("JobBatch", json!(jobs::Batch { jobs: vec![job()] }));
@@ -46,7 +46,43 @@ pub(super) fn answers() -> Map<String, Value> {
     add("Leads", json!(members::Leads { leader: 2 }));
     add("Report", json!(system::Report::of(health())));
     add("Alive", json!(system::Alive::of(true)));
-    answers
+    examples
+}
+
+/// What clients send.
+fn requests() -> Map<String, Value> {
+    let job = json!({
+        "name": "classify", "model_name": "resnet", "model_version": "1.0", "input_data": {"image": "s3://images/1.png"},
+        "priority": 5, "max_retries": 3, "timeout_seconds": 3600, "tags": {"env": "prod"}, "created_by": "ann",
+        "metadata": {
+            "requires_gpu": false, "required_memory_gb": 4,
+            "retry_policy": {
+                "strategy": "exponential", "initial_delay_seconds": 1, "max_delay_seconds": 300, "backoff_multiplier": 2.0,
+                "retry_on_errors": ["timeout", "worker_lost"], "jitter": true
+            }
+        },
+        "run_at": "2026-01-31T12:00:00Z"
+    });
+    let requests = json!({
+        "JobBatchCreate": {"jobs": [job]},
+        "JobCreate": job,
+        "JobUpdate": {"status": "running"},
+        "WorkerCreate": {
+            "name": "gpu-1", "hostname": "gpu-1", "ip_address": "10.0.0.7", "port": 8000, "max_concurrent_jobs": 4,
+            "heartbeat_interval_seconds": 30, "version": "1.2.0", "metadata": {"zone": "a"},
+            "capabilities": {"models": ["resnet"], "gpu": true, "memory_gb": 16}
+        },
+        "WorkerHeartbeat": {
+            "status": "busy", "current_job_count": 1, "current_jobs": [JOB], "cpu_usage_percent": 80.5,
+            "memory_usage_mb": 900, "gpu_usage_percent": 95, "loaded_models": ["resnet"], "metadata": {"zone": "a"}
+        },
+        "MemberCreate": {"id": 4, "peer": "cortex-4:7070", "http": "cortex-4:8080", "grpc": "cortex-4:9090"},
+        "Transfer": {"to": 2}
+    });
+    match requests {
+        Value::Object(requests) => requests,
+        _ => Map::new(),
+    }
 }
 
 /// Seconds after noon of a day.

@@ -14,3 +14,6 @@ mod shapes;
 
 pub use document::document;
 pub(super) use pages::{file, page, redirect, served};
+
+#[cfg(test)]
+mod tests;

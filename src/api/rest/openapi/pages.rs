@@ -81,7 +81,7 @@ pub async fn file(file: Result<Path<String>, PathRejection>) -> Result<Response,
 
 fn part(file: &str) -> Result<Response, Problem> {
     static CONFIG: LazyLock<Arc<Config<'static>>> =
-        LazyLock::new(|| Arc::new(Config::from(DOCUMENT).persist_authorization(true).try_it_out_enabled(true)));
+        LazyLock::new(|| Arc::new(Config::from(DOCUMENT).try_it_out_enabled(true)));
     if file.is_empty() {
         return Err(no_such(file));
     }

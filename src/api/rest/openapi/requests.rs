@@ -1,4 +1,4 @@
-//! Bodies of requests as they are described. They are never read: what arrives is taken apart loosely, so that all that
+//! Bodies of requests, and events, as they are described. They are never read: what arrives is taken apart loosely, so that all that
 //! is wrong can be named. `null` is the same as absent wherever it is allowed.
 
 #![expect(dead_code, reason = "these types describe and are never made")]
@@ -47,6 +47,7 @@ pub struct JobCreate {
     #[schema(min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$")]
     created_by: Option<String>,
     /// Not before this time. One that has passed means at once.
+    #[schema(min_length = 20, max_length = 64)]
     run_at: Option<DateTime<Utc>>,
 }
 
@@ -231,4 +232,32 @@ pub struct Transfer {
     /// A replica; without it the best prepared one.
     #[schema(minimum = 1, maximum = 9223372036854775807_i64)]
     to: Option<i64>,
+}
+
+/// A tag to filter by, `key:value`.
+#[derive(ToSchema)]
+#[schema(value_type = String, pattern = "^[^:\\u0000]{1,255}:[^\\u0000]{0,4096}$")]
+pub struct Tag(String);
+
+/// One event of a stream.
+#[derive(ToSchema)]
+pub struct StreamedEvent {
+    /// For `Last-Event-ID`.
+    id: String,
+    /// What has happened.
+    event: EventKind,
+    /// A JSON object: of a `status` the job's id, its state, its worker and the time, else empty.
+    data: String,
+}
+
+/// What an event tells.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub enum EventKind {
+    /// Changes are told from here on.
+    Start,
+    /// A job has come into a state.
+    Status,
+    /// Changes may be missing before this.
+    Reset,
 }

@@ -28,6 +28,7 @@ pub(super) fn shape(schemas: &mut Map<String, Value>) {
         );
     }
     extend(schemas, "JobInput", json!({"minProperties": 1}));
+    extend(schemas, "Payload", json!({"description": "A JSON object."}));
     extend(
         schemas,
         "Tags",
@@ -44,7 +45,8 @@ pub(super) fn shape(schemas: &mut Map<String, Value>) {
         schemas["MemberCreate"]["properties"][property]["pattern"] = pattern.into();
     }
     let named = |(name, schema): (&String, &Value)| {
-        let alone = schema["oneOf"].as_array().and_then(|all| all.iter().find(|one| one.get("$ref").is_some()));
+        let alone =
+            schema["oneOf"].as_array().and_then(|all| all.iter().find(|one| one.get("$ref").is_some()));
         let kind = schema["type"].as_array().and_then(|all| all.iter().find(|one| *one != "null"));
         let wanted = alone.cloned().or_else(|| kind.map(|kind| json!({"type": kind})));
         json!({"required": [name], "properties": {name: wanted}})
