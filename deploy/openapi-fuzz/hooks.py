@@ -6,6 +6,7 @@ were made up. The rules of the cluster keep the replicas that are tested running
 
 import json
 import os
+import re
 import urllib.request
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -16,6 +17,8 @@ import schemathesis
 PACKED = ("application/vnd.msgpack", "application/msgpack")
 # The ids of the replicas that are tested.
 REPLICAS = (1, 2, 3)
+# As the description has it.
+EVENT_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 
 
 @schemathesis.serializer(*PACKED)
@@ -66,6 +69,13 @@ def one_value_each(case):
         case.query["tag"] = list({tag.split(":")[0]: tag for tag in tags}.values())
 
 
+def a_whole_id(case):
+    """Schemathesis sends a part of what it made up for this header in its default case; then it is left out."""
+    sent = case.headers.get("Last-Event-ID") if case.headers else None
+    if case.meta.generation.mode.is_positive and isinstance(sent, str) and not EVENT_ID.fullmatch(sent):
+        del case.headers["Last-Event-ID"]
+
+
 def nobody_leaves(case):
     """No replica that is tested is taken out."""
     if str(case.path_parameters.get("id")) in {str(id) for id in REPLICAS}:
@@ -74,9 +84,8 @@ def nobody_leaves(case):
 
 def nobody_joins(case):
     """Nobody answers at the address of a replica that is to join, and none that is tested gets another address."""
-    if isinstance(case.body, dict) and isinstance(case.body.get("peer"), str):
-        if case.body.get("id") in REPLICAS:
-            case.body["id"] = 4
+    if isinstance(case.body, dict) and case.body.get("id") in REPLICAS:
+        case.body["id"] = 4
 
 
 def the_leader_stays(case):
@@ -100,6 +109,8 @@ def is_uuid(value):
 
 
 RULES = {
+    ("GET", "/api/v1/events"): a_whole_id,
+    ("GET", "/api/v1/jobs/{id}/events"): a_whole_id,
     ("POST", "/api/v1/workers/{id}/heartbeat"): names_itself,
     ("PATCH", "/api/v1/jobs/{id}"): names_nobody,
     ("GET", "/api/v1/jobs"): one_value_each,

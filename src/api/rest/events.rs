@@ -35,7 +35,7 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
     get,
     path = "/api/v1/events",
     tag = "events",
-    params(("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that the client knows; it goes on there", min_length = 3, pattern = "^-?[0-9]{1,18}-[0-9]{1,18}$", example = "12-345")),
+    params(("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that the client knows; it goes on there", min_length = 3, pattern = "^[0-9]{1,18}-[0-9]{1,18}$", example = "12-345")),
     responses((status = 200, description = "Events, each with `id`, `event` and `data`", body = requests::StreamedEvent, content_type = "text/event-stream",
         example = json!({"id": "12-346", "event": "status", "data": "{\"job_id\":\"0190a5c0-0000-7000-8000-000000000001\",\"status\":\"running\",\"worker_id\":\"0190a5c0-0000-7000-8000-0000000000a1\",\"at\":\"2026-01-31T12:00:00Z\"}"})))
 )]
@@ -64,7 +64,7 @@ pub(super) async fn all(State(api): State<Api>, headers: HeaderMap) -> Result<Re
     tag = "events",
     params(
         ("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001"),
-        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that the client knows; it goes on there", min_length = 3, pattern = "^-?[0-9]{1,18}-[0-9]{1,18}$", example = "12-345"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that the client knows; it goes on there", min_length = 3, pattern = "^[0-9]{1,18}-[0-9]{1,18}$", example = "12-345"),
     ),
     responses(
         (status = 200, description = "Events, each with `id`, `event` and `data`", body = requests::StreamedEvent, content_type = "text/event-stream",

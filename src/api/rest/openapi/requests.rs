@@ -51,7 +51,7 @@ pub struct JobCreate {
     run_at: Option<DateTime<Utc>>,
 }
 
-/// What a job is to work on: numbers of at most 300 characters with exponents from -308 to 308, nested at most 126 levels.
+/// What a job is to work on: numbers of at most 300 characters with exponents from -324 to 308, nested at most 126 levels.
 #[derive(ToSchema)]
 #[schema(value_type = Object)]
 pub struct JobInput(Value);
