@@ -178,13 +178,22 @@ fn every_configuration_key_is_documented() {
 
 #[test]
 fn the_configuration_reference_says_what_the_sources_say() {
-    let (path, expected) = (text::root().join("docs/CONFIG.md"), reference::configuration());
+    is_written("docs/CONFIG.md", &reference::configuration());
+}
+
+#[test]
+fn the_description_of_the_rest_surface_says_what_the_sources_say() {
+    let document = serde_json::to_string_pretty(cortex::api::rest::document()).unwrap();
+    is_written("docs/openapi.json", &(document + "\n"));
+}
+
+/// Holds a generated document against what is in the repository, or puts it there.
+fn is_written(name: &str, expected: &str) {
+    let path = text::root().join(name);
     if std::env::var_os("CORTEX_WRITE_DOCS").is_some() {
-        std::fs::write(&path, &expected).unwrap();
+        std::fs::write(&path, expected).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        written == expected,
-        "docs/CONFIG.md is out of date; CORTEX_WRITE_DOCS=1 cargo test --test tidy writes it anew"
-    );
+    let how = "CORTEX_WRITE_DOCS=1 cargo test --test tidy writes it anew";
+    assert!(written == expected, "{name} is out of date; {how}");
 }

@@ -13,7 +13,7 @@ use super::problem::Problem;
 use crate::services::error::ServiceError;
 
 /// The media type, as IANA has registered it.
-const MESSAGE_PACK: &str = "application/vnd.msgpack";
+pub(super) const MESSAGE_PACK: &str = "application/vnd.msgpack";
 /// Names that are in use beside it.
 const NAMES: [&str; 3] = [MESSAGE_PACK, "application/msgpack", "application/x-msgpack"];
 /// How deep values may be nested: as deep as JSON's.

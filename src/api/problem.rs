@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
+use utoipa::ToSchema;
 
 use crate::domain::validate::FieldError;
 use crate::services::error::ServiceError;
@@ -282,6 +283,25 @@ impl Problem {
     pub fn kind(&self) -> ProblemType {
         self.kind
     }
+
+    /// How a problem of some kind looks, for the documentation.
+    pub(super) fn example(kind: ProblemType) -> serde_json::Value {
+        let mut example = Self::new(kind, kind.title());
+        if kind == ProblemType::InvalidFields {
+            example.errors.push(FieldError::new("priority", "must be a whole number from 1 to 10"));
+        }
+        serde_json::json!(example.body())
+    }
+
+    fn body(&self) -> ProblemBody<'_> {
+        ProblemBody {
+            r#type: self.kind.uri(),
+            title: self.kind.title(),
+            status: self.kind.http().as_u16(),
+            detail: &self.detail,
+            errors: &self.errors,
+        }
+    }
 }
 
 impl From<ServiceError> for Problem {
@@ -305,28 +325,32 @@ impl From<ServiceError> for Problem {
 }
 
 /// The body of an RFC 9457 answer.
-#[derive(Serialize)]
-struct Body<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct ProblemBody<'a> {
+    /// Names the kind of problem, and stays the same.
+    #[schema(value_type = String)]
     r#type: &'static str,
+    /// The kind of problem, for people.
+    #[schema(value_type = String)]
     title: &'static str,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
     status: u16,
+    /// What is wrong with this request, for people.
+    #[schema(value_type = String)]
     detail: &'a str,
+    /// Every field or parameter that is wrong, and its limit.
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
+    #[schema(value_type = Vec<FieldError>, required = false)]
     errors: &'a [FieldError],
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.kind.http();
-        let body = Body {
-            r#type: self.kind.uri(),
-            title: self.kind.title(),
-            status: status.as_u16(),
-            detail: &self.detail,
-            errors: &self.errors,
-        };
         // Texts and numbers always serialise; an empty body would still carry the status.
-        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let body = serde_json::to_vec(&self.body()).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         if let Some(challenge) = self.kind.challenge() {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));

@@ -18,7 +18,7 @@ use super::job::{Job, JobStatus};
 pub const KEPT: usize = 16_384;
 
 /// A job has come into a state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobChange {
     /// Which job.
     pub job_id: JobId,

@@ -10,7 +10,7 @@ use super::ids::{JobId, LeaseId, WorkerId};
 use super::payload::Payload;
 
 /// Where an attempt is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExecutionStatus {
     /// Leased to a worker that has not said yet that it runs.
@@ -67,7 +67,7 @@ impl FromStr for ExecutionStatus {
 }
 
 /// An attempt as it is shown.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the columns of the specification's table")]
 pub struct Execution {
     pub id: LeaseId,

@@ -11,7 +11,9 @@ use super::job::{Job, JobStatus};
 use super::matching::Mismatch;
 
 /// Why a worker cannot take a job now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Obstacle {
     /// All its slots are taken.
@@ -71,7 +73,7 @@ pub struct Outlook {
 }
 
 /// All workers, in view of one job.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Workers {
     /// How many there are.
     pub total: u64,
@@ -84,7 +86,7 @@ pub struct Workers {
 }
 
 /// One worker, in view of one job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Verdict {
     /// What keeps it from taking the job; absent if nothing does.
     pub obstacle: Option<Obstacle>,
@@ -113,7 +115,7 @@ impl Workers {
 }
 
 /// Why a job is where it is, in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// Its time, or that of its retry, has not come.
@@ -145,7 +147,7 @@ pub enum Reason {
 }
 
 /// Where a job stands in the order of dispatch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Position {
     /// Queued jobs before it, whatever workers they need.
     pub ahead: i64,
@@ -154,7 +156,7 @@ pub struct Position {
 }
 
 /// An attempt, without what it put out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the columns of the specification's table")]
 pub struct Attempt {
     pub attempt_number: u32,
@@ -168,7 +170,7 @@ pub struct Attempt {
 }
 
 /// Why a job is where it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Explanation {
     /// Which job.
     pub job_id: JobId,

@@ -21,7 +21,9 @@ pub const MAX_TIMEOUT_SECONDS: u32 = 86_400;
 pub const MAX_RETRIES: u32 = 10;
 
 /// Where a job is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum JobStatus {
     /// Durable and not in the ready queue: it waits for its retry time.
@@ -256,9 +258,9 @@ fn tags(v: &mut Validator, value: Option<&Value>) -> Option<Payload> {
 fn run_at(v: &mut Validator, value: Option<&Value>) -> Option<DateTime<Utc>> {
     let text = v.optional_text("run_at", value, 0, 64)?;
     let time = DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc().trunc_subsecs(6)).ok();
-    let time = time.filter(|time| (1970..=9999).contains(&time.year()));
+    let time = time.filter(|time| (0..=9999).contains(&time.year()));
     if time.is_none() {
-        v.reject("run_at", "must be an RFC 3339 time with its offset, from 1970 to 9999");
+        v.reject("run_at", "must be an RFC 3339 time with its offset");
     }
     time
 }
@@ -279,7 +281,7 @@ fn retry_policy(
 }
 
 /// A job as it is shown: every column of the specification.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the columns of the specification's table")]
 pub struct Job {
     pub id: JobId,
@@ -351,7 +353,7 @@ impl Job {
 }
 
 /// A page of jobs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobList {
     /// Newest first.
     pub jobs: Vec<Job>,
@@ -381,7 +383,7 @@ pub struct JobFilter {
 }
 
 /// Jobs by state, and averages over finished attempts.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "one counter per state")]
 pub struct JobStats {
     pub total_jobs: i64,
@@ -460,13 +462,7 @@ mod tests {
         assert_eq!(run_at(Value::Null).unwrap(), None);
         let time = run_at(json!("2030-01-01T02:00:00.1234567+02:00")).unwrap();
         assert_eq!(time.as_deref(), Some("2030-01-01T00:00:00.123456+00:00"));
-        for bad in [
-            json!("2030-01-01"),
-            json!("2030-01-01T00:00:00"),
-            json!("1969-12-31T23:59:59Z"),
-            json!(1),
-            json!(""),
-        ] {
+        for bad in [json!("2030-01-01"), json!("2030-01-01T00:00:00"), json!(1), json!("")] {
             assert_eq!(run_at(bad.clone()).unwrap_err()[0].field, "run_at", "{bad}");
         }
     }

@@ -13,7 +13,7 @@ const ALL: &str = "queue.paused";
 const MODEL: &str = "queue.paused.model:";
 
 /// What is paused.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Paused {
     /// Whether all jobs are held back.
     #[serde(rename = "paused")]

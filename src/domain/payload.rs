@@ -11,14 +11,15 @@ use serde_json::{Map, Value};
 
 /// Longest number literal that is accepted, in characters; PostgreSQL's `jsonb` refuses extreme ones.
 const MAX_NUMBER_LENGTH: usize = 300;
-/// Largest decimal exponent that is accepted, either sign.
-const MAX_EXPONENT: i64 = 308;
+/// Decimal exponents that are accepted: those of a double, as small as they come.
+const EXPONENTS: std::ops::RangeInclusive<i64> = -324..=308;
 /// How many characters the numbers of an object may gain together when `jsonb` writes their exponents out.
 /// Without it a small body becomes a job that no worker and no replica can take from another.
 const MAX_GROWTH: u64 = 1 << 20;
 
 /// A JSON object as text, known to be valid and storable as PostgreSQL `jsonb`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, utoipa::ToSchema)]
+#[schema(value_type = Object)]
 pub struct Payload(Arc<str>);
 
 impl Default for Payload {
@@ -212,12 +213,14 @@ fn check_numbers(json: &str) -> Result<(), String> {
 /// Answers how many characters the number may gain when its exponent is written out.
 fn check_number(literal: &str) -> Result<u64, String> {
     let exponent = literal.split(['e', 'E']).nth(1).unwrap_or("0");
-    let exponent = exponent.parse().ok().filter(|exponent: &i64| exponent.abs() <= MAX_EXPONENT);
+    let exponent = exponent.parse().ok().filter(|exponent| EXPONENTS.contains(exponent));
     match exponent {
         Some(exponent) if literal.len() <= MAX_NUMBER_LENGTH => Ok(exponent.unsigned_abs()),
         _ => Err(format!(
             "holds a number that cannot be stored: at most {MAX_NUMBER_LENGTH} characters and an exponent \
-             from -{MAX_EXPONENT} to {MAX_EXPONENT}"
+             from {} to {}",
+            EXPONENTS.start(),
+            EXPONENTS.end()
         )),
     }
 }
@@ -271,6 +274,14 @@ mod tests {
         let numbers = |count: usize| format!(r#"{{"a": [{}]}}"#, vec!["1e-256"; count].join(","));
         assert!(Payload::parse(&numbers(4096)).is_ok());
         assert!(Payload::parse(&numbers(4097)).unwrap_err().contains("written out"));
+    }
+
+    #[test]
+    fn every_double_is_taken() {
+        for number in [f64::MAX, f64::MIN, f64::MIN_POSITIVE, 5e-324, -5e-324] {
+            let text = serde_json::json!({"a": [number]}).to_string();
+            assert!(Payload::parse(&text).is_ok(), "{text}");
+        }
     }
 
     #[test]

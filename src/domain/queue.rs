@@ -10,7 +10,7 @@ use super::pause::Paused;
 pub const PRIORITIES: std::ops::RangeInclusive<u8> = 1..=10;
 
 /// The ready queue at a moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct QueueView {
     /// Jobs that wait.
     pub depth: u64,
@@ -24,7 +24,7 @@ pub struct QueueView {
 }
 
 /// The jobs of one priority that wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct PriorityView {
     /// 10 to 1.
     pub priority: u8,
@@ -60,7 +60,7 @@ pub struct Place {
 }
 
 /// One row of the series `queue_metrics`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the columns of the specification's table")]
 pub struct QueueMetrics {
     pub id: i64,

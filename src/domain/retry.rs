@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::validate::{FieldError, Validator};
 
 /// How the delay grows with each retry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RetryStrategy {
     /// `initial * multiplier ^ retry_count`

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// One field of a request that cannot be accepted, and the limit that it breaks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FieldError {
     /// Dotted path of the field.
     pub field: String,
@@ -98,7 +98,7 @@ impl Validator {
     pub fn integer(&mut self, field: &str, value: Option<&Value>, min: i64, max: i64) -> Option<i64> {
         match value {
             None | Some(Value::Null) => None,
-            Some(value) => match value.as_i64() {
+            Some(value) => match whole(value) {
                 Some(number) if (min..=max).contains(&number) => Some(number),
                 _ => {
                     self.reject(field, format!("must be a whole number from {min} to {max}"));
@@ -142,6 +142,15 @@ impl Validator {
     }
 }
 
+/// A whole number, also where it is written with a fraction of zero, as some clients write all numbers: 3.0 is 3.
+pub fn whole(value: &Value) -> Option<i64> {
+    // Beyond that not every whole number is one of these.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let rounded = || value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= EXACT);
+    #[expect(clippy::cast_possible_truncation, reason = "it is whole and within bounds")]
+    value.as_i64().or_else(|| rounded().map(|number| number as i64))
+}
+
 /// Whether a text has `min..=max` characters and none that PostgreSQL cannot store.
 pub fn check_text(text: &str, min: usize, max: usize) -> Result<(), String> {
     let length = text.chars().count();
@@ -152,4 +161,22 @@ pub fn check_text(text: &str, min: usize, max: usize) -> Result<(), String> {
         return Err("must not contain the character U+0000".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_number_is_whole_however_it_is_written() {
+        for (value, number) in [(json!(3), Some(3)), (json!(3.0), Some(3)), (json!(-2e3), Some(-2000))] {
+            assert_eq!(whole(&value), number, "{value}");
+        }
+        assert_eq!(whole(&json!(i64::MAX)), Some(i64::MAX));
+        for value in [json!(3.5), json!(1e300), json!(u64::MAX), json!("3"), json!(true), json!([3])] {
+            assert_eq!(whole(&value), None, "{value}");
+        }
+    }
 }

@@ -17,7 +17,9 @@ use super::validate::{FieldError, Validator, check_text};
 pub const MAX_METADATA: usize = 16 << 10;
 
 /// How a worker fares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerStatus {
     /// Has a free slot.
@@ -169,7 +171,7 @@ pub fn storable(
 }
 
 /// A worker as it is shown.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the columns of the specification's table")]
 pub struct Worker {
     pub id: WorkerId,
@@ -203,7 +205,7 @@ pub struct Worker {
 }
 
 /// Workers by state, and how much of what they can run at a time they do run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "one counter per state")]
 pub struct WorkerStats {
     pub total_workers: i64,
@@ -220,7 +222,7 @@ pub struct WorkerStats {
 }
 
 /// A list of workers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct WorkerList {
     /// By name.
     pub workers: Vec<Worker>,

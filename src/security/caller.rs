@@ -26,7 +26,7 @@ pub enum Role {
 /// What a route or an RPC asks of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// Nothing: probes and metrics.
+    /// Nothing: probes, metrics and the documentation.
     Open,
     /// To look.
     Read,

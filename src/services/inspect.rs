@@ -23,7 +23,7 @@ pub trait Inspect: Send + Sync + 'static {
 }
 
 /// One part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Component {
     /// Whether it can be used.
     pub ok: bool,
@@ -45,7 +45,7 @@ impl Component {
 }
 
 /// The state of a replica's parts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Health {
     /// The truth.
     pub postgres: Component,
@@ -60,7 +60,7 @@ pub struct Health {
 }
 
 /// A replica's health in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
     /// All parts work.
@@ -83,7 +83,7 @@ impl Health {
 }
 
 /// What a member does in the group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Writes are carried out here.
@@ -97,7 +97,7 @@ pub enum Role {
 }
 
 /// The cluster as one replica sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ClusterView {
     /// The replica that answers.
     pub id: u64,
@@ -116,7 +116,7 @@ pub struct ClusterView {
 }
 
 /// One replica.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct MemberView {
     /// Greater than 0.
     pub id: u64,

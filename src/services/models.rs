@@ -28,7 +28,9 @@ impl Services {
                     unknown.push(named(FieldError::new("model_name", message), index));
                 }
                 Verdict::Unavailable => {
-                    return Err(ServiceError::Unavailable { store: "The model registry".to_owned() });
+                    return Err(ServiceError::Unavailable {
+                        reason: "the model registry does not answer".to_owned(),
+                    });
                 }
             }
         }

@@ -3,6 +3,7 @@
 mod batch;
 mod cancel;
 mod client;
+mod documented;
 mod events;
 mod explain;
 mod failing;

@@ -12,7 +12,10 @@ use crate::support::eventually;
 use crate::system::served_protocol;
 
 /// Routes that have no request to refuse.
-const CANNOT_FAIL: [&str; 10] = [
+const CANNOT_FAIL: [&str; 13] = [
+    "/openapi.json",
+    "/docs",
+    "/docs/",
     "/api/v1/jobs/stats/summary",
     "/api/v1/queues",
     "/api/v1/workers/stats/summary",

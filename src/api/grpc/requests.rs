@@ -127,7 +127,7 @@ pub(super) fn draft(job: JobSubmission, wrong: &mut Vec<FieldError>) -> JobDraft
 }
 
 fn time(wrong: &mut Vec<FieldError>, field: &str, ms: i64) -> Option<Value> {
-    let time = DateTime::from_timestamp_millis(ms);
+    let time = Some(ms).filter(|ms| *ms >= 0).and_then(DateTime::from_timestamp_millis);
     if time.is_none() {
         wrong.push(FieldError::new(field, "must be milliseconds since 1970-01-01T00:00:00Z"));
     }

@@ -13,10 +13,12 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt, stream};
 use serde_json::json;
 
+use super::openapi::requests;
 use super::path::JobPath;
 use crate::api::problem::Problem;
 use crate::api::state::Api;
 use crate::domain::changes::Cursor;
+use crate::domain::ids::JobId;
 use crate::domain::validate::FieldError;
 use crate::services::watching::{Follower, JobWatch, Update};
 
@@ -25,7 +27,18 @@ const LAST_EVENT_ID: &str = "Last-Event-ID";
 /// So often something is sent, so that a dead connection is noticed.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// `GET /events`: the changes of all jobs from now on, or from where the client has stopped.
+/// Streams the changes of all jobs as they are committed.
+///
+/// Server-Sent Events without an end: `start` tells where it begins, `status` carries a change, `reset` says that changes may be missing
+/// before it, so that what is known must be read anew. Each has an id for `Last-Event-ID`, which any replica understands.
+#[utoipa::path(
+    get,
+    path = "/api/v1/events",
+    tag = "events",
+    params(("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that the client knows; it goes on there", min_length = 3, pattern = "^[0-9]{1,18}-[0-9]{1,18}$", example = "12-345")),
+    responses((status = 200, description = "Events, each with `id`, `event` and `data`", body = requests::StreamedEvent, content_type = "text/event-stream",
+        example = json!({"id": "12-346", "event": "status", "data": "{\"job_id\":\"0190a5c0-0000-7000-8000-000000000001\",\"status\":\"running\",\"worker_id\":\"0190a5c0-0000-7000-8000-0000000000a1\",\"at\":\"2026-01-31T12:00:00Z\"}"})))
+)]
 pub(super) async fn all(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Problem> {
     let after = last_event_id(&headers)?;
     let mut follower = api.services.watching.follow().await?;
@@ -42,8 +55,23 @@ pub(super) async fn all(State(api): State<Api>, headers: HeaderMap) -> Result<Re
     Ok(answer(stream::iter(first).chain(later.flat_map(stream::iter))))
 }
 
-/// `GET /jobs/{id}/events`: the job's present state, then its changes, until it has ended. 204 says that nothing came
-/// after the last event.
+/// Streams a job's present state, then its changes, until it has ended.
+///
+/// Server-Sent Events: `status`, and `reset` where changes may be missing before it.
+#[utoipa::path(
+    get,
+    path = "/api/v1/jobs/{id}/events",
+    tag = "events",
+    params(
+        ("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that the client knows; it goes on there", min_length = 3, pattern = "^[0-9]{1,18}-[0-9]{1,18}$", example = "12-345"),
+    ),
+    responses(
+        (status = 200, description = "Events, each with `id`, `event` and `data`", body = requests::StreamedEvent, content_type = "text/event-stream",
+        example = json!({"id": "12-346", "event": "status", "data": "{\"job_id\":\"0190a5c0-0000-7000-8000-000000000001\",\"status\":\"running\",\"worker_id\":\"0190a5c0-0000-7000-8000-0000000000a1\",\"at\":\"2026-01-31T12:00:00Z\"}"})),
+        (status = 204, description = "Nothing came after the event that `Last-Event-ID` names, and nothing will"),
+    )
+)]
 pub(super) async fn of_job(
     State(api): State<Api>,
     JobPath(id): JobPath,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::body::JsonObject;
+use super::openapi::requests;
 use super::path::WorkerPath;
 use crate::api::convert;
 use crate::api::problem::Problem;
@@ -17,7 +18,8 @@ use crate::domain::worker::{MAX_METADATA, WorkerStatus, storable};
 use crate::services::command::Heartbeat;
 
 /// What a worker is told.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = HeartbeatAnswer)]
 pub(super) struct Answer {
     acknowledged: bool,
     /// Assigned to it and not fetched.
@@ -28,7 +30,28 @@ pub(super) struct Answer {
     draining: bool,
 }
 
-/// Takes a sign of life.
+impl Answer {
+    /// To a worker that has not fetched this job.
+    pub(super) fn example(job: JobId) -> Self {
+        Self { acknowledged: true, pending_jobs: vec![job], cancelled_jobs: Vec::new(), draining: false }
+    }
+}
+
+/// Takes a worker's sign of life.
+///
+/// The answer says what it has not fetched, and what it is to stop.
+#[utoipa::path(
+    post,
+    operation_id = "heartbeat",
+    path = "/api/v1/workers/{id}/heartbeat",
+    tag = "workers",
+    params(("id" = WorkerId, Path, description = "The worker", example = "0190a5c0-0000-7000-8000-0000000000a1")),
+    request_body = requests::WorkerHeartbeat,
+    responses(
+        (status = 200, description = "What the worker is told", body = Answer),
+        (status = 409, description = "The worker was removed"),
+    )
+)]
 pub(super) async fn take(
     State(api): State<Api>,
     WorkerPath(id): WorkerPath,

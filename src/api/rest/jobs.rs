@@ -12,6 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::body::{self, JsonObject};
+use super::openapi::requests;
 use super::path::JobPath;
 use super::query;
 use crate::api::convert::{self, MAX_DURATION_MS, MAX_TEXT};
@@ -20,6 +21,7 @@ use crate::api::state::Api;
 use crate::domain::execution::Execution;
 use crate::domain::explain::Explanation;
 use crate::domain::idempotency::KeyDraft;
+use crate::domain::ids::JobId;
 use crate::domain::job::{Job, JobDraft, JobList, JobStats, JobStatus};
 use crate::domain::payload::Payload;
 use crate::domain::transition::JobPatch;
@@ -32,8 +34,24 @@ const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-/// `POST /jobs`: 201 and the job as accepted; 200 and the job as it is where it was submitted before under the same
-/// `Idempotency-Key`.
+/// Submits a job.
+///
+/// It is durable once this is answered, and `pending`, unless a worker took it at once. 200 shows the job as it is where the
+/// same was submitted before under the same `Idempotency-Key`.
+#[utoipa::path(
+    post,
+    path = "/api/v1/jobs",
+    tag = "jobs",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key again within 24 hours answers 200 with what was stored first, and stores nothing; another body under it is a conflict", pattern = "^[!-~]*$", min_length = 1, max_length = 255, example = "8e03978e-40d5-43e8-bc93-6894a57f9324"),),
+    request_body = requests::JobCreate,
+    responses(
+        (status = 201, description = "The job as accepted", body = Job,
+            headers(("Location" = String, description = "The path of the job"))),
+        (status = 200, description = "The job that was submitted before under the same key", body = Job,
+            headers(("Location" = String, description = "The path of the job"))),
+        (status = 409, description = "The key was used for another submission"),
+    )
+)]
 pub(super) async fn submit(
     State(api): State<Api>,
     IdempotencyKey(key): IdempotencyKey,
@@ -72,12 +90,27 @@ pub(super) struct BatchDraft {
 }
 
 /// The jobs of a batch as accepted.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = JobBatch)]
 pub(super) struct Batch {
-    jobs: Vec<Job>,
+    pub(super) jobs: Vec<Job>,
 }
 
-/// `POST /jobs/batch`: 201 and the jobs as accepted; all or none. `Idempotency-Key` as for one job.
+/// Submits 1 to 1000 jobs, all or none.
+///
+/// What is wrong with one of them is named as `jobs[3].priority`. `Idempotency-Key` is as for one job.
+#[utoipa::path(
+    post,
+    path = "/api/v1/jobs/batch",
+    tag = "jobs",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key again within 24 hours answers 200 with what was stored first, and stores nothing; another body under it is a conflict", pattern = "^[!-~]*$", min_length = 1, max_length = 255, example = "8e03978e-40d5-43e8-bc93-6894a57f9324"),),
+    request_body = requests::JobBatchCreate,
+    responses(
+        (status = 201, description = "The jobs as accepted, in the order of submission", body = Batch),
+        (status = 200, description = "The jobs that were submitted before under the same key", body = Batch),
+        (status = 409, description = "The key was used for another submission"),
+    )
+)]
 pub(super) async fn submit_batch(
     State(api): State<Api>,
     IdempotencyKey(key): IdempotencyKey,
@@ -106,23 +139,69 @@ impl BatchDraft {
     }
 }
 
-/// `GET /jobs`: a page of jobs, newest first.
+/// Lists jobs, newest first, a page at a time.
+///
+/// Filters are combined. With other filters than `status`, `total` is counted up to 10,000 jobs beyond the page. Parameters
+/// that are not known are ignored; of a repeated one other than `tag` the last counts.
+#[utoipa::path(
+    get,
+    path = "/api/v1/jobs",
+    tag = "jobs",
+    params(
+        ("status" = Option<JobStatus>, Query, description = "Only jobs in this state", example = "queued"),
+        ("status_filter" = Option<JobStatus>, Query, description = "Another name of `status`", example = "queued"),
+        ("priority" = Option<u8>, Query, description = "Only jobs of this priority", minimum = 1, maximum = 10, example = 5),
+        ("model_name" = Option<String>, Query, description = "Only jobs for this model", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "resnet"),
+        ("created_by" = Option<String>, Query, description = "Only jobs of this submitter", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "ann"),
+        ("tag" = Option<Vec<requests::Tag>>, Query, description = "`key:value`, any number of times up to 32: only jobs that carry all of these tags. A key has one value", max_items = 32, example = json!(["env:prod"])),
+        ("page" = Option<i32>, Query, description = "From 1, which it is by default", minimum = 1, maximum = 2147483647, example = 1),
+        ("page_size" = Option<i32>, Query, description = "Jobs on a page, 50 by default", minimum = 1, maximum = 100, example = 50),
+    ),
+    responses((status = 200, description = "A page of jobs", body = JobList))
+)]
 pub(super) async fn list(State(api): State<Api>, RawQuery(query): RawQuery) -> Answer<JobList> {
     let wanted = query::jobs(query.as_deref().unwrap_or_default()).map_err(Problem::invalid)?;
     Ok(Json(api.services.queries.jobs(&wanted.filter, wanted.page, wanted.page_size).await?))
 }
 
-/// `GET /jobs/stats/summary`: jobs by state.
+/// Counts jobs by state, and averages their times.
+#[utoipa::path(
+    get,
+    path = "/api/v1/jobs/stats/summary",
+    tag = "jobs",
+    responses((status = 200, description = "The statistics", body = JobStats))
+)]
 pub(super) async fn stats(State(api): State<Api>) -> Answer<JobStats> {
     Ok(Json(api.services.queries.stats().await?))
 }
 
-/// `GET /jobs/{id}`.
+/// Shows a job.
+#[utoipa::path(
+    get,
+    path = "/api/v1/jobs/{id}",
+    tag = "jobs",
+    params(("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001")),
+    responses((status = 200, description = "The job", body = Job))
+)]
 pub(super) async fn show(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Job> {
     Ok(Json(api.services.queries.job(id).await?))
 }
 
-/// `PATCH /jobs/{id}`: drives a job from outside.
+/// Drives a job from outside, as far as its state allows.
+///
+/// A job that waits may be set to `running` without a worker; it leaves the queue. `failed` goes through the retry policy. What is
+/// left out, or `null`, stays as it is.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/jobs/{id}",
+    tag = "jobs",
+    params(("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001")),
+    request_body = requests::JobUpdate,
+    responses(
+        (status = 200, description = "The job as changed", body = Job),
+        (status = 409, description = "The job's state, or its worker's lease, does not allow it"),
+    )
+)]
 pub(super) async fn update(
     State(api): State<Api>,
     JobPath(id): JobPath,
@@ -132,23 +211,63 @@ pub(super) async fn update(
     Ok(Json(api.services.patch_job(id, patch).await?))
 }
 
-/// `DELETE /jobs/{id}`: calls a job off.
+/// Cancels a job.
+///
+/// A running job's worker is told to stop it. A job that was cancelled before stays so.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/jobs/{id}",
+    tag = "jobs",
+    params(("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001")),
+    responses(
+        (status = 204, description = "The job is cancelled"),
+        (status = 409, description = "The job has ended otherwise"),
+    )
+)]
 pub(super) async fn cancel(State(api): State<Api>, JobPath(id): JobPath) -> Result<StatusCode, Problem> {
     api.services.cancel_job(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `POST /jobs/{id}/retry`: makes a job due at once.
+/// Makes a job due at once.
+///
+/// A job that failed, timed out or was cancelled is revived and spends a retry; one that waits for its backoff waits no longer.
+#[utoipa::path(
+    post,
+    path = "/api/v1/jobs/{id}/retry",
+    tag = "jobs",
+    params(("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001")),
+    responses(
+        (status = 200, description = "The job, pending", body = Job),
+        (status = 409, description = "The job waits already, runs, or is completed"),
+    )
+)]
 pub(super) async fn retry(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Job> {
     Ok(Json(api.services.retry_job(id).await?))
 }
 
-/// `GET /jobs/{id}/executions`: the attempts, oldest first.
+/// Lists the attempts of a job, oldest first.
+#[utoipa::path(
+    get,
+    path = "/api/v1/jobs/{id}/executions",
+    tag = "jobs",
+    params(("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001")),
+    responses((status = 200, description = "The attempts", body = Vec<Execution>))
+)]
 pub(super) async fn executions(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Vec<Execution>> {
     Ok(Json(api.services.queries.executions(id).await?))
 }
 
-/// `GET /jobs/{id}/explain`: why it is where it is.
+/// Explains why a job is where it is.
+///
+/// What it waits for, how many go before it, which workers could take it, and what keeps the others from it.
+#[utoipa::path(
+    get,
+    path = "/api/v1/jobs/{id}/explain",
+    tag = "jobs",
+    params(("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001")),
+    responses((status = 200, description = "The explanation", body = Explanation))
+)]
 pub(super) async fn explain(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Explanation> {
     Ok(Json(api.services.explain_job(id).await?))
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::body::JsonObject;
+use super::openapi::requests;
 use super::path::MemberPath;
 use crate::api::problem::Problem;
 use crate::api::state::Api;
@@ -18,7 +19,7 @@ use crate::services::control::NewMember;
 const MAX_ADDRESS: usize = 259;
 
 /// A replica as it votes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Member {
     id: u64,
     peer: String,
@@ -26,13 +27,33 @@ pub(super) struct Member {
     grpc: String,
 }
 
-/// Who leads.
-#[derive(Debug, Serialize)]
-pub(super) struct Leads {
-    leader: u64,
+impl Member {
+    pub(super) fn example() -> Self {
+        let address = |port: u16| format!("cortex-4:{port}");
+        Self { id: 4, peer: address(7070), http: address(8080), grpc: address(9090) }
+    }
 }
 
-/// `POST /cluster/members`: 201 once the replica votes, 200 if it did so before.
+/// Who leads.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Leads {
+    pub(super) leader: u64,
+}
+
+/// Takes a running replica into the cluster.
+///
+/// It was started with an unused id and an empty folder. Its answer comes once it votes.
+#[utoipa::path(
+    post,
+    path = "/api/v1/cluster/members",
+    tag = "cluster",
+    request_body = requests::MemberCreate,
+    responses(
+        (status = 201, description = "The replica, which votes now", body = Member),
+        (status = 200, description = "The replica, which voted before", body = Member),
+        (status = 409, description = "The id was used before, the replica is not reachable, or another change is under way"),
+    )
+)]
 pub(super) async fn add(
     State(api): State<Api>,
     JsonObject(draft): JsonObject<MemberDraft>,
@@ -44,7 +65,19 @@ pub(super) async fn add(
     Ok((status, Json(Member { id, peer, http, grpc })))
 }
 
-/// `DELETE /cluster/members/{id}`: takes a replica out for good.
+/// Takes a replica out of the cluster for good.
+///
+/// Its id is never used again. A leader is not removed: let another one lead first.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/cluster/members/{id}",
+    tag = "cluster",
+    params(("id" = i64, Path, description = "The replica", minimum = 1, maximum = 9223372036854775807_i64, example = 4)),
+    responses(
+        (status = 204, description = "The replica is no member any more"),
+        (status = 409, description = "The replica leads, is the last one, or another change is under way"),
+    )
+)]
 pub(super) async fn remove(
     State(api): State<Api>,
     MemberPath(id): MemberPath,
@@ -53,7 +86,20 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `POST /cluster/transfer`: lets another replica lead.
+/// Lets another replica lead.
+///
+/// The one that is named, or the one that is best prepared.
+#[utoipa::path(
+    post,
+    path = "/api/v1/cluster/transfer",
+    tag = "cluster",
+    request_body = requests::Transfer,
+    responses(
+        (status = 200, description = "Who leads now", body = Leads),
+        (status = 404, description = "There is no such replica"),
+        (status = 409, description = "There is no other replica that could lead"),
+    )
+)]
 pub(super) async fn transfer(
     State(api): State<Api>,
     JsonObject(draft): JsonObject<TransferDraft>,

@@ -6,6 +6,7 @@ mod events;
 mod heartbeat;
 mod jobs;
 mod members;
+mod openapi;
 mod path;
 mod query;
 mod queues;
@@ -13,4 +14,5 @@ mod router;
 mod system;
 mod workers;
 
+pub use openapi::document;
 pub use router::{router, routes};

@@ -5,7 +5,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
 
-use super::{events, heartbeat, jobs, members, queues, system, workers};
+use super::{events, heartbeat, jobs, members, openapi, queues, system, workers};
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
 use crate::api::{gate, guard};
@@ -93,6 +93,10 @@ fn all() -> Vec<Route> {
         open(Method::GET, "/health/live", get(system::live)),
         open(Method::GET, "/health/ready", get(system::ready)),
         open(Method::GET, "/metrics", get(system::metrics)),
+        open(Method::GET, "/openapi.json", get(openapi::served)),
+        open(Method::GET, "/docs", get(openapi::redirect)),
+        open(Method::GET, "/docs/", get(openapi::page)),
+        open(Method::GET, "/docs/{file}", get(openapi::file)),
     ]
 }
 

@@ -8,15 +8,24 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::body::JsonObject;
+use super::openapi::requests;
 use super::path::WorkerPath;
 use super::query;
 use crate::api::convert;
 use crate::api::problem::Problem;
 use crate::api::state::Api;
-use crate::domain::validate::{FieldError, Validator};
-use crate::domain::worker::{Worker, WorkerDraft, WorkerList, WorkerStats};
+use crate::domain::ids::WorkerId;
+use crate::domain::validate::{self, FieldError, Validator};
+use crate::domain::worker::{Worker, WorkerDraft, WorkerList, WorkerStats, WorkerStatus};
 
-/// `GET /workers`: all workers, or those in one state.
+/// Lists workers by name: all, or those in one state.
+#[utoipa::path(
+    get,
+    path = "/api/v1/workers",
+    tag = "workers",
+    params(("status" = Option<WorkerStatus>, Query, description = "Only workers in this state", example = "idle")),
+    responses((status = 200, description = "The workers", body = WorkerList))
+)]
 pub(super) async fn list(
     State(api): State<Api>,
     RawQuery(query): RawQuery,
@@ -25,7 +34,14 @@ pub(super) async fn list(
     Ok(Json(api.services.queries.workers(status).await?))
 }
 
-/// `GET /workers/{id}`.
+/// Shows a worker.
+#[utoipa::path(
+    get,
+    path = "/api/v1/workers/{id}",
+    tag = "workers",
+    params(("id" = WorkerId, Path, description = "The worker", example = "0190a5c0-0000-7000-8000-0000000000a1")),
+    responses((status = 200, description = "The worker", body = Worker))
+)]
 pub(super) async fn show(
     State(api): State<Api>,
     WorkerPath(id): WorkerPath,
@@ -33,12 +49,30 @@ pub(super) async fn show(
     Ok(Json(api.services.queries.worker(id).await?))
 }
 
-/// `GET /workers/stats/summary`.
+/// Counts workers by state, and how much of their capacity is in use.
+#[utoipa::path(
+    get,
+    path = "/api/v1/workers/stats/summary",
+    tag = "workers",
+    responses((status = 200, description = "The statistics", body = WorkerStats))
+)]
 pub(super) async fn stats(State(api): State<Api>) -> Result<Json<WorkerStats>, Problem> {
     Ok(Json(api.services.queries.worker_stats().await?))
 }
 
-/// `POST /workers/{id}/drain`: the worker, which gets nothing new until it registers again.
+/// Gives a worker nothing new until it registers again.
+///
+/// It keeps what it has.
+#[utoipa::path(
+    post,
+    path = "/api/v1/workers/{id}/drain",
+    tag = "workers",
+    params(("id" = WorkerId, Path, description = "The worker", example = "0190a5c0-0000-7000-8000-0000000000a1")),
+    responses(
+        (status = 200, description = "The worker", body = Worker),
+        (status = 409, description = "The worker was removed"),
+    )
+)]
 pub(super) async fn drain(
     State(api): State<Api>,
     WorkerPath(id): WorkerPath,
@@ -46,7 +80,16 @@ pub(super) async fn drain(
     Ok(Json(api.services.drain_worker(id).await?))
 }
 
-/// `DELETE /workers/{id}`: 204; the worker stays, offline, in the lists.
+/// Takes a worker out of service until it registers again.
+///
+/// Its jobs are lost to it at once. It stays, offline, in the lists.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/workers/{id}",
+    tag = "workers",
+    params(("id" = WorkerId, Path, description = "The worker", example = "0190a5c0-0000-7000-8000-0000000000a1")),
+    responses((status = 204, description = "The worker is out of service"))
+)]
 pub(super) async fn remove(
     State(api): State<Api>,
     WorkerPath(id): WorkerPath,
@@ -55,7 +98,21 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `POST /workers`: 201 and the worker, or 200 if its hostname and port were known.
+/// Registers a worker.
+///
+/// Hostname and port are its identity: whoever registers them again gets the same id, and what ran under it before is lost.
+#[utoipa::path(
+    post,
+    path = "/api/v1/workers",
+    tag = "workers",
+    request_body = requests::WorkerCreate,
+    responses(
+        (status = 201, description = "The worker", body = Worker,
+            headers(("Location" = String, description = "The path of the worker"))),
+        (status = 200, description = "The worker, whose hostname and port were known", body = Worker,
+            headers(("Location" = String, description = "The path of the worker"))),
+    )
+)]
 pub(super) async fn register(
     State(api): State<Api>,
     JsonObject(registration): JsonObject<Registration>,
@@ -130,7 +187,7 @@ fn text(v: &mut Validator, field: &str, value: Option<Value>) -> String {
 fn whole(v: &mut Validator, field: &str, value: Option<Value>, default: i64) -> i64 {
     match value {
         None | Some(Value::Null) => default,
-        Some(value) => value.as_i64().unwrap_or_else(|| {
+        Some(value) => validate::whole(&value).unwrap_or_else(|| {
             v.reject(field, "must be a whole number");
             default
         }),
