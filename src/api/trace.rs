@@ -102,7 +102,8 @@ fn read(headers: &HeaderMap) -> Option<TraceContext> {
 fn http_name(method: &str, route: &str) -> String {
     let path = route.strip_prefix("/api/v1").unwrap_or(route);
     let mut words = path.split('/').filter(|word| !word.is_empty() && !word.starts_with('{'));
-    let entity = words.next().map_or("unmatched", |word| word.strip_suffix('s').unwrap_or(word));
+    let entity = words.next().map_or("unmatched", |word| word.split('.').next().unwrap_or(word));
+    let entity = entity.strip_suffix('s').unwrap_or(entity);
     let verb = match (method, words.next_back()) {
         ("POST", None | Some("batch")) if entity == "job" => "submit",
         (_, Some(word)) => word,

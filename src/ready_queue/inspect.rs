@@ -33,13 +33,21 @@ impl ReadyQueue {
         Ok(depth)
     }
 
-    /// Whether the queue holds what it should, as far as Redis itself knows: it does not after it was emptied,
-    /// until it is rebuilt.
+    /// What a look finds in a queue that was whole all the while, as far as Redis itself knows. Nothing if Redis was
+    /// emptied, even if it was rebuilt a moment later: an emptied queue is no empty one.
     ///
     /// # Errors
     /// Redis failed.
-    pub async fn is_whole(&self) -> Result<bool, QueueError> {
-        self.command(redis::cmd("EXISTS").arg(&self.keys().generation)).await
+    pub async fn while_whole<T>(
+        &self,
+        look: impl Future<Output = Result<T, QueueError>>,
+    ) -> Result<Option<T>, QueueError> {
+        let mut command = redis::cmd("GET");
+        command.arg(&self.keys().generation);
+        let before: Option<String> = self.command(&command).await?;
+        let found = look.await?;
+        let after: Option<String> = self.command(&command).await?;
+        Ok((before.is_some() && before == after).then_some(found))
     }
 
     /// The number of jobs, waiting and claimed: the real sizes, not counters.

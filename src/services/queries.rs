@@ -96,8 +96,7 @@ impl Queries {
 
     /// The jobs that are to be given out next, of one priority or of all, in this order.
     pub async fn queue_peek(&self, limit: usize, priority: Option<u8>) -> Result<Vec<Job>> {
-        let next = self.queue.peek(limit, priority).await.map_err(unavailable)?;
-        self.whole().await?;
+        let next = self.whole(self.queue.peek(limit, priority)).await?;
         Ok(self.database.queued_among(&next).await?)
     }
 
@@ -107,17 +106,14 @@ impl Queries {
     }
 
     async fn depth(&self) -> Result<[u64; 10]> {
-        let depth = self.queue.depth().await.map_err(unavailable)?;
-        self.whole().await?;
-        Ok(depth)
+        self.whole(self.queue.depth()).await
     }
 
-    /// Looked at last: a Redis that was emptied must not be taken for an empty queue.
-    async fn whole(&self) -> Result<()> {
-        if self.queue.is_whole().await.map_err(unavailable)? {
-            return Ok(());
-        }
-        Err(ServiceError::Unavailable { reason: "the ready queue is being rebuilt".to_owned() })
+    async fn whole<T>(&self, look: impl Future<Output = std::result::Result<T, QueueError>>) -> Result<T> {
+        let found = self.queue.while_whole(look).await.map_err(unavailable)?;
+        found.ok_or_else(|| ServiceError::Unavailable {
+            reason: "the ready queue is being rebuilt".to_owned(),
+        })
     }
 
     /// Whether PostgreSQL answers.

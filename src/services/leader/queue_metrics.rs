@@ -27,11 +27,10 @@ impl Leader {
     ) -> Result<Option<Duration>, UpkeepError> {
         let core = &self.core;
         let (database, queue) = (&core.parts.database, &core.parts.queue);
-        let depth = queue.depth().await?;
-        if !queue.is_whole().await? {
+        let Some(depth) = queue.while_whole(queue.depth()).await? else {
             // A Redis that was just emptied would make it look as if no job waited.
             return Ok(Some(REBUILT_SOON));
-        }
+        };
         let (now, totals, stats) = (core.now(), database.totals().await?, database.stats().await?);
         let workers = core.fleet().count_by_status();
         let of = |status| workers.get(&status).copied().unwrap_or(0);

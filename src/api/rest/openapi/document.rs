@@ -22,6 +22,8 @@ use crate::api::rest::{events, heartbeat, jobs, members, queues, router, system,
             (`application/msgpack` and `application/x-msgpack` are understood as well). Members of bodies and parameters that are \
             not known are ignored. Whatever is refused is answered with `application/problem+json` (RFC 9457), which names \
             all fields that are wrong at once; `HEAD` is answered wherever `GET` is, other methods with 405 and `Allow`.\n\n\
+            A request may say to which trace it belongs (`traceparent` and `tracestate` of W3C Trace Context); a job's trace goes on to \
+            its worker.\n\n\
             A 503 with `Retry-After` says that nothing was done and that the request may be sent again; without it the outcome is \
             not known."
     ),
