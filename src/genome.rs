@@ -5,14 +5,15 @@
 //! and 410 say that it does not. Anything else says nothing, a redirect among them: it would let the registry, or
 //! whoever can answer in its place, have the replica call any address.
 //!
-//! Answers are kept, each model is asked for by one request at a time, and a registry that says nothing is left alone for
-//! [`PAUSE`]; meanwhile what it said last counts.
+//! Answers are kept, each model is asked for by one request at a time, and a registry that does not answer is left alone
+//! for [`PAUSE`]; meanwhile what it said last counts.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::stream::{self, StreamExt};
 use moka::Expiry;
 use moka::future::Cache;
 use reqwest::{Client, StatusCode, Url, redirect};
@@ -30,11 +31,14 @@ const REQUIREMENTS: [&str; 3] = ["resource_requirements", "requirements", "resou
 const MAX_KEPT: u64 = 10_000;
 /// Most requests at once.
 const MAX_REQUESTS: usize = 64;
+/// Most of them for one submission, so that a large batch leaves room for others.
+const MAX_REQUESTS_OF_A_CALL: usize = 8;
 /// Largest answer in bytes.
 const MAX_BODY: usize = 64 * 1024;
 /// How long it counts that a model does not exist, so that a new one is found soon.
 const KEEP_UNKNOWN: Duration = Duration::from_secs(5);
-/// How long a model is not asked for again after the registry said nothing.
+/// How long nothing is asked after the registry did not answer, and how long a model is not asked for again of which it
+/// said nothing that can be used.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the registry cannot be used as configured.
@@ -71,6 +75,8 @@ struct Registry {
     /// Models that exist, as far as is known; for when the registry says nothing.
     last: Cache<Model, Arc<Requirements>>,
     cache_ttl: Duration,
+    /// Nothing is asked before this time.
+    down_until: Mutex<Option<Instant>>,
     /// Whether the last request was answered, so that an outage is logged once.
     answers: AtomicBool,
     ambient: Arc<dyn Ambient>,
@@ -81,6 +87,17 @@ struct Registry {
 struct Kept {
     verdict: Verdict,
     ttl: Duration,
+}
+
+/// Why the registry said nothing.
+#[derive(Debug, thiserror::Error)]
+enum Silence {
+    /// It says nothing of any model.
+    #[error("{0}")]
+    Registry(String),
+    /// It may have something to say of others.
+    #[error("{0}")]
+    Model(String),
 }
 
 struct Ttl;
@@ -114,39 +131,37 @@ impl Genome {
             kept: Cache::builder().max_capacity(MAX_KEPT).expire_after(Ttl).build(),
             last: Cache::new(MAX_KEPT),
             cache_ttl: config.cache_ttl,
+            down_until: Mutex::default(),
             answers: AtomicBool::new(true),
             ambient,
             metrics,
         })))
     }
 
-    /// What the registry says of each of these models. Takes no longer than its timeout.
+    /// What the registry says of each of these models. Waits for each of them no longer than the timeout for its turn, and
+    /// as long again for its answer.
     pub async fn verdicts(&self, models: impl IntoIterator<Item = Model>) -> HashMap<Model, Verdict> {
         let ask = async |model: Model| {
-            let verdict = self.0.verdict(&model).await;
+            let verdict = self.verdict(&model).await;
             (model, verdict)
         };
-        futures::future::join_all(models.into_iter().map(ask)).await.into_iter().collect()
+        stream::iter(models).map(ask).buffer_unordered(MAX_REQUESTS_OF_A_CALL).collect().await
+    }
+
+    async fn verdict(&self, model: &Model) -> Verdict {
+        if let Some(kept) = self.0.kept.get(model).await {
+            return kept.verdict;
+        }
+        // Spawned, so that a caller who hangs up does not take the answer from the others who wait.
+        let (registry, model) = (Arc::clone(&self.0), model.clone());
+        let asked = async move { registry.kept.get_with_by_ref(&model, registry.ask(&model)).await.verdict };
+        tokio::spawn(asked).await.unwrap_or(Verdict::Unavailable)
     }
 }
 
 impl Registry {
-    async fn verdict(&self, model: &Model) -> Verdict {
-        self.kept.get_with_by_ref(model, self.ask(model)).await.verdict
-    }
-
     async fn ask(&self, model: &Model) -> Kept {
-        let begun = self.ambient.instant();
-        let answer = tokio::time::timeout(self.timeout, self.fetch(model)).await;
-        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)));
-        let took = self.ambient.instant().duration_since(begun).as_secs_f64();
-        let outcome = match &answer {
-            Ok(Some(_)) => "known",
-            Ok(None) => "unknown",
-            Err(_) => "unavailable",
-        };
-        self.metrics.genome_request.with_label_values(&[outcome]).observe(took);
-        self.note(answer.as_ref().err());
+        let answer = self.request(model).await;
         match answer {
             Ok(Some(requirements)) => {
                 let requirements = Arc::new(requirements);
@@ -168,8 +183,42 @@ impl Registry {
         }
     }
 
+    /// The requirements of a model, nothing if it does not exist.
+    async fn request(&self, model: &Model) -> Result<Option<Requirements>, Silence> {
+        // As parts of a path these would name something else, or what is left of them would.
+        let misleading = |part: &String| part == "." || part == ".." || part.contains(['\t', '\n', '\r']);
+        if misleading(&model.0) || misleading(&model.1) {
+            return Ok(None);
+        }
+        if self.down_until().is_some_and(|until| self.ambient.instant() < until) {
+            return Err(Silence::Registry("it is left alone for a moment".to_owned()));
+        }
+        let Ok(Ok(_permit)) = tokio::time::timeout(self.timeout, self.requests.acquire()).await else {
+            return Err(Silence::Model(format!("{MAX_REQUESTS} other requests are under way")));
+        };
+        let begun = self.ambient.instant();
+        let answer = tokio::time::timeout(self.timeout, self.fetch(model)).await;
+        let late = || Err(Silence::Registry(format!("no answer within {:?}", self.timeout)));
+        let answer = answer.unwrap_or_else(|_| late());
+        let now = self.ambient.instant();
+        let outcome = match &answer {
+            Ok(Some(_)) => "known",
+            Ok(None) => "unknown",
+            Err(_) => "unavailable",
+        };
+        let took = now.duration_since(begun).as_secs_f64();
+        self.metrics.genome_request.with_label_values(&[outcome]).observe(took);
+        *self.down_until() = matches!(answer, Err(Silence::Registry(_))).then(|| now + PAUSE);
+        self.note(answer.as_ref().err());
+        answer
+    }
+
+    fn down_until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.down_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says once that the registry does not answer, and once that it does again.
-    fn note(&self, error: Option<&String>) {
+    fn note(&self, error: Option<&Silence>) {
         match (self.answers.swap(error.is_none(), Ordering::Relaxed), error) {
             (true, Some(error)) => {
                 tracing::warn!(%error, policy = ?self.on_unavailable, "The model registry says nothing; what it said last counts.");
@@ -179,35 +228,32 @@ impl Registry {
         }
     }
 
-    /// The requirements of a model, nothing if it does not exist.
-    async fn fetch(&self, (name, version): &Model) -> Result<Option<Requirements>, String> {
-        // As parts of a path these would name something else.
-        if [name, version].into_iter().any(|part| part == "." || part == "..") {
-            return Ok(None);
-        }
-        let _permit = self.requests.acquire().await.map_err(|error| error.to_string())?;
+    async fn fetch(&self, (name, version): &Model) -> Result<Option<Requirements>, Silence> {
         let mut url = self.base.clone();
         url.path_segments_mut()
-            .map_err(|()| "the URL takes no path".to_owned())?
+            .map_err(|()| Silence::Registry("the URL takes no path".to_owned()))?
             .pop_if_empty()
             .extend(["api", "v1", "models", name, "versions", version]);
         // The URL may hold a password; the error's text does not need it.
-        let text = |error: reqwest::Error| error.without_url().to_string();
+        let silent = |error: reqwest::Error| Silence::Registry(error.without_url().to_string());
         let request = self.client.get(url).header(reqwest::header::ACCEPT, "application/json");
-        let mut response = request.send().await.map_err(text)?;
+        let mut response = request.send().await.map_err(silent)?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
-            status => return Err(format!("the answer is {status}, not 200 or 404")),
+            status if status.is_server_error() => {
+                return Err(Silence::Registry(format!("the answer is {status}")));
+            }
+            status => return Err(Silence::Model(format!("the answer is {status}, not 200 or 404"))),
         }
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(text)? {
+        while let Some(chunk) = response.chunk().await.map_err(silent)? {
             if body.len() + chunk.len() > MAX_BODY {
-                return Err(format!("the answer is larger than {MAX_BODY} bytes"));
+                return Err(Silence::Model(format!("the answer is larger than {MAX_BODY} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
-        requirements(&body).map(Some)
+        requirements(&body).map(Some).map_err(Silence::Model)
     }
 }
 

@@ -64,7 +64,7 @@ fn genome(url: &str, cache_ttl_s: u64, on_unavailable: OnUnavailable) -> Genome 
 }
 
 async fn ask(genome: &Genome, name: &str, version: &str) -> Verdict {
-    genome.0.verdict(&(name.to_owned(), version.to_owned())).await
+    genome.verdict(&(name.to_owned(), version.to_owned())).await
 }
 
 fn accepted(members: &Value) -> Verdict {
@@ -86,7 +86,9 @@ async fn a_model_is_asked_for_by_name_and_version_once() {
 async fn names_that_mean_another_path_are_no_models() {
     let server = Server::start().await;
     let genome = server.genome();
-    for (name, version) in [(".", "1"), ("..", "1"), ("m", "."), ("m", "..")] {
+    for (name, version) in
+        [(".", "1"), ("..", "1"), ("m", "."), ("m", ".."), ("m", ".\t."), ("a\nb", "1"), ("m", "1\r")]
+    {
         assert_eq!(ask(&genome, name, version).await, Verdict::Unknown, "{name} {version}");
     }
     assert_eq!(server.asked(), [""; 0]);
@@ -190,25 +192,46 @@ async fn many_submissions_of_one_model_make_one_request() {
 }
 
 #[tokio::test]
-async fn there_is_a_limit_of_requests_at_once() {
+async fn there_is_a_limit_of_requests_at_once_for_one_call_and_for_all() {
+    for (calls, at_once) in [(1, MAX_REQUESTS_OF_A_CALL), (20, MAX_REQUESTS)] {
+        let server = Server::start().await;
+        let genome = server.genome();
+        server.open.send_replace(false);
+        let batch = |call: usize| {
+            let models = (0..20).map(move |model| (format!("m{call}"), model.to_string()));
+            genome.verdicts(models)
+        };
+        let all = futures::future::join_all((0..calls).map(batch));
+        let opening = async {
+            while server.asked().len() < at_once {
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..10_000 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(server.asked().len(), at_once);
+            server.open.send_replace(true);
+        };
+        let (verdicts, ()) = tokio::join!(all, opening);
+        assert!(verdicts.into_iter().flatten().all(|(_, verdict)| verdict == accepted(&json!({}))));
+        assert_eq!(server.asked().len(), calls * 20);
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_does_not_answer_is_left_alone_by_all_models() {
     let server = Server::start().await;
     let genome = server.genome();
-    server.open.send_replace(false);
-    let models = (0..2 * MAX_REQUESTS).map(|version| ("m".to_owned(), version.to_string()));
-    let all = genome.verdicts(models);
-    let opening = async {
-        while server.asked().len() < MAX_REQUESTS {
-            tokio::task::yield_now().await;
-        }
-        for _ in 0..10_000 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(server.asked().len(), MAX_REQUESTS);
-        server.open.send_replace(true);
-    };
-    let (verdicts, ()) = tokio::join!(all, opening);
-    assert!(verdicts.into_values().all(|verdict| verdict == accepted(&json!({}))));
-    assert_eq!(server.asked().len(), 2 * MAX_REQUESTS);
+    server.says(500, "");
+    assert_eq!(ask(&genome, "m", "1").await, Verdict::Unavailable);
+    assert_eq!(ask(&genome, "n", "1").await, Verdict::Unavailable);
+    assert_eq!(server.asked().len(), 1);
+    server.says(200, "{}");
+    while ask(&genome, "o", "1").await == Verdict::Unavailable {
+        genome.0.kept.invalidate_all();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ask(&genome, "p", "1").await, accepted(&json!({})));
 }
 
 #[tokio::test]

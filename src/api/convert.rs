@@ -24,7 +24,7 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Most tags that one listing can filter by.
 pub(super) const MAX_TAGS: usize = 32;
 /// Last page that can be asked for.
-pub(super) const MAX_PAGE: i64 = i32::MAX as i64;
+pub(super) const MAX_PAGE: i64 = 100_000;
 /// Largest page, in jobs.
 pub(super) const MAX_PAGE_SIZE: i64 = 100;
 

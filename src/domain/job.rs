@@ -260,7 +260,7 @@ fn run_at(v: &mut Validator, value: Option<&Value>) -> Option<DateTime<Utc>> {
     let time = DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc().trunc_subsecs(6)).ok();
     let time = time.filter(|time| (0..=9999).contains(&time.year()));
     if time.is_none() {
-        v.reject("run_at", "must be an RFC 3339 time with its offset");
+        v.reject("run_at", "must be an RFC 3339 time with its offset, in the years 0 to 9999");
     }
     time
 }
@@ -462,7 +462,10 @@ mod tests {
         assert_eq!(run_at(Value::Null).unwrap(), None);
         let time = run_at(json!("2030-01-01T02:00:00.1234567+02:00")).unwrap();
         assert_eq!(time.as_deref(), Some("2030-01-01T00:00:00.123456+00:00"));
-        for bad in [json!("2030-01-01"), json!("2030-01-01T00:00:00"), json!(1), json!("")] {
+        let last = "9999-12-31T23:59:59.999999Z";
+        assert!(run_at(json!(last)).is_ok() && run_at(json!("0000-01-01T00:00:00Z")).is_ok());
+        let beyond = json!("9999-12-31T23:59:59-01:00");
+        for bad in [json!("2030-01-01"), json!("2030-01-01T00:00:00"), beyond, json!(1), json!("")] {
             assert_eq!(run_at(bad.clone()).unwrap_err()[0].field, "run_at", "{bad}");
         }
     }

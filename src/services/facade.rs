@@ -91,7 +91,7 @@ impl Services {
         });
         let new = v.absorb(new);
         let mut jobs = vec![v.finish(new).map_err(ServiceError::Invalid)?];
-        self.check_models(&mut jobs, |error, _| error).await?;
+        self.check_models(&mut jobs, key.as_ref().map(|key| &key.key), |error, _| error).await?;
         self.store(jobs, key).await
     }
 
@@ -127,7 +127,8 @@ impl Services {
         if !errors.is_empty() {
             return Err(ServiceError::Invalid(errors));
         }
-        self.check_models(&mut jobs, |error, index| error.within("jobs", index)).await?;
+        let named = |error: FieldError, index| error.within("jobs", index);
+        self.check_models(&mut jobs, key.as_ref().map(|key| &key.key), named).await?;
         self.store(jobs, key).await
     }
 

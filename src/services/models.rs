@@ -4,19 +4,26 @@ use std::collections::HashSet;
 
 use super::error::ServiceError;
 use super::facade::Services;
+use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::job::NewJob;
 use crate::domain::validate::FieldError;
 use crate::genome::{Model, Verdict};
 
 impl Services {
     /// Refuses jobs whose model the registry does not know, and fills in what it says that a model needs. Where there is
-    /// no registry, any model is known.
+    /// no registry, any model is known. Jobs that are stored already, under this key, were checked when they were.
     pub(super) async fn check_models(
         &self,
         jobs: &mut [NewJob],
+        key: Option<&IdempotencyKey>,
         named: impl Fn(FieldError, usize) -> FieldError,
     ) -> Result<(), ServiceError> {
         let Some(genome) = &self.genome else { return Ok(()) };
+        if let Some(key) = key
+            && self.queries.is_settled(key).await?
+        {
+            return Ok(());
+        }
         let models: HashSet<Model> = jobs.iter().map(model).collect();
         let verdicts = genome.verdicts(models).await;
         let mut unknown = Vec::new();

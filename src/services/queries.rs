@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::error::ServiceError;
 use crate::domain::execution::Execution;
+use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::{Job, JobFilter, JobList, JobStats};
 use crate::domain::pause::Paused;
@@ -37,6 +38,11 @@ impl Queries {
     pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>> {
         let jobs = self.database.jobs_of(ids).await?;
         if jobs.len() == ids.len() { Ok(jobs) } else { Err(ServiceError::Internal) }
+    }
+
+    /// Whether a key stands for jobs that are stored.
+    pub async fn is_settled(&self, key: &IdempotencyKey) -> Result<bool> {
+        Ok(self.database.is_settled(key).await?)
     }
 
     /// A page of jobs, newest first. `page` counts from 1; `page_size` is 1 to 100.
@@ -123,6 +129,15 @@ impl Queries {
 }
 
 fn unavailable(error: QueueError) -> ServiceError {
-    tracing::warn!(%error, "Redis did not answer a request.");
-    ServiceError::Unavailable { reason: error.to_string() }
+    match error {
+        QueueError::Unavailable(_) | QueueError::TooOld { .. } => {
+            tracing::warn!(%error, "Redis did not answer a request.");
+            ServiceError::Unavailable { reason: error.to_string() }
+        }
+        QueueError::Fenced { .. } => ServiceError::NoLeader,
+        QueueError::Protocol(_) | QueueError::Config(_) => {
+            tracing::error!(%error, "Redis refused a request that should be valid.");
+            ServiceError::Internal
+        }
+    }
 }

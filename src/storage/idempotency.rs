@@ -81,6 +81,22 @@ impl Database {
     }
 }
 
+impl Database {
+    /// Whether a key stands for jobs that are stored.
+    pub async fn is_settled(&self, key: &IdempotencyKey) -> Result<bool, StorageError> {
+        let settled = sqlx::query_scalar!(
+            r#"SELECT (SELECT count(*) FROM jobs WHERE id = ANY(k.job_ids)) = cardinality(k.job_ids) AS "settled!"
+               FROM idempotency_keys k
+               WHERE scope = $1 AND key = $2 AND created_at >= now() - interval '24 hours'"#,
+            key.scope,
+            key.key,
+        )
+        .fetch_optional(&self.reads)
+        .await?;
+        Ok(settled.unwrap_or(false))
+    }
+}
+
 impl FencedTransaction {
     /// Forgets keys that count no more, at most `limit`. Answers how many.
     pub async fn forget_keys(&mut self, limit: i64) -> Result<u64, StorageError> {

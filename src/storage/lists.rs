@@ -65,9 +65,9 @@ impl Database {
         page_size: i64,
         total: i64,
     ) -> Result<Vec<Job>, StorageError> {
-        let ended = search.filter.status.is_some_and(JobStatus::is_terminal);
-        // Where few jobs have ended so, the search is over with the last of them.
-        let limit = if ended { page_size.min(total - offset) } else { page_size };
+        let known = search.filter.status.is_none_or(JobStatus::is_terminal);
+        // The search is over with the last of them; those that are under way may be more by now.
+        let limit = if known { page_size.min(total - offset) } else { page_size };
         if limit > 0 { self.page(search, offset, limit).await } else { Ok(Vec::new()) }
     }
 

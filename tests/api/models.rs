@@ -51,6 +51,29 @@ async fn every_column_of_the_specification_is_there_with_its_type() {
 }
 
 #[tokio::test]
+async fn the_indexes_of_the_specification_are_there_or_what_replaces_them() {
+    let api = Api::of("indexes").await;
+    let there: BTreeSet<String> =
+        sqlx::query_scalar("SELECT indexname::text FROM pg_indexes WHERE schemaname = 'public'")
+            .fetch_all(&api.database)
+            .await
+            .unwrap()
+            .into_iter()
+            .collect();
+    let chapter = ROWS.split("\n## ").find(|chapter| chapter.starts_with("Indexes")).unwrap();
+    let rows: Vec<&str> = chapter.lines().filter(|line| line.starts_with("| `idx_")).collect();
+    assert_eq!(rows.len(), 17, "the indexes of the specification");
+    for row in rows {
+        let mut named = row.split('`').skip(1).step_by(2).filter(|name| name.starts_with("idx_"));
+        // The first is the specification's own.
+        let own = named.next().unwrap();
+        assert_eq!(there.contains(own), row.contains("| kept |"), "{own}");
+        named.for_each(|other| assert!(there.contains(other), "{other}"));
+    }
+    api.leave().await;
+}
+
+#[tokio::test]
 async fn every_model_shows_the_fields_of_the_specification() {
     let api = Api::of("models").await;
     let hand = Hand::new(&api, 0, 1).await;

@@ -102,9 +102,11 @@ fn is_path(name: &str) -> bool {
     rooms.iter().any(|room| name.starts_with(room)) && !name.contains(' ')
 }
 
-/// Whether a source has this function, with `#[test]` or a form of it before it. Tests of a module may lie in a file
-/// beside it.
+/// Whether a source has a test of this name: a function right below an attribute that says so.
 fn is_test(source: &str, name: &str) -> bool {
-    let declared = source.split("fn ").skip(1).any(|rest| rest.starts_with(&format!("{name}(")));
-    declared && has_word(source, "test")
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let declared = |line: &&str| line.contains(&format!("fn {name}("));
+    let Some(at) = lines.iter().position(declared) else { return false };
+    let above = lines[..at].iter().rev().take_while(|line| line.starts_with("#[") || line.starts_with("///"));
+    above.into_iter().any(|line| line.starts_with("#[") && has_word(line, "test"))
 }

@@ -141,8 +141,8 @@ impl BatchDraft {
 
 /// Lists jobs, newest first, a page at a time.
 ///
-/// Filters are combined. With other filters than `status`, `total` is counted up to 10,000 jobs beyond the page. Parameters
-/// that are not known are ignored; of a repeated one other than `tag` the last counts.
+/// Filters are combined. With other filters than `status`, `total` is counted up to 10,000 jobs beyond the page, with `tag` up to 100.
+/// Parameters that are not known are ignored; of a repeated one other than `tag` the last counts.
 #[utoipa::path(
     get,
     path = "/api/v1/jobs",
@@ -154,7 +154,7 @@ impl BatchDraft {
         ("model_name" = Option<String>, Query, description = "Only jobs for this model", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "resnet"),
         ("created_by" = Option<String>, Query, description = "Only jobs of this submitter", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "ann"),
         ("tag" = Option<Vec<requests::Tag>>, Query, description = "`key:value`, any number of times up to 32: only jobs that carry all of these tags. A key has one value", max_items = 32, example = json!(["env:prod"])),
-        ("page" = Option<i32>, Query, description = "From 1, which it is by default", minimum = 1, maximum = 2147483647, example = 1),
+        ("page" = Option<i32>, Query, description = "From 1, which it is by default", minimum = 1, maximum = 100000, example = 1),
         ("page_size" = Option<i32>, Query, description = "Jobs on a page, 50 by default", minimum = 1, maximum = 100, example = 50),
     ),
     responses((status = 200, description = "A page of jobs", body = JobList))

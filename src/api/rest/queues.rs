@@ -73,7 +73,10 @@ pub(super) async fn peek(State(api): State<Api>, RawQuery(query): RawQuery) -> A
     path = "/api/v1/queues/pause",
     tag = "queues",
     params(("model_name" = Option<String>, Query, description = "Whose jobs; without it all jobs", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "resnet")),
-    responses((status = 200, description = "What is paused now", body = Paused))
+    responses(
+        (status = 200, description = "What is paused now", body = Paused),
+        (status = 409, description = "As many models are paused as may be: 1,024"),
+    )
 )]
 pub(super) async fn pause(State(api): State<Api>, RawQuery(query): RawQuery) -> Answer<Paused> {
     let model = query::model(query.as_deref().unwrap_or_default()).map_err(Problem::invalid)?;

@@ -273,6 +273,42 @@ fn traces_go_to_a_url_without_a_password_and_their_share_is_from_none_to_all() {
     assert_eq!(faults(share("-0.1")), ["observability.trace_sample_ratio"]);
 }
 
+/// The variables of a service of the Compose file, as Compose fills them in.
+fn of_service(name: &str) -> Environment {
+    let file = include_str!("../../../deploy/compose.yaml");
+    let mut file: yaml_serde::Value = yaml_serde::from_str(file).unwrap();
+    file.apply_merge().unwrap();
+    let variables = file["services"][name]["environment"].as_mapping().unwrap().iter();
+    let mut filled = Vec::new();
+    for (name, value) in variables {
+        let given = [
+            ("POSTGRES_PASSWORD", "p"),
+            ("CORTEX_CLUSTER_SECRET", "0123456789abcdef"),
+            ("JWT_PUBLIC_KEY", "PEM"),
+        ];
+        let mut value = value.as_str().unwrap().to_owned();
+        for (variable, own) in given {
+            value = value.replace(&format!("${{{variable}:?}}"), own);
+        }
+        assert!(!value.contains('$'), "{value}");
+        filled.push((name.as_str().unwrap().to_owned(), value));
+    }
+    filled.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}
+
+#[test]
+fn the_compose_file_configures_three_replicas_that_ask_for_tokens() {
+    let image = include_str!("../../../config/cortex.yaml");
+    for id in 1..=3_u64 {
+        let config = Config::from_yaml(image, &of_service(&format!("cortex-{id}"))).unwrap();
+        assert!(config.security.require_auth && config.security.jwt_public_key.is_some());
+        assert_eq!((config.cluster.node_id, config.cluster.seeds.len()), (id, 3));
+        let own = config.cluster.seeds.iter().find(|seed| seed.id == id).unwrap();
+        assert_eq!(own.address, config.cluster.advertise.peer);
+        assert!(!config.cluster.is_open());
+    }
+}
+
 #[test]
 fn certificates_for_redis_go_with_rediss_and_a_pooler_is_named() {
     let with = |url: &str, tls: &str, pooler: &str| {
