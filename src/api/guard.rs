@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use tonic::{Code, Status};
-use tracing::{Instrument, Span, debug_span, error, field, warn};
+use tracing::{Instrument, Span, debug_span, error, field, info_span, warn};
 
 use super::convert::MAX_WAIT;
 use super::grpc;
@@ -42,7 +42,10 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     let reads = request.method().is_safe();
     let wants_messagepack = messagepack::is_wanted(request.headers());
     let mut trace = Trace::of_http(&api.tracer, method, route, request.headers());
-    let span = trace.log_span(|| debug_span!("api.http.request", method, route, status = field::Empty));
+    let span = trace.log_span(
+        || debug_span!("api.http.request", method, route, status = field::Empty),
+        |trace_id| info_span!("api.http.request", trace_id, method, route, status = field::Empty),
+    );
     let refusal = match api.gate.takes(request.headers()) {
         Ok(()) => (api.inspect.removed() && needs_a_member(route)).then(not_a_member),
         Err(too_large) => Some(too_large),
@@ -75,7 +78,10 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     let known = grpc::name_of(request.uri().path());
     let method = known.unwrap_or(OTHER);
     let mut trace = Trace::of_grpc(&api.tracer, method, request.headers());
-    let span = trace.log_span(|| debug_span!("api.grpc.call", method, code = field::Empty));
+    let span = trace.log_span(
+        || debug_span!("api.grpc.call", method, code = field::Empty),
+        |trace_id| info_span!("api.grpc.call", trace_id, method, code = field::Empty),
+    );
     let limit = api.limits.request_timeout + MAX_WAIT;
     let answer = if known.is_some() && api.inspect.removed() {
         Ok(Status::from(not_a_member()).into_http())

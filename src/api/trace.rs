@@ -4,7 +4,7 @@
 
 use axum::http::{HeaderMap, StatusCode};
 use tonic::Code;
-use tracing::{Span as LogSpan, info_span};
+use tracing::Span as LogSpan;
 
 use crate::domain::trace::TraceContext;
 pub(super) use crate::telemetry::traces::scope;
@@ -23,7 +23,10 @@ impl Trace {
     pub(super) fn of_http(tracer: &Tracer, method: &str, route: &str, headers: &HeaderMap) -> Self {
         let incoming = read(headers);
         let begins = method == "POST" && matches!(route, "/api/v1/jobs" | "/api/v1/jobs/batch");
-        let mut span = tracer.serve(incoming.as_ref(), begins, || http_name(method, route));
+        // What anybody may ask, and no job has to do with, is no part of a trace.
+        let followed = route.starts_with("/api/v1/") && !route.starts_with("/api/v1/health");
+        let span = followed.then(|| tracer.serve(incoming.as_ref(), begins, || http_name(method, route)));
+        let mut span = span.flatten();
         if let Some(span) = &mut span {
             span.set("http.request.method", method.to_owned());
             span.set("http.route", route.to_owned());
@@ -48,23 +51,30 @@ impl Trace {
         self.span.as_ref().map(Span::context).or(self.incoming.as_ref()).cloned()
     }
 
-    /// The span of the request in the log, which names the trace.
-    pub(super) fn log_span(&self, untraced: impl FnOnce() -> LogSpan) -> LogSpan {
+    /// The span of the request in the log, which names the trace where there is one.
+    pub(super) fn log_span(
+        &self,
+        untraced: impl FnOnce() -> LogSpan,
+        traced: impl FnOnce(String) -> LogSpan,
+    ) -> LogSpan {
         match self.context() {
-            Some(context) => {
-                let trace_id = format_args!("{:032x}", context.trace_id);
-                info_span!(
-                    "api.request",
-                    trace_id = %trace_id,
-                    status = tracing::field::Empty,
-                    code = tracing::field::Empty
-                )
-            }
+            Some(context) => traced(format!("{:032x}", context.trace_id)),
             None => untraced(),
         }
     }
 
+    /// Strangers, and callers who ask too often, do not fill a collector.
+    fn forget(&mut self) {
+        if let Some(span) = self.span.take() {
+            span.forget();
+        }
+    }
+
     pub(super) fn http_answered(&mut self, status: StatusCode) {
+        let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS];
+        if refused.contains(&status) {
+            self.forget();
+        }
         if let Some(span) = &mut self.span {
             span.set("http.response.status_code", i64::from(status.as_u16()));
             if status.is_server_error() {
@@ -75,6 +85,9 @@ impl Trace {
 
     /// `name` is gRPC's name of the code. Some codes blame the caller: they are no failure of the server.
     pub(super) fn grpc_answered(&mut self, code: Code, name: &'static str) {
+        if matches!(code, Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted) {
+            self.forget();
+        }
         if let Some(span) = &mut self.span {
             span.set("rpc.response.status_code", name);
             let ours = [Code::Unknown, Code::DeadlineExceeded, Code::Unimplemented, Code::Internal];

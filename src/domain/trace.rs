@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::num::{NonZeroU64, NonZeroU128};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::ids::LeaseId;
 
@@ -89,7 +90,12 @@ impl TraceContext {
 
     /// The span of the attempt under this lease. It is named after the lease, so whoever leads finds it again.
     pub fn attempt(&self, lease: LeaseId) -> Self {
-        let (_, low) = lease.0.as_u64_pair();
+        self.of(lease.0)
+    }
+
+    /// The span that is named after this id.
+    pub fn of(&self, id: Uuid) -> Self {
+        let (_, low) = id.as_u64_pair();
         NonZeroU64::new(low).map_or_else(|| self.clone(), |span_id| self.under(span_id))
     }
 

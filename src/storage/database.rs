@@ -1,11 +1,13 @@
 //! Connections and migrations.
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+use tokio::sync::Semaphore;
 
 use super::connections::{Connections, Way};
 use super::error::StorageError;
@@ -51,8 +53,9 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 const PING_PATIENCE: Duration = Duration::from_millis(500);
 /// The oldest PostgreSQL that the statements are made for, as `server_version_num` says it.
 const OLDEST: i32 = 140_000;
-/// The advisory lock of migrations behind a pooler.
+/// The advisory lock of migrations behind a pooler, and the same for others.
 const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(4855372910287432)";
+const MIGRATION_LOCK_OF_SESSION: &str = "SELECT pg_advisory_lock(4855372910287432)";
 
 /// PostgreSQL. Cheap to clone.
 #[derive(Clone)]
@@ -63,6 +66,8 @@ pub struct Database {
     /// Leader transactions have connections of their own, so that reads cannot starve them.
     pub(super) writes: Connections,
     pooler: bool,
+    /// For asking why no connection is free.
+    asking: Arc<Semaphore>,
     /// Seals and opens payloads.
     pub(super) vault: Vault,
 }
@@ -104,7 +109,8 @@ impl Database {
             Connections::new(pool, way)
         };
         let (reads, writes) = (pool(&READ_SETTINGS), pool(&WRITE_SETTINGS));
-        Ok(Self { plain: connect, reads, writes, pooler: options.pooler, vault: Vault::default() })
+        let (pooler, asking) = (options.pooler, Arc::new(Semaphore::new(1)));
+        Ok(Self { plain: connect, reads, writes, pooler, asking, vault: Vault::default() })
     }
 
     /// The same with payloads sealed by this vault from now on.
@@ -128,6 +134,8 @@ impl Database {
             transaction.clear_cached_statements().await?;
             transaction.commit().await?;
         } else {
+            // Beside the migrator's own lock, which it does not take behind a pooler.
+            sqlx::raw_sql(MIGRATION_LOCK_OF_SESSION).execute(&mut connection).await?;
             migrator.run(&mut connection).await?;
         }
         connection.close().await?;
@@ -140,6 +148,8 @@ impl Database {
             Ok(connection) => connection,
             // The pool knows that it got no connection in time, and not why.
             Err(_) => {
+                // One at a time: whoever looks often must not take the connections that others wait for.
+                let _turn = self.asking.try_acquire().map_err(|_| sqlx::Error::PoolTimedOut)?;
                 PgConnection::connect_with(&self.plain).await?.close().await?;
                 Err(sqlx::Error::PoolTimedOut)
             }

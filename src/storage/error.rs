@@ -44,6 +44,19 @@ impl StorageError {
         Self::OutcomeUnknown(sqlx::Error::PoolTimedOut)
     }
 
+    /// What went wrong with a COMMIT, or a statement that commits by itself: where the connection broke, nobody knows
+    /// whether it did. A pooler tells so in the name of its server, by an error of class 08.
+    pub(super) fn of_commit(error: sqlx::Error) -> Self {
+        let broke = match &error {
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("08")),
+            _ => true,
+        };
+        match Self::from(error) {
+            Self::Unavailable(error) if broke => Self::OutcomeUnknown(error),
+            error => error,
+        }
+    }
+
     /// Waiting will not help: PostgreSQL is too old, lets this user not in, or has no such database.
     pub fn is_final(&self) -> bool {
         match self {

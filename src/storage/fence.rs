@@ -109,16 +109,9 @@ fn of_beginning(error: sqlx::Error) -> StorageError {
     }
 }
 
-/// What went wrong with a statement that commits by itself: when the connection broke, nobody knows whether it
-/// did.
+/// What went wrong with a statement that commits by itself.
 pub(super) fn of_statement(error: sqlx::Error) -> StorageError {
-    match error {
-        error @ sqlx::Error::Database(_) => error.into(),
-        error => match StorageError::from(error) {
-            StorageError::Unavailable(error) => StorageError::OutcomeUnknown(error),
-            error => error,
-        },
-    }
+    StorageError::of_commit(error)
 }
 
 impl FencedTransaction {
@@ -139,8 +132,7 @@ impl FencedTransaction {
                 self.connection = None;
                 Ok(())
             }
-            Err(error @ sqlx::Error::Database(_)) => Err(error.into()),
-            Err(error) => Err(StorageError::OutcomeUnknown(error)),
+            Err(error) => Err(StorageError::of_commit(error)),
         }
     }
 

@@ -338,15 +338,14 @@ async fn a_start_that_fails_tells_the_key_and_not_the_secret() {
         assert!(!well && text.contains(told), "{told}: {text}");
         heard.note(told, text);
     }
-    // A password that PostgreSQL refuses, and a PostgreSQL that is away: the replica waits until it is told to stop.
+    // A password that PostgreSQL refuses ends the start; for a PostgreSQL that is away the replica waits until it is
+    // told to stop.
     stores.postgres_asks_for("other").await;
-    let waits = "PostgreSQL does not answer yet";
-    for away in [false, true] {
-        if away {
-            stores.postgres.stop().await;
-        }
-        let (_, text) = serve(&folder, &good, &[], Some(waits)).await;
-        heard.note("PostgreSQL", text);
-    }
+    let (well, text) = serve(&folder, &good, &[], None).await;
+    assert!(!well && text.contains("refuses the user or the password"), "{text}");
+    heard.note("PostgreSQL refuses", text);
+    stores.postgres.stop().await;
+    let (_, text) = serve(&folder, &good, &[], Some("PostgreSQL cannot be used yet")).await;
+    heard.note("PostgreSQL is away", text);
     heard.is_silent_about(&[WORD]);
 }

@@ -125,16 +125,29 @@ impl Fleet {
     }
 
     /// The assignment was committed: pushes it to the session, hands it to the call that waits, or keeps
-    /// it to be fetched. `false` if the worker has gone or is drained meanwhile: the lease must be ended.
+    /// it to be fetched. `false` if the worker has gone or is drained meanwhile: the lease must be ended. Until it is,
+    /// it is an orphan.
     #[must_use]
     pub fn grant(&mut self, assignment: Assignment, poller: Option<Poller>, now: Instant) -> bool {
-        let (id, worker_id, job_id) = (assignment.lease, assignment.worker_id, assignment.job_id);
+        let (id, worker_id) = (assignment.lease, assignment.worker_id);
         let timeout = Duration::from_secs(assignment.timeout_seconds.into());
-        let Some(worker) = self.workers.get_mut(&worker_id) else { return false };
-        worker.reserved = worker.reserved.saturating_sub(1);
-        if worker.draining {
-            return false;
+        let mut lease = FleetLease {
+            job_id: assignment.job_id,
+            worker_id,
+            running: false,
+            granted: now,
+            timeout,
+            deadline: now + timeout + FETCH_WITHIN,
+            reached: Reached::Not,
+            assignment: None,
+        };
+        if let Some(worker) = self.workers.get_mut(&worker_id) {
+            worker.reserved = worker.reserved.saturating_sub(1);
         }
+        let Some(worker) = self.workers.get_mut(&worker_id).filter(|worker| !worker.draining) else {
+            self.leases.insert(id, lease);
+            return false;
+        };
         worker.leases.insert(id);
         worker.trust.granted(id);
         worker.changed = true;
@@ -144,24 +157,14 @@ impl Fleet {
             None => Err(assignment),
         };
         let sent = sent.or_else(|assignment| worker.push(assignment).map(|()| Reached::Pushed));
-        let (reached, unsent) = match sent {
-            Ok(reached) => (reached, None),
+        match sent {
+            Ok(reached) => lease.reached = reached,
             Err(assignment) => {
                 worker.unfetched.push_back(id);
                 worker.wake_pollers();
-                (Reached::Not, Some(assignment))
+                lease.assignment = Some(assignment);
             }
-        };
-        let lease = FleetLease {
-            job_id,
-            worker_id,
-            running: false,
-            granted: now,
-            timeout,
-            deadline: now + timeout + FETCH_WITHIN,
-            reached,
-            assignment: unsent,
-        };
+        }
         self.leases.insert(id, lease);
         self.refresh(worker_id);
         true

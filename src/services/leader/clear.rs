@@ -19,8 +19,11 @@ impl Leader {
         let places = database.waiting_since(until, page.priority, page.after, PAGE).await?;
         // One that was assigned or called off meanwhile is refused.
         let cancelled = self.apply_all(places.iter().map(|place| (place.id, JobEvent::Clear))).await;
-        // Some of the page may be done.
-        let cancelled = cancelled.map_err(|_| ServiceError::OutcomeUnknown)?;
+        let cancelled = cancelled.map_err(|error| {
+            tracing::warn!(%error, "A page of the queue was not cleared to its end.");
+            // Some of the page may be done.
+            ServiceError::OutcomeUnknown
+        })?;
         let full = i64::try_from(places.len()).unwrap_or(0) >= PAGE;
         Ok(Cleared { cancelled, until, after: places.last().copied().filter(|_| full) })
     }

@@ -173,7 +173,7 @@ impl Leader {
         let core = &self.core;
         let (job, lease) = (assignment.job_id, assignment.lease);
         let granted = core.fleet().grant(assignment, poller, core.now());
-        if !granted && self.push_event(job, JobEvent::WorkerLost { lease }, None).is_err() {
+        if !granted && self.push_event(job, JobEvent::NotFetched { lease }, None).is_err() {
             core.end(super::End::Unsure);
         }
     }

@@ -109,7 +109,8 @@ impl Leader {
         crash::point("removed");
         let lost = core.fleet().dismiss(id);
         drop(alone);
-        // `reap_leases` ends what cannot be ended now, and so does the next leader: nobody holds them any more.
+        // `reap_leases` ends what cannot be ended now, and so does the next leader: nobody holds them any more. It
+        // does not know why, and counts them as lost.
         self.apply_all(lost.into_iter().map(|(job, lease)| (job, JobEvent::WorkerRemoved { lease }))).await?;
         tracing::info!(worker_id = %id, "A worker was removed.");
         Ok(())

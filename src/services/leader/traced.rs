@@ -23,7 +23,7 @@ use crate::telemetry::traces::{Span, SpanKind};
 impl Core {
     /// The storing of a submission.
     pub(super) fn trace_submission(&self, jobs: &[NewJob]) -> Option<Span> {
-        let mut span = self.parts.tracer.here("leader.job.store", SpanKind::Internal)?;
+        let mut span = self.parts.tracer.storing(jobs.first()?.id, "leader.job.store")?;
         span.set("cortex.jobs", i64::try_from(jobs.len()).unwrap_or(i64::MAX));
         if let [job] = jobs {
             span.set("cortex.job.id", job.id.to_string());

@@ -140,7 +140,10 @@ impl Tally {
         match result {
             Ok(()) => {
                 self.exported.inc_by(spans);
-                self.said_dropping.store(false, Ordering::Relaxed);
+                // Not with every batch while more wait than there is room for.
+                if self.waiting.load(Ordering::Relaxed) < MOST_WAITING / 10 {
+                    self.said_dropping.store(false, Ordering::Relaxed);
+                }
                 if self.said_failing.swap(false, Ordering::Relaxed) {
                     tracing::info!("The collector takes spans again.");
                 }

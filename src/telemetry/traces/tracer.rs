@@ -18,7 +18,7 @@ use prometheus::IntCounterVec;
 use super::context::current;
 use super::export::{ExportError, ExportOptions, Pipeline};
 use crate::domain::ambient::Ambient;
-use crate::domain::ids::LeaseId;
+use crate::domain::ids::{JobId, LeaseId};
 use crate::domain::trace::{SpanId, TraceContext};
 
 /// Makes spans, or none where nothing is exported. Cheap to clone.
@@ -44,6 +44,7 @@ pub struct Span {
     end: Option<DateTime<Utc>>,
     attributes: Vec<KeyValue>,
     status: Status,
+    forgotten: bool,
 }
 
 impl Tracer {
@@ -105,6 +106,14 @@ impl Tracer {
     pub fn here(&self, name: impl Into<Cow<'static, str>>, kind: SpanKind) -> Option<Span> {
         self.0.as_ref()?;
         self.under(&current()?, name, kind)
+    }
+
+    /// The span of the storing of a submission, under that of the present task. Its name follows from its first job, so
+    /// whoever stores the same again notes the same span.
+    pub fn storing(&self, first: JobId, name: &'static str) -> Option<Span> {
+        let inner = self.0.as_ref()?;
+        let parent = current().filter(TraceContext::is_sampled)?;
+        Some(Span::begin(inner, parent.of(first.0), Some(parent.span_id), name.into(), SpanKind::Internal))
     }
 
     /// A span under another one.
@@ -174,6 +183,7 @@ impl Span {
             end: None,
             attributes: Vec::new(),
             status: Status::Unset,
+            forgotten: false,
         }
     }
 
@@ -193,6 +203,11 @@ impl Span {
         self.attributes.push(KeyValue::new(key, value));
     }
 
+    /// It is not worth to be sent.
+    pub fn forget(mut self) {
+        self.forgotten = true;
+    }
+
     /// It has failed, for a reason that may be shown to anybody.
     pub fn fail(&mut self, reason: impl Into<Cow<'static, str>>) {
         self.status = Status::error(reason);
@@ -201,6 +216,9 @@ impl Span {
 
 impl Drop for Span {
     fn drop(&mut self) {
+        if self.forgotten {
+            return;
+        }
         let end = self.end.unwrap_or_else(|| self.inner.ambient.now());
         let flags = if self.context.is_sampled() { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
         let state = self.context.tracestate().parse::<TraceState>().unwrap_or(TraceState::NONE);
