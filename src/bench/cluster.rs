@@ -9,7 +9,9 @@ use super::load::Target;
 use super::{BenchError, Options};
 
 /// The last page that can be asked for.
-const LAST_PAGE: u32 = i32::MAX.cast_unsigned();
+const LAST_PAGE: u32 = 100_000;
+/// The largest.
+const PAGE_SIZE: u32 = 100;
 /// How long the cluster may take for what it must do.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Pause between two questions.
@@ -58,9 +60,9 @@ impl Cluster {
         let filter = JobFilter {
             model_name: Some(model.to_owned()),
             status: status.map(str::to_owned),
-            // Behind the last job: there the total is exact, whatever it is.
+            // Behind the last job of a run: there the total is exact.
             page: Some(LAST_PAGE),
-            page_size: Some(1),
+            page_size: Some(PAGE_SIZE),
             ..JobFilter::default()
         };
         let list =

@@ -145,11 +145,14 @@ async fn a_registry_that_says_nothing_stops_submissions_only_where_that_is_asked
         assert_eq!(status, 503, "{problem}");
         assert!(problem["detail"].as_str().unwrap().contains("model registry"), "{problem}");
     }
-    let (status, _) = submit(&scene, 1, draft("known", "1", &json!({}))).await;
-    assert_eq!(status, 201);
+    eventually("it is asked again", async || {
+        submit(&scene, 1, draft("known", "1", &json!({}))).await.0 == 201
+    })
+    .await;
     registry.knows("known/1", json!(500));
     let (status, job) = submit(&scene, 1, draft("known", "1", &json!({}))).await;
     assert_eq!((status, &job["metadata"]), (201, &json!({"requires_gpu": true})), "what it said last counts");
+    a_repetition_is_not_asked_about(&scene, &registry).await;
     registry.knows("down/1", json!({}));
     eventually("it is asked again", async || {
         submit(&scene, 1, draft("down", "1", &json!({}))).await.0 == 201
@@ -161,6 +164,20 @@ async fn a_registry_that_says_nothing_stops_submissions_only_where_that_is_asked
         let series = format!("cortex_genome_request_seconds_count{{outcome=\"{outcome}\"}}");
         assert!(metrics.contains(&series), "{series} is missing");
     }
+}
+
+/// What was stored under a key is found again, whatever has become of its model.
+async fn a_repetition_is_not_asked_about(scene: &Scene, registry: &Registry) {
+    registry.knows("gone/1", json!({}));
+    let url = format!("http://{}/api/v1/jobs", scene.cluster.http(2));
+    let send = async || {
+        let request = reqwest::Client::new().post(&url).header("Idempotency-Key", "gone");
+        request.json(&draft("gone", "1", &json!({}))).send().await.unwrap().status()
+    };
+    eventually("it is stored", async || send().await == 201).await;
+    registry.models.lock().unwrap().remove("gone/1");
+    assert_eq!(send().await, 200);
+    assert_eq!(submit(scene, 2, draft("gone", "1", &json!({}))).await.0, 422);
 }
 
 #[tokio::test]
