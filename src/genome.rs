@@ -8,8 +8,8 @@
 //! Answers are kept, each model is asked for by one request at a time, and a registry that does not answer is left alone
 //! for [`PAUSE`]; meanwhile what it said last counts.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,12 +33,16 @@ const MAX_KEPT: u64 = 10_000;
 const MAX_REQUESTS: usize = 64;
 /// Most of them for one submission, so that a large batch leaves room for others.
 const MAX_REQUESTS_OF_A_CALL: usize = 8;
+/// Requests without any answer, in a row, after which it is left alone: one model on which it hangs says nothing of others.
+const UNANSWERED: u32 = 3;
+/// How many times its timeout one submission may take, however many models it names.
+const CALL_TIMEOUTS: u32 = 5;
 /// Largest answer in bytes.
 const MAX_BODY: usize = 64 * 1024;
 /// How long it counts that a model does not exist, so that a new one is found soon.
 const KEEP_UNKNOWN: Duration = Duration::from_secs(5);
-/// How long nothing is asked after the registry did not answer, and how long a model is not asked for again of which it
-/// said nothing that can be used.
+/// How long nothing is asked after the registry did not answer [`UNANSWERED`] times in a row, and how long a model is not
+/// asked for again of which it said nothing that can be used.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the registry cannot be used as configured.
@@ -77,6 +81,8 @@ struct Registry {
     cache_ttl: Duration,
     /// Nothing is asked before this time.
     down_until: Mutex<Option<Instant>>,
+    /// Requests that were not answered since the last answer.
+    unanswered: AtomicU32,
     /// Whether the last request was answered, so that an outage is logged once.
     answers: AtomicBool,
     ambient: Arc<dyn Ambient>,
@@ -92,10 +98,10 @@ struct Kept {
 /// Why the registry said nothing.
 #[derive(Debug, thiserror::Error)]
 enum Silence {
-    /// It says nothing of any model.
+    /// It did not answer.
     #[error("{0}")]
     Registry(String),
-    /// It may have something to say of others.
+    /// It answered, and may have something to say of others.
     #[error("{0}")]
     Model(String),
 }
@@ -132,20 +138,38 @@ impl Genome {
             last: Cache::new(MAX_KEPT),
             cache_ttl: config.cache_ttl,
             down_until: Mutex::default(),
+            unanswered: AtomicU32::new(0),
             answers: AtomicBool::new(true),
             ambient,
             metrics,
         })))
     }
 
-    /// What the registry says of each of these models. Waits for each of them no longer than the timeout for its turn, and
-    /// as long again for its answer.
+    /// What the registry says of each of these models. Takes a few times its timeout at the most; of models that were not
+    /// answered for by then it has said nothing.
     pub async fn verdicts(&self, models: impl IntoIterator<Item = Model>) -> HashMap<Model, Verdict> {
-        let ask = async |model: Model| {
+        let mut waiting: HashSet<Model> = models.into_iter().collect();
+        let ask = |model: Model| async move {
             let verdict = self.verdict(&model).await;
             (model, verdict)
         };
-        stream::iter(models).map(ask).buffer_unordered(MAX_REQUESTS_OF_A_CALL).collect().await
+        let mut answers = stream::iter(waiting.clone()).map(ask).buffer_unordered(MAX_REQUESTS_OF_A_CALL);
+        let mut verdicts = HashMap::with_capacity(waiting.len());
+        let all = async {
+            while let Some((model, verdict)) = answers.next().await {
+                waiting.remove(&model);
+                verdicts.insert(model, verdict);
+            }
+        };
+        let in_time = tokio::time::timeout(self.0.timeout * CALL_TIMEOUTS, all).await.is_ok();
+        drop(answers);
+        if !in_time {
+            for model in waiting {
+                let verdict = self.0.of_silence(&model).await;
+                verdicts.insert(model, verdict);
+            }
+        }
+        verdicts
     }
 
     async fn verdict(&self, model: &Model) -> Verdict {
@@ -172,14 +196,16 @@ impl Registry {
                 self.last.invalidate(model).await;
                 Kept { verdict: Verdict::Unknown, ttl: self.cache_ttl.min(KEEP_UNKNOWN) }
             }
-            Err(_) => {
-                let verdict = match (self.last.get(model).await, self.on_unavailable) {
-                    (Some(requirements), _) => Verdict::Accepted(requirements),
-                    (None, OnUnavailable::Accept) => Verdict::Accepted(Arc::default()),
-                    (None, OnUnavailable::Reject) => Verdict::Unavailable,
-                };
-                Kept { verdict, ttl: PAUSE }
-            }
+            Err(_) => Kept { verdict: self.of_silence(model).await, ttl: PAUSE },
+        }
+    }
+
+    /// What is done while nothing is said of a model.
+    async fn of_silence(&self, model: &Model) -> Verdict {
+        match (self.last.get(model).await, self.on_unavailable) {
+            (Some(requirements), _) => Verdict::Accepted(requirements),
+            (None, OnUnavailable::Accept) => Verdict::Accepted(Arc::default()),
+            (None, OnUnavailable::Reject) => Verdict::Unavailable,
         }
     }
 
@@ -208,9 +234,17 @@ impl Registry {
         };
         let took = now.duration_since(begun).as_secs_f64();
         self.metrics.genome_request.with_label_values(&[outcome]).observe(took);
-        *self.down_until() = matches!(answer, Err(Silence::Registry(_))).then(|| now + PAUSE);
+        self.count_silence(matches!(answer, Err(Silence::Registry(_))), now);
         self.note(answer.as_ref().err());
         answer
+    }
+
+    fn count_silence(&self, silent: bool, now: Instant) {
+        if !silent {
+            self.unanswered.store(0, Ordering::Relaxed);
+        } else if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED {
+            *self.down_until() = Some(now + PAUSE);
+        }
     }
 
     fn down_until(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -241,9 +275,6 @@ impl Registry {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
-            status if status.is_server_error() => {
-                return Err(Silence::Registry(format!("the answer is {status}")));
-            }
             status => return Err(Silence::Model(format!("the answer is {status}, not 200 or 404"))),
         }
         let mut body = Vec::new();

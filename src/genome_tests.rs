@@ -218,33 +218,61 @@ async fn there_is_a_limit_of_requests_at_once_for_one_call_and_for_all() {
     }
 }
 
+fn impatient(url: &str) -> Genome {
+    let config = config::Genome {
+        url: Secret::new(url),
+        timeout: Duration::from_millis(10),
+        cache_ttl: Duration::from_secs(60),
+        on_unavailable: OnUnavailable::Reject,
+    };
+    Genome::new(&config, Arc::new(System), Arc::new(Metrics::new())).unwrap()
+}
+
 #[tokio::test]
-async fn a_registry_that_does_not_answer_is_left_alone_by_all_models() {
+async fn a_registry_that_does_not_answer_is_left_alone_and_then_asked_again() {
     let server = Server::start().await;
-    let genome = server.genome();
-    server.says(500, "");
-    assert_eq!(ask(&genome, "m", "1").await, Verdict::Unavailable);
-    assert_eq!(ask(&genome, "n", "1").await, Verdict::Unavailable);
-    assert_eq!(server.asked().len(), 1);
-    server.says(200, "{}");
-    while ask(&genome, "o", "1").await == Verdict::Unavailable {
+    let genome = impatient(&server.url);
+    server.open.send_replace(false);
+    for model in 0..UNANSWERED + 5 {
+        assert_eq!(ask(&genome, &model.to_string(), "1").await, Verdict::Unavailable);
+    }
+    assert_eq!(server.asked().len(), usize::try_from(UNANSWERED).unwrap());
+    server.open.send_replace(true);
+    while ask(&genome, "n", "1").await == Verdict::Unavailable {
         genome.0.kept.invalidate_all();
         tokio::task::yield_now().await;
     }
-    assert_eq!(ask(&genome, "p", "1").await, accepted(&json!({})));
+    assert_eq!(ask(&genome, "o", "1").await, accepted(&json!({})));
+}
+
+#[tokio::test]
+async fn a_model_for_which_the_registry_fails_stands_in_the_way_of_no_other() {
+    let server = Server::start().await;
+    let genome = server.genome();
+    for model in 0..2 * UNANSWERED {
+        server.says(500, "");
+        assert_eq!(ask(&genome, &model.to_string(), "1").await, Verdict::Unavailable);
+    }
+    server.says(404, "");
+    assert_eq!(ask(&genome, "m", "1").await, Verdict::Unknown);
+}
+
+#[tokio::test]
+async fn a_call_is_answered_in_time_however_many_models_it_names() {
+    let server = Server::start().await;
+    let genome = impatient(&server.url);
+    server.open.send_replace(false);
+    let models = (0..1000).map(|model| (model.to_string(), "1".to_owned()));
+    let verdicts = genome.verdicts(models).await;
+    assert_eq!(verdicts.len(), 1000);
+    assert!(verdicts.into_values().all(|verdict| verdict == Verdict::Unavailable));
 }
 
 #[tokio::test]
 async fn nobody_waits_longer_than_the_timeout() {
     let server = Server::start().await;
     server.open.send_replace(false);
-    let config = config::Genome {
-        url: Secret::new(&server.url),
-        timeout: Duration::from_millis(10),
-        cache_ttl: Duration::from_secs(60),
-        on_unavailable: OnUnavailable::Reject,
-    };
-    let genome = Genome::new(&config, Arc::new(System), Arc::new(Metrics::new())).unwrap();
+    let genome = impatient(&server.url);
     assert_eq!(ask(&genome, "m", "1").await, Verdict::Unavailable);
 }
 

@@ -153,7 +153,7 @@ impl BatchDraft {
         ("priority" = Option<u8>, Query, description = "Only jobs of this priority", minimum = 1, maximum = 10, example = 5),
         ("model_name" = Option<String>, Query, description = "Only jobs for this model", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "resnet"),
         ("created_by" = Option<String>, Query, description = "Only jobs of this submitter", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "ann"),
-        ("tag" = Option<Vec<requests::Tag>>, Query, description = "`key:value`, any number of times up to 32: only jobs that carry all of these tags. A key has one value", max_items = 32, example = json!(["env:prod"])),
+        ("tag" = Option<Vec<requests::Tag>>, Query, description = "`key:value`, any number of times up to 32: only jobs that carry all of these tags. What stands before the first colon is the key, which has one value", max_items = 32, example = json!(["env:prod"])),
         ("page" = Option<i32>, Query, description = "From 1, which it is by default", minimum = 1, maximum = 100000, example = 1),
         ("page_size" = Option<i32>, Query, description = "Jobs on a page, 50 by default", minimum = 1, maximum = 100, example = 50),
     ),

@@ -311,7 +311,7 @@ pub struct Retention {
 /// Section `genome`: the registry that knows every model. Left out, or without `url`, any model is accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Genome {
-    /// Where it is: asked is `{url}/api/v1/models/{name}/versions/{version}`. Required in this section; `http://` or
+    /// Where it is: asked is `{url}/api/v1/models/{name}/versions/{version}`. `http://` or
     /// `https://`, with `user:password@` where it wants them.
     pub url: Secret,
     /// How long an answer may take, connecting included, key `timeout_ms`. Default 1000 ms; 10 to 60000.

@@ -161,10 +161,14 @@ fn retention(section: &mut Section<'_>) -> Retention {
 
 fn genome(section: &mut Section<'_>) -> Option<Genome> {
     let url = section.secret("url", HTTP_URL, |text| http_url(text).is_some());
+    let on_unavailable = section.one_of("on_unavailable", UNAVAILABLE).unwrap_or(OnUnavailable::Accept);
+    if url.is_none() && on_unavailable == OnUnavailable::Reject {
+        section.note("on_unavailable", "must not be reject without genome.url: nothing would be asked");
+    }
     let genome = Genome {
         timeout: section.millis("timeout_ms", 10..=60_000, 1000),
         cache_ttl: Duration::from_secs(section.whole("cache_ttl_s", 0..=A_DAY, 60)),
-        on_unavailable: section.one_of("on_unavailable", UNAVAILABLE).unwrap_or(OnUnavailable::Accept),
+        on_unavailable,
         url: url?,
     };
     Some(genome)

@@ -310,6 +310,14 @@ fn the_compose_file_configures_three_replicas_that_ask_for_tokens() {
 }
 
 #[test]
+fn a_registry_that_is_not_there_cannot_reject() {
+    assert_eq!(faults(with_stores("genome: {on_unavailable: reject}")), ["genome.on_unavailable"]);
+    assert_eq!(with_stores("genome: {url: '', timeout_ms: 5000}").unwrap().genome, None);
+    let genome = with_stores("genome: {url: 'https://u:p@g/x', on_unavailable: reject}").unwrap().genome;
+    assert_eq!(genome.unwrap().on_unavailable, OnUnavailable::Reject);
+}
+
+#[test]
 fn certificates_for_redis_go_with_rediss_and_a_pooler_is_named() {
     let with = |url: &str, tls: &str, pooler: &str| {
         read(
