@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::database::Database;
 use super::error::StorageError;
-use super::fence::{Fence, FencedTransaction, of_statement};
+use super::fence::{Fence, FencedTransaction};
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
 use crate::domain::trace::TraceContext;
@@ -109,7 +109,7 @@ impl Database {
         )
         .fetch_all(&mut connection)
         .await
-        .map_err(of_statement)?;
+        .map_err(StorageError::of_commit)?;
         Ok(rows
             .into_iter()
             .map(|row| Taken {

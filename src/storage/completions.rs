@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::database::Database;
 use super::error::StorageError;
-use super::fence::{Fence, of_statement};
+use super::fence::Fence;
 use crate::domain::execution::Usage;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::payload::Payload;
@@ -125,7 +125,7 @@ impl Database {
         )
         .fetch_all(&mut connection)
         .await
-        .map_err(of_statement)?;
+        .map_err(StorageError::of_commit)?;
         Ok(rows
             .into_iter()
             .map(|row| Completed {

@@ -109,11 +109,6 @@ fn of_beginning(error: sqlx::Error) -> StorageError {
     }
 }
 
-/// What went wrong with a statement that commits by itself.
-pub(super) fn of_statement(error: sqlx::Error) -> StorageError {
-    StorageError::of_commit(error)
-}
-
 impl FencedTransaction {
     /// The connection, for statements.
     pub(super) fn connection(&mut self) -> Result<Session<'_>, StorageError> {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::database::Database;
 use super::error::StorageError;
-use super::fence::{Fence, FencedTransaction, of_statement};
+use super::fence::{Fence, FencedTransaction};
 use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::ids::JobId;
 
@@ -71,7 +71,7 @@ impl Database {
         )
         .fetch_all(&mut connection)
         .await
-        .map_err(of_statement)?;
+        .map_err(StorageError::of_commit)?;
         let jobs = |ids: Vec<Uuid>| ids.into_iter().map(JobId).collect();
         let mut held: HashMap<i64, HeldKey> = rows
             .into_iter()

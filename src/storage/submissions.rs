@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::assignments::Claim;
 use super::database::Database;
 use super::error::StorageError;
-use super::fence::{Fence, of_statement};
+use super::fence::Fence;
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 use crate::domain::payload::Payload;
@@ -185,7 +185,7 @@ impl Database {
         .await;
         first.map_err(|error| match error.as_database_error().and_then(DatabaseError::constraint) {
             Some(ONE_JOB_OF_AN_ID) => Refused::Known(error),
-            _ => Refused::Failed(of_statement(error)),
+            _ => Refused::Failed(StorageError::of_commit(error)),
         })
     }
 
