@@ -453,7 +453,9 @@ fn renderer(
 ) -> Arc<dyn Fn() -> String + Send + Sync> {
     let (metrics, node, watching) = (Arc::clone(metrics), node.clone(), Arc::clone(watching));
     Arc::new(move || {
-        metrics.raft_term.set(node.status().term.cast_signed());
+        let raft = node.status();
+        metrics.raft_term.set(raft.term.cast_signed());
+        metrics.raft_applied.set(raft.applied_index.unwrap_or(0).cast_signed());
         metrics.event_streams.set(i64::try_from(watching.followers()).unwrap_or(i64::MAX));
         metrics.render()
     })

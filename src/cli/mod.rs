@@ -20,3 +20,23 @@ mod traced;
 mod watch;
 pub mod worker;
 pub mod workers;
+
+use std::process::ExitCode;
+
+use args::Command;
+
+/// Runs one command to its end.
+pub async fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Dev(args) => dev::run(args).await,
+        Command::Migrate(args) => migrate::run(args).await,
+        Command::Worker(args) => worker::run(args).await,
+        Command::Jobs(command) => jobs::run(command).await,
+        Command::Workers(command) => workers::run(command).await,
+        Command::Queues(command) => queues::run(command).await,
+        Command::Cluster(command) => cluster::run(command).await,
+        Command::Token(command) => token::run(command),
+        Command::Bench(args) => bench::run(args).await,
+    }
+}

@@ -22,7 +22,7 @@ use super::postgres::{Postgres, PostgresOptions};
 use super::probe::{Probe, SeenWorker};
 use super::process::{Child, Launch};
 use super::redis::{Redis, RedisOptions};
-use super::replica::{Common, Replica};
+use super::replica::{Common, Replica, ReplicaOptions};
 use super::worker::DemoWorker;
 use crate::domain::ambient::{Ambient, System};
 
@@ -50,6 +50,7 @@ pub struct DevClusterBuilder {
     require_auth: bool,
     token: Option<String>,
     environment: BTreeMap<String, String>,
+    own: BTreeMap<u16, ReplicaOptions>,
     events: EventSink,
 }
 
@@ -69,6 +70,7 @@ impl DevClusterBuilder {
             require_auth: false,
             token: None,
             environment: BTreeMap::new(),
+            own: BTreeMap::new(),
             events: events::ignore(),
         }
     }
@@ -134,6 +136,13 @@ impl DevClusterBuilder {
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets replica `index` (from 0) apart from the others.
+    #[must_use]
+    pub fn replica(mut self, index: u16, options: ReplicaOptions) -> Self {
+        self.own.insert(index, options);
         self
     }
 
@@ -253,7 +262,10 @@ impl DevClusterBuilder {
                 return Err(DevError::Options(text.to_owned()));
             }
         }
-        let place = |index| Replica::new(index, data_dir, http + index, grpc + index, peer + index);
+        let place = |index| {
+            let options = self.own.get(&index).cloned().unwrap_or_default();
+            Replica::new(index, data_dir, http + index, grpc + index, peer + index, options)
+        };
         Ok(((0..self.replicas).map(place).collect(), blocks))
     }
 
@@ -265,7 +277,7 @@ impl DevClusterBuilder {
         keys: Option<&Keys>,
     ) -> Result<(), DevError> {
         let seeds: Vec<String> =
-            replicas.iter().map(|replica| format!("{}={}", replica.id, replica.peer)).collect();
+            replicas.iter().map(|replica| format!("{}={}", replica.id, replica.advertised_peer())).collect();
         let common = Common {
             data_dir,
             database_url: &self.database_url_on(ports.0),

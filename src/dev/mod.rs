@@ -39,3 +39,4 @@ pub use janitor::Janitor;
 pub use nix::sys::signal::Signal;
 pub use ports::PortBlock;
 pub use postgres::{Postgres, PostgresOptions};
+pub use replica::ReplicaOptions;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +16,22 @@ use super::keys::Keys;
 use super::process::{Child, Launch};
 use crate::config::{Config, Environment};
 
+/// What sets one replica apart from the others of its cluster.
+#[derive(Debug, Clone, Default)]
+pub struct ReplicaOptions {
+    /// Address that it listens on. Default 127.0.0.1.
+    pub host: Option<IpAddr>,
+    /// Where the others reach its peer port. Default: where it listens.
+    pub advertised_peer: Option<SocketAddr>,
+    /// What its command line begins with, such as `ip netns exec NAME`. The program must replace itself by what follows,
+    /// so that signals reach the replica.
+    pub wrapper: Vec<String>,
+    /// Added to its environment.
+    pub environment: BTreeMap<String, String>,
+    /// `dotted.key=value`, over those that all replicas have.
+    pub overrides: Vec<String>,
+}
+
 /// Where a replica listens and what belongs to it.
 pub(super) struct Replica {
     /// Its `cluster.node_id`, from 1.
@@ -26,6 +42,7 @@ pub(super) struct Replica {
     pub(super) config: PathBuf,
     pub(super) log: PathBuf,
     pub(super) process: Option<Child>,
+    options: ReplicaOptions,
 }
 
 /// What all replicas have in common.
@@ -42,9 +59,17 @@ pub(super) struct Common<'a> {
 
 impl Replica {
     /// The replica with index `index` (from 0) on the given ports.
-    pub(super) fn new(index: u16, data_dir: &Path, http: u16, grpc: u16, peer: u16) -> Self {
+    pub(super) fn new(
+        index: u16,
+        data_dir: &Path,
+        http: u16,
+        grpc: u16,
+        peer: u16,
+        options: ReplicaOptions,
+    ) -> Self {
         let id = u64::from(index) + 1;
-        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let host = options.host.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let local = |port| SocketAddr::from((host, port));
         Self {
             id,
             http: local(http),
@@ -53,7 +78,13 @@ impl Replica {
             config: data_dir.join(format!("replica-{id}.yaml")),
             log: data_dir.join(format!("replica-{id}.log")),
             process: None,
+            options,
         }
+    }
+
+    /// Where the other replicas reach it.
+    pub(super) fn advertised_peer(&self) -> SocketAddr {
+        self.options.advertised_peer.unwrap_or(self.peer)
     }
 
     /// Writes its configuration file, after checking it. Only the owner can read it: the URLs may hold passwords.
@@ -73,8 +104,16 @@ impl Replica {
         binary: &Path,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), DevError> {
-        let mut command = Command::new(binary);
-        command.arg("serve").arg("--config").arg(&self.config).envs(environment);
+        let mut command = match self.options.wrapper.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
+        command.arg("serve").arg("--config").arg(&self.config);
+        command.envs(environment).envs(&self.options.environment);
         let name = format!("replica {}", self.id);
         let log = self.log.clone();
         self.process = Some(Launch { name, command, log, account: None, abandon: Signal::SIGKILL }.start()?);
@@ -89,7 +128,7 @@ impl Replica {
     fn config_yaml(&self, common: &Common<'_>, seeds: &[String]) -> Result<String, DevError> {
         let data_dir = common.data_dir.join(format!("raft-{}", self.id));
         let mut config = json!({
-            "server": {"host": "127.0.0.1", "http_port": self.http.port(), "grpc_port": self.grpc.port()},
+            "server": {"host": self.http.ip().to_string(), "http_port": self.http.port(), "grpc_port": self.grpc.port()},
             "database": {"url": literal(common.database_url)},
             // Room to try things out with; the default is meant for production.
             "queue": {"redis_url": literal(common.redis_url), "max_queue_size": 1_000_000},
@@ -99,7 +138,7 @@ impl Replica {
                 "data_dir": literal(&data_dir.to_string_lossy()),
                 "peer_listen": self.peer.to_string(),
                 "advertise": {
-                    "peer": self.peer.to_string(),
+                    "peer": self.advertised_peer().to_string(),
                     "http": self.http.to_string(),
                     "grpc": self.grpc.to_string(),
                 },
@@ -110,7 +149,7 @@ impl Replica {
             config["security"]["jwt_public_key"] = json!(literal(&keys.public_key.to_string_lossy()));
             config["cluster"]["secret"] = json!(keys.secret);
         }
-        for text in common.overrides {
+        for text in common.overrides.iter().chain(&self.options.overrides) {
             override_key(&mut config, text)?;
         }
         yaml_serde::to_string(&config)
@@ -147,6 +186,10 @@ mod tests {
     use super::*;
 
     fn config(overrides: &[&str]) -> Result<Config, DevError> {
+        config_of(overrides, ReplicaOptions::default())
+    }
+
+    fn config_of(overrides: &[&str], options: ReplicaOptions) -> Result<Config, DevError> {
         let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
         let common = Common {
             data_dir: Path::new("/data"),
@@ -156,7 +199,7 @@ mod tests {
             keys: None,
             overrides: &overrides,
         };
-        let replica = Replica::new(1, common.data_dir, 8081, 9091, 7071);
+        let replica = Replica::new(1, common.data_dir, 8081, 9091, 7071, options);
         let yaml = replica.config_yaml(&common, &["1=127.0.0.1:7070".into(), "2=127.0.0.1:7071".into()])?;
         Ok(Config::from_yaml(&yaml, &Environment::default())?)
     }
@@ -186,6 +229,20 @@ mod tests {
         assert_eq!(config.cluster.election_timeout.1.as_millis(), 600);
         assert!(config.security.require_auth);
         assert_eq!(config.observability.service_name, "a=b: [");
+    }
+
+    #[test]
+    fn a_replica_may_be_set_apart_from_the_others() {
+        let options = ReplicaOptions {
+            host: Some("127.0.0.2".parse().unwrap()),
+            advertised_peer: Some("127.0.0.3:9".parse().unwrap()),
+            overrides: vec!["scheduler.batch_size=6".to_owned()],
+            ..ReplicaOptions::default()
+        };
+        let config = config_of(&["scheduler.batch_size=5"], options).unwrap();
+        assert_eq!(config.http_listen().to_string(), "127.0.0.2:8081");
+        assert_eq!(config.cluster.peer_listen.to_string(), "127.0.0.2:7071");
+        assert_eq!(config.scheduler.batch_size, 6);
     }
 
     #[test]

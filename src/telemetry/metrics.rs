@@ -85,6 +85,8 @@ declare_metrics! {
         "1 while this replica leads, else 0.";
     raft_term: IntGauge = "cortex_raft_term" [] NONE,
         "Current Raft term.";
+    raft_applied: IntGauge = "cortex_raft_applied_index" [] NONE,
+        "Index of the last Raft log entry that this replica has applied.";
     failovers: IntCounter = "cortex_failovers_total" [] NONE,
         "Times this replica took over leadership.";
     fenced_writes: IntCounter = "cortex_fenced_writes_total" [] NONE,

@@ -77,6 +77,7 @@ async fn every_promised_metric_is_there_under_its_name_and_labels() {
             "cortex_job_run_seconds_count",
             "cortex_dispatch_seconds_count",
             "cortex_workers{status=\"idle\"}",
+            "cortex_raft_applied_index",
             "cortex_raft_term",
             "cortex_failovers_total",
             "cortex_fenced_writes_total 0",

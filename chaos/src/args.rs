@@ -1,0 +1,64 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Runs CORTEX under faults and judges whether its promises held.
+#[derive(Debug, Parser)]
+#[command(name = "cortex-chaos", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run once, judge, and write a report
+    Run(RunArgs),
+    /// Judge a stored run again
+    Check(CheckArgs),
+    /// List the kinds of faults
+    Faults,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Where all randomness comes from
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How long load and faults last, such as 30s or 10m
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub duration: Duration,
+    /// Kinds of faults, comma-separated; all that this machine allows by default
+    #[arg(long, value_delimiter = ',')]
+    pub faults: Vec<String>,
+    /// Where everything is written; must not exist
+    #[arg(long, value_name = "DIR", default_value = "target/chaos/run")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Folder of a run
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let usage = || format!("{text:?} is not a time such as 30s, 10m or 1.5h");
+    let unit = text.chars().last().ok_or_else(usage)?;
+    let seconds = match unit {
+        's' => 1.0,
+        'm' => 60.0,
+        'h' => 3600.0,
+        _ => return Err(usage()),
+    };
+    let number: f64 = text[..text.len() - 1].parse().map_err(|_| usage())?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| usage())
+}

@@ -1,0 +1,142 @@
+//! What is done to the cluster: one file each.
+//!
+//! A fault strikes, waits as long as it draws, heals what it broke, and says what shows that it bit. One that finds
+//! nothing to strike, or leaves no trace, has not happened, and the report says so.
+
+mod freeze_leader;
+mod kill_leader;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::sync::Mutex;
+
+use crate::cluster::Cluster;
+use crate::draw::Draw;
+use crate::history::{Phase, Record, Recorder};
+use crate::workload::Workload;
+
+/// What a fault strikes: two that strike the same are never under way at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// Processes of replicas, and which of them are members.
+    Replicas,
+    /// What replicas and stores say to each other.
+    Network,
+    /// PostgreSQL.
+    Postgres,
+    /// Redis.
+    Redis,
+    /// Workers.
+    Workers,
+    /// What clients send.
+    Clients,
+}
+
+/// What a fault cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing but the cluster.
+    Nothing,
+    /// To be root.
+    Root,
+    /// A program, by its name.
+    Program(&'static str),
+}
+
+/// What came of a strike: what shows that it bit, or why it did not.
+pub type Struck = Result<String, String>;
+
+/// A kind of fault.
+pub struct Fault {
+    /// As `--faults` takes it.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub about: &'static str,
+    /// What it strikes.
+    pub subject: Subject,
+    /// What it cannot do without.
+    pub needs: Needs,
+    /// Does it, once.
+    pub strike: fn(Strike) -> BoxFuture<'static, Struck>,
+}
+
+/// All kinds.
+pub const ALL: &[Fault] = &[kill_leader::FAULT, freeze_leader::FAULT];
+
+/// One strike under way.
+pub struct Strike {
+    /// What is struck.
+    pub cluster: Arc<Cluster>,
+    /// Who works there meanwhile.
+    pub workload: Arc<Mutex<Workload>>,
+    /// Its randomness.
+    pub draw: Draw,
+    recorder: Arc<Recorder>,
+    number: u64,
+    name: &'static str,
+}
+
+impl Fault {
+    /// The kind with this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        ALL.iter().find(|fault| fault.name == name)
+    }
+
+    /// Whether this machine has what it needs.
+    pub fn is_possible(&self) -> bool {
+        match self.needs {
+            Needs::Nothing => true,
+            Needs::Root => nix::unistd::Uid::effective().is_root(),
+            Needs::Program(program) => std::env::var_os("PATH").is_some_and(|path| {
+                std::env::split_paths(&path)
+                    .chain(["/usr/sbin".into(), "/sbin".into()])
+                    .any(|folder| folder.join(program).exists())
+            }),
+        }
+    }
+
+    /// Strikes once and notes how it went; answers whether it bit.
+    pub async fn strike_once(
+        &self,
+        cluster: &Arc<Cluster>,
+        workload: &Arc<Mutex<Workload>>,
+        recorder: &Arc<Recorder>,
+        draw: Draw,
+    ) -> Struck {
+        let number = recorder.number();
+        let strike = Strike {
+            cluster: Arc::clone(cluster),
+            workload: Arc::clone(workload),
+            draw,
+            recorder: Arc::clone(recorder),
+            number,
+            name: self.name,
+        };
+        let struck = (self.strike)(strike).await;
+        let proof = struck.as_ref().ok().cloned();
+        recorder.note(Record::Fault {
+            fault: number,
+            name: self.name.to_owned(),
+            phase: Phase::Over { proof },
+        });
+        struck
+    }
+}
+
+impl Strike {
+    /// Notes, just before it is done, what is done to which replicas, and whether the leader is among them.
+    pub fn begins(&self, replicas: &[usize], leader: bool, detail: impl Into<String>) {
+        let phase = Phase::Begins { replicas: replicas.to_vec(), leader, detail: detail.into() };
+        self.note(phase);
+    }
+
+    /// Notes that what was broken is whole again.
+    pub fn heals(&self) {
+        self.note(Phase::Heals);
+    }
+
+    fn note(&self, phase: Phase) {
+        self.recorder.note(Record::Fault { fault: self.number, name: self.name.to_owned(), phase });
+    }
+}

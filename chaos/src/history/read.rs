@@ -1,0 +1,192 @@
+//! Reads a history back.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::last::Final;
+use super::record::{Act, Line, Outcome, Phase, Record, Request, Stage, View};
+
+/// What was run: `run.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Where all randomness came from.
+    pub seed: u64,
+    /// How long load and faults lasted, in seconds.
+    pub duration_s: f64,
+    /// `loopback` or `netns`.
+    pub network: String,
+    /// Names of the faults that might strike.
+    pub faults: Vec<String>,
+    /// Number of replicas at the start.
+    pub replicas: usize,
+    /// Slots of all workers together: what can run at a time.
+    pub slots: usize,
+    /// When it began, by the wall clock.
+    pub started_at: DateTime<Utc>,
+    /// The command that runs it again.
+    pub command: String,
+    /// The product's version and build.
+    pub version: String,
+    /// The planted defect, if any.
+    pub planted: Option<String>,
+}
+
+/// A call with its outcome.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Its number.
+    pub call: u64,
+    /// Who called.
+    pub client: String,
+    /// Index of the replica.
+    pub replica: usize,
+    /// What was asked for.
+    pub request: Request,
+    /// When it was sent, in microseconds since the run began.
+    pub start: u64,
+    /// When it came back; `None` if it never did.
+    pub end: Option<u64>,
+    /// What came of it; unknown if it never came back.
+    pub outcome: Outcome,
+}
+
+/// A fault from its beginning to its end.
+#[derive(Debug, Clone)]
+pub struct FaultRun {
+    /// Its number.
+    pub fault: u64,
+    /// Its name.
+    pub name: String,
+    /// Replicas that it struck, by index.
+    pub replicas: Vec<usize>,
+    /// Whether it struck the leader.
+    pub leader: bool,
+    /// What exactly was done.
+    pub detail: String,
+    /// When it began.
+    pub begun: u64,
+    /// When what it broke was whole again.
+    pub healed: Option<u64>,
+    /// When it was over.
+    pub over: Option<u64>,
+    /// What shows that it bit.
+    pub proof: Option<String>,
+}
+
+/// A whole run, read back.
+#[derive(Debug)]
+pub struct History {
+    /// What was run.
+    pub info: RunInfo,
+    /// Calls in the order in which they were sent.
+    pub calls: Vec<Call>,
+    /// What workers did, in order: when, who, what.
+    pub acts: Vec<(u64, String, Act)>,
+    /// Faults in the order of their beginning.
+    pub faults: Vec<FaultRun>,
+    /// Views of the group: when, index of the replica, process id, view.
+    pub views: Vec<(u64, usize, Option<u32>, View)>,
+    /// When, and how many jobs were pending, queued, active and finished.
+    pub depths: Vec<(u64, [i64; 4])>,
+    /// When each stretch of the run began.
+    pub stages: Vec<(u64, Stage)>,
+    /// What was in the stores at the end; `None` if the run did not get that far.
+    pub last: Option<Final>,
+    /// What `cortex verify` said at the end.
+    pub verify: Option<Value>,
+}
+
+impl History {
+    /// Reads the folder of a run.
+    ///
+    /// # Errors
+    /// When a file is missing or a line cannot be read. A last line that was not written to its end is left out.
+    pub fn read(folder: &Path) -> io::Result<Self> {
+        let info = serde_json::from_slice(&fs::read(folder.join("run.json"))?)?;
+        let mut history = Self {
+            info,
+            calls: Vec::new(),
+            acts: Vec::new(),
+            faults: Vec::new(),
+            views: Vec::new(),
+            depths: Vec::new(),
+            stages: Vec::new(),
+            last: Final::read(folder)?,
+            verify: match fs::read(folder.join("verify.json")) {
+                Ok(text) => Some(serde_json::from_slice(&text)?),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            },
+        };
+        let mut places = BTreeMap::new();
+        let mut lines = BufReader::new(File::open(folder.join("history.jsonl"))?).lines().peekable();
+        while let Some(text) = lines.next() {
+            let text = text?;
+            match serde_json::from_str(&text) {
+                Ok(line) => history.add(line, &mut places),
+                Err(_) if lines.peek().is_none() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(history)
+    }
+
+    /// When a stretch of the run began.
+    pub fn stage(&self, stage: Stage) -> Option<u64> {
+        self.stages.iter().find(|(_, begun)| *begun == stage).map(|(at, _)| *at)
+    }
+
+    fn add(&mut self, line: Line, places: &mut BTreeMap<u64, usize>) {
+        let at = line.at;
+        match line.record {
+            Record::Begin { call, client, replica, request } => {
+                places.insert(call, self.calls.len());
+                let outcome = Outcome::Unknown { why: "it never came back".to_owned() };
+                self.calls.push(Call { call, client, replica, request, start: at, end: None, outcome });
+            }
+            Record::End { call, outcome } => {
+                if let Some(place) = places.get(&call) {
+                    let call = &mut self.calls[*place];
+                    (call.end, call.outcome) = (Some(at), outcome);
+                }
+            }
+            Record::Worker { worker, act } => self.acts.push((at, worker, act)),
+            Record::Fault { fault, name, phase } => self.add_phase(at, fault, name, phase),
+            Record::View { replica, pid, view } => self.views.push((at, replica, pid, view)),
+            Record::Depth { pending, queued, active, finished } => {
+                self.depths.push((at, [pending, queued, active, finished]));
+            }
+            Record::Stage { stage } => self.stages.push((at, stage)),
+        }
+    }
+
+    fn add_phase(&mut self, at: u64, fault: u64, name: String, phase: Phase) {
+        if let Phase::Begins { replicas, leader, detail } = phase {
+            let (healed, over, proof) = (None, None, None);
+            self.faults.push(FaultRun {
+                fault,
+                name,
+                replicas,
+                leader,
+                detail,
+                begun: at,
+                healed,
+                over,
+                proof,
+            });
+            return;
+        }
+        let Some(run) = self.faults.iter_mut().rev().find(|run| run.fault == fault) else { return };
+        match phase {
+            Phase::Begins { .. } => {}
+            Phase::Heals => run.healed = Some(at),
+            Phase::Over { proof } => (run.over, run.proof) = (Some(at), proof),
+        }
+    }
+}

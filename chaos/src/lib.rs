@@ -1,0 +1,11 @@
+//! Runs CORTEX under faults, writes down what everybody saw, and judges by that whether its promises held.
+
+#![warn(clippy::expect_used, clippy::unwrap_used)]
+
+pub mod checks;
+pub mod cluster;
+pub mod draw;
+pub mod faults;
+pub mod history;
+pub mod run;
+pub mod workload;

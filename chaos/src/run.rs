@@ -1,0 +1,213 @@
+//! One run: a cluster, its users, faults, quiet, and the record of it all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{Cluster, ClusterOptions, Error};
+use crate::draw::Draw;
+use crate::faults::{self, Fault};
+use crate::history::{self, Record, Recorder, RunInfo, Stage};
+use crate::workload::{Size, Workload};
+
+/// Time between two looks at the views of the group and at the counters.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Load without faults before the first one.
+const CALM: Duration = Duration::from_secs(2);
+/// What L1 allows beyond the work itself, and as much again before the wait is given up.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Where all randomness comes from.
+    pub seed: u64,
+    /// How long load and faults last.
+    pub duration: Duration,
+    /// Names of the faults that may strike.
+    pub faults: Vec<&'static str>,
+    /// Where everything is written; must not exist.
+    pub folder: PathBuf,
+    /// How many of everybody there are.
+    pub size: Size,
+    /// The planted defect, if any.
+    pub planted: Option<String>,
+}
+
+/// Runs once. The folder then holds the history, ready to be judged.
+///
+/// # Errors
+/// When the cluster does not come up, or something could not be written.
+pub async fn run(options: &RunOptions) -> Result<(), Error> {
+    fs::create_dir_all(&options.folder)?;
+    let info = describe(options);
+    fs::write(options.folder.join("run.json"), serde_json::to_vec_pretty(&info)?)?;
+    let mut cluster_options = ClusterOptions::default();
+    if let Some(defect) = &options.planted {
+        cluster_options.environment.push(("CORTEX_PLANT".to_owned(), defect.clone()));
+    }
+    let cluster = Arc::new(Cluster::start(&options.folder.join("cluster"), cluster_options).await?);
+    let (recorder, writer) = Recorder::create(&options.folder.join("history.jsonl"))?;
+    let recorder = Arc::new(recorder);
+    recorder.note(Record::Stage { stage: Stage::Calm });
+    let watching = CancellationToken::new();
+    let mut watchers = JoinSet::new();
+    for index in 0..cluster.size() {
+        watchers.spawn(watch_views(Arc::clone(&cluster), Arc::clone(&recorder), index, watching.clone()));
+    }
+    watchers.spawn(watch_depth(Arc::clone(&cluster), Arc::clone(&recorder), watching.clone()));
+
+    let workload = Workload::start(&cluster, &recorder, options.seed, &options.size);
+    let workload = Arc::new(Mutex::new(workload));
+    sleep(CALM).await;
+    recorder.note(Record::Stage { stage: Stage::Faults });
+    strike_until(Instant::now() + options.duration, options, &cluster, &workload, &recorder).await;
+
+    workload.lock().await.end_load().await;
+    recorder.note(Record::Stage { stage: Stage::Quiet });
+    wait_for_quiet(&cluster).await;
+    recorder.note(Record::Stage { stage: Stage::Over });
+    if let Some(workload) = Arc::into_inner(workload) {
+        workload.into_inner().stop().await;
+    }
+    watching.cancel();
+    while watchers.join_next().await.is_some() {}
+    let redis = cluster.redis_state().await?;
+    history::dump(&options.folder, &cluster.pool, &redis).await?;
+    verify(&options.folder, &cluster).await?;
+    drop(recorder);
+    if let Some(cluster) = Arc::into_inner(cluster) {
+        cluster.stop().await;
+    }
+    writer.finish()?;
+    Ok(())
+}
+
+fn describe(options: &RunOptions) -> RunInfo {
+    let seconds = options.duration.as_secs_f64();
+    RunInfo {
+        seed: options.seed,
+        duration_s: seconds,
+        network: "loopback".to_owned(),
+        faults: options.faults.iter().map(ToString::to_string).collect(),
+        replicas: usize::from(ClusterOptions::default().replicas),
+        slots: options.size.slots(),
+        started_at: Utc::now(),
+        command: format!(
+            "cargo run --release -p cortex-chaos -- run --seed {} --duration {seconds}s --faults {}",
+            options.seed,
+            options.faults.join(",")
+        ),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        planted: options.planted.clone(),
+    }
+}
+
+/// Strikes until it is time. Faults of different subjects may overlap: now and again the next one does not wait.
+async fn strike_until(
+    end: Instant,
+    options: &RunOptions,
+    cluster: &Arc<Cluster>,
+    workload: &Arc<Mutex<Workload>>,
+    recorder: &Arc<Recorder>,
+) {
+    let kinds: Vec<&'static Fault> = options
+        .faults
+        .iter()
+        .filter_map(|name| Fault::named(name))
+        .filter(|fault| fault.is_possible())
+        .collect();
+    let mut draw = Draw::new(options.seed, "faults");
+    let mut under_way: JoinSet<faults::Subject> = JoinSet::new();
+    let mut subjects = Vec::new();
+    let mut number = 0_u64;
+    while Instant::now() < end && !kinds.is_empty() {
+        sleep(draw.milliseconds(300, 1500)).await;
+        let fault = *draw.choose(&kinds);
+        let overlaps = draw.percent(25) && !subjects.contains(&fault.subject);
+        while !under_way.is_empty() && !(overlaps && under_way.len() < 2) {
+            if let Some(Ok(subject)) = under_way.join_next().await {
+                subjects.retain(|other| *other != subject);
+            }
+        }
+        if Instant::now() >= end {
+            break;
+        }
+        number += 1;
+        subjects.push(fault.subject);
+        let (cluster, workload, recorder) = (Arc::clone(cluster), Arc::clone(workload), Arc::clone(recorder));
+        let own = Draw::new(options.seed, &format!("fault-{number}"));
+        under_way.spawn(async move {
+            let struck = fault.strike_once(&cluster, &workload, &recorder, own).await;
+            match struck {
+                Ok(proof) => println!("  {}: {proof}", fault.name),
+                Err(why) => println!("  {}: did not bite: {why}", fault.name),
+            }
+            fault.subject
+        });
+    }
+    while under_way.join_next().await.is_some() {}
+}
+
+/// Waits until every job has come to its end; gives up when nothing goes on any more.
+async fn wait_for_quiet(cluster: &Cluster) {
+    let open = "SELECT count(*) FROM jobs WHERE completed_at IS NULL";
+    let (mut left, mut deadline) = (i64::MAX, Instant::now() + QUIET);
+    while Instant::now() < deadline {
+        match sqlx::query_scalar::<_, i64>(open).fetch_one(&cluster.pool).await {
+            Ok(0) => return,
+            Ok(now) if now < left => (left, deadline) = (now, Instant::now() + QUIET),
+            _ => {}
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn watch_views(
+    cluster: Arc<Cluster>,
+    recorder: Arc<Recorder>,
+    replica: usize,
+    stop: CancellationToken,
+) {
+    let mut last = None;
+    while timeout(LOOK_EVERY, stop.cancelled()).await.is_err() {
+        let pid = cluster.pid(replica).await;
+        let Some(view) = cluster.view(replica).await else { continue };
+        if last.as_ref() != Some(&(pid, view.clone())) {
+            recorder.note(Record::View { replica, pid, view: view.clone() });
+            last = Some((pid, view));
+        }
+    }
+}
+
+async fn watch_depth(cluster: Arc<Cluster>, recorder: Arc<Recorder>, stop: CancellationToken) {
+    let sums = "SELECT sum(pending)::bigint, sum(queued)::bigint, sum(assigned + running)::bigint,
+        sum(completed + failed + cancelled + timeout)::bigint FROM job_counters";
+    while timeout(LOOK_EVERY * 2, stop.cancelled()).await.is_err() {
+        if let Ok((pending, queued, active, finished)) = sqlx::query_as(sums).fetch_one(&cluster.pool).await {
+            recorder.note(Record::Depth { pending, queued, active, finished });
+        }
+    }
+}
+
+/// Asks `cortex verify` and keeps what it says.
+async fn verify(folder: &Path, cluster: &Cluster) -> Result<(), Error> {
+    let config = cluster.folder().join("cluster").join("replica-1.yaml");
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
+    command.arg("verify").arg("--config").arg(config).args(["--output", "json"]).stdin(Stdio::null());
+    let output = command.output().await?;
+    // What is no JSON is kept as a text: it is not a clean answer either way.
+    let said = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+        serde_json::json!({"error": String::from_utf8_lossy(&output.stderr), "status": output.status.code()})
+    });
+    fs::write(folder.join("verify.json"), serde_json::to_vec_pretty(&said)?)?;
+    Ok(())
+}

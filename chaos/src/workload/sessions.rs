@@ -1,0 +1,175 @@
+//! Workers with a session, as the client library makes them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cortex_client::{AssignedJob, Handler, JobFailure, Worker};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Plan, Shared};
+use crate::history::{Act, Ending, Recorder};
+
+/// First port that identifies them.
+const PORTS: u16 = 1000;
+/// How often they give a sign of life: after three missed ones they are lost.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// All of them, by number.
+pub struct Sessions {
+    shared: Arc<Shared>,
+    running: Mutex<BTreeMap<u16, Running>>,
+    slots: usize,
+}
+
+struct Running {
+    crash: CancellationToken,
+    leave: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Sessions {
+    /// Starts this many.
+    pub(super) fn start(shared: &Arc<Shared>, count: usize, slots: usize) -> Self {
+        let sessions = Self { shared: Arc::clone(shared), running: Mutex::default(), slots };
+        for number in 1..=u16::try_from(count).unwrap_or(u16::MAX) {
+            sessions.start_one(number);
+        }
+        sessions
+    }
+
+    /// Numbers of those that run.
+    pub fn numbers(&self) -> Vec<u16> {
+        self.lock().keys().copied().collect()
+    }
+
+    /// Starts the worker with this number.
+    pub fn start_one(&self, number: u16) {
+        let name = format!("session-{number}");
+        let (crash, leave) = (CancellationToken::new(), CancellationToken::new());
+        let size = self.shared.cluster.size();
+        // Each begins at another replica.
+        let endpoints: Vec<_> =
+            (0..size).map(|index| self.shared.cluster.grpc((index + usize::from(number)) % size)).collect();
+        let worker = Worker::builder()
+            .endpoints(endpoints.join(","))
+            .name(&name)
+            .hostname("chaos")
+            .port(PORTS + number)
+            .slots(self.slots)
+            .heartbeat_period(HEARTBEAT)
+            .token(Some(self.shared.cluster.tokens().worker.clone()))
+            .build();
+        let handler = Recording {
+            worker: name.clone(),
+            recorder: Arc::clone(&self.shared.recorder),
+            crash: crash.clone(),
+        };
+        let (recorder, crashed, leaving) = (Arc::clone(&self.shared.recorder), crash.clone(), leave.clone());
+        let task = tokio::spawn(async move {
+            let run = async {
+                match worker {
+                    Ok(worker) => worker.run(handler, leaving).await.err().map(|error| error.to_string()),
+                    Err(error) => Some(error.to_string()),
+                }
+            };
+            // Dropped where it stands, a worker says nothing to anybody: that is a crash.
+            let why = tokio::select! {
+                ended = run => ended.unwrap_or_else(|| "it has left".to_owned()),
+                () = crashed.cancelled() => "crash".to_owned(),
+            };
+            recorder.act(&name, Act::Gone { why });
+        });
+        self.lock().insert(number, Running { crash, leave, task });
+    }
+
+    /// Kills the worker with this number in the middle of what it does.
+    pub async fn crash(&self, number: u16) {
+        let running = self.lock().remove(&number);
+        if let Some(running) = running {
+            running.crash.cancel();
+            let _ = running.task.await;
+        }
+    }
+
+    /// Lets all of them finish what they have.
+    pub(super) async fn stop(self) {
+        let running = std::mem::take(&mut *self.lock());
+        for worker in running.values() {
+            worker.leave.cancel();
+        }
+        for worker in running.into_values() {
+            let _ = worker.task.await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u16, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does what the job's plan says and writes it down.
+struct Recording {
+    worker: String,
+    recorder: Arc<Recorder>,
+    crash: CancellationToken,
+}
+
+/// Notes a crash if the run is dropped before its end.
+struct Run<'a> {
+    of: &'a Recording,
+    job: Uuid,
+    lease: Uuid,
+    ended: bool,
+}
+
+impl Run<'_> {
+    fn end(&mut self, end: Ending) {
+        self.ended = true;
+        self.of.recorder.act(&self.of.worker, Act::End { job: self.job, lease: self.lease, end });
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(Ending::Crashed);
+        }
+    }
+}
+
+impl Handler for Recording {
+    async fn run(
+        &self,
+        job: AssignedJob,
+        cancel: cortex_client::CancellationToken,
+    ) -> Result<Value, JobFailure> {
+        let plan: Plan = serde_json::from_slice(&job.input_data)
+            .map_err(|error| JobFailure::new(format!("not one of ours: {error}")).with_code("bad_input"))?;
+        let id = |text: &str| Uuid::parse_str(text).unwrap_or_default();
+        let (id, lease) = (id(&job.id), id(&job.execution_id));
+        let start = Act::Start { job: id, lease, attempt: job.attempt, number: plan.number };
+        self.recorder.act(&self.worker, start);
+        let mut run = Run { of: self, job: id, lease, ended: false };
+        if plan.poison {
+            self.crash.cancel();
+            std::future::pending::<()>().await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(plan.work()) => {}
+            () = cancel.cancelled() => {
+                run.end(Ending::Cancelled);
+                return Err(JobFailure::new("it was told to stop"));
+            }
+        }
+        if job.attempt <= plan.fails {
+            run.end(Ending::Failure);
+            return Err(JobFailure::new("as planned").with_code("planned"));
+        }
+        run.end(Ending::Success);
+        Ok(json!({"result": plan.number}))
+    }
+}
