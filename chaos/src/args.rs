@@ -21,6 +21,10 @@ pub enum Command {
     Run(RunArgs),
     /// Judge a stored run again
     Check(CheckArgs),
+    /// Run many rounds, one seed each; go on with those that are missing
+    Campaign(CampaignArgs),
+    /// Run with one planted defect at a time, until it is caught
+    Planted(PlantedArgs),
     /// List the kinds of faults
     Faults,
 }
@@ -48,6 +52,46 @@ pub struct CheckArgs {
     /// Folder of a run
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
+}
+
+/// Arguments of `campaign`.
+#[derive(Debug, Args)]
+pub struct CampaignArgs {
+    /// Number of rounds
+    #[arg(long, default_value_t = 60)]
+    pub rounds: u64,
+    /// Seed of the first round; each further one has the next
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How long load and faults last in each round
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub duration: Duration,
+    /// How many kinds of faults each round has
+    #[arg(long, default_value_t = 6)]
+    pub kinds: usize,
+    /// Kinds of faults to draw from, comma-separated; all that this machine allows by default
+    #[arg(long, value_delimiter = ',')]
+    pub faults: Vec<String>,
+    /// Where everything is written
+    #[arg(long, value_name = "DIR", default_value = "target/chaos/campaign")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `planted`.
+#[derive(Debug, Args)]
+pub struct PlantedArgs {
+    /// Defects, comma-separated; all by default
+    #[arg(long, value_delimiter = ',')]
+    pub defects: Vec<String>,
+    /// Rounds per defect at the most
+    #[arg(long, default_value_t = 20)]
+    pub rounds: u64,
+    /// How long load and faults last in each round
+    #[arg(long, default_value = "20s", value_parser = duration)]
+    pub duration: Duration,
+    /// Where everything is written
+    #[arg(long, value_name = "DIR", default_value = "target/chaos/planted")]
+    pub output: PathBuf,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -2,10 +2,13 @@
 
 #![warn(clippy::expect_used, clippy::unwrap_used)]
 
+pub mod campaign;
 pub mod checks;
 pub mod cluster;
 pub mod draw;
 pub mod faults;
 pub mod history;
+pub mod planted;
+pub mod report;
 pub mod run;
 pub mod workload;

@@ -5,17 +5,21 @@
 
 mod args;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use cortex_chaos::checks::{self, Verdict};
+use cortex_chaos::campaign::{self, CampaignOptions};
+use cortex_chaos::checks::Verdict;
 use cortex_chaos::cluster::Error;
 use cortex_chaos::faults;
 use cortex_chaos::history::History;
+use cortex_chaos::planted::{self, Defect};
+use cortex_chaos::report::{Overall, Report, Summary};
 use cortex_chaos::run::{self, RunOptions};
 use cortex_chaos::workload::Size;
 
-use args::{Cli, Command};
+use args::{CampaignArgs, Cli, Command, PlantedArgs, RunArgs};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -47,47 +51,101 @@ fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<bool, Error> {
     match command {
-        Command::Run(args) => {
-            let all = || faults::ALL.iter().map(|fault| fault.name).collect();
-            let named = |name: &String| {
-                faults::Fault::named(name)
-                    .map(|fault| fault.name)
-                    .ok_or_else(|| format!("no fault is called {name:?}"))
-            };
-            let faults = if args.faults.is_empty() {
-                all()
-            } else {
-                args.faults.iter().map(named).collect::<Result<_, _>>()?
-            };
-            let options = RunOptions {
-                seed: args.seed,
-                duration: args.duration,
-                faults,
-                folder: args.output,
-                size: Size::default(),
-                planted: None,
-            };
-            run::run(&options).await?;
-            judge(&options.folder)
-        }
-        Command::Check(args) => judge(&args.folder),
+        Command::Run(args) => run_once(args).await,
+        Command::Check(args) => Ok(judge(&args.folder)? == Overall::Pass),
+        Command::Campaign(args) => run_campaign(args).await,
+        Command::Planted(args) => run_planted(args).await,
         Command::Faults => {
             for fault in faults::ALL {
-                println!("{:20} {}", fault.name, fault.about);
+                let possible = if fault.is_possible() { "" } else { " (not on this machine)" };
+                println!("{:24} {}{possible}", fault.name, fault.about);
             }
             Ok(true)
         }
     }
 }
 
-/// Judges a stored run; answers whether every promise that was tried was kept.
-fn judge(folder: &std::path::Path) -> Result<bool, Error> {
-    let judgements = checks::judge(&History::read(folder)?);
-    std::fs::write(folder.join("judgements.json"), serde_json::to_vec_pretty(&judgements)?)?;
-    for judgement in &judgements {
-        println!("{:4} {:?}", judgement.promise, judgement.verdict);
+async fn run_once(args: RunArgs) -> Result<bool, Error> {
+    let options = RunOptions {
+        seed: args.seed,
+        duration: args.duration,
+        faults: kinds(&args.faults)?,
+        folder: args.output,
+        size: Size::default(),
+        planted: None,
+    };
+    run::run(&options).await?;
+    Ok(judge(&options.folder)? == Overall::Pass)
+}
+
+async fn run_campaign(args: CampaignArgs) -> Result<bool, Error> {
+    let faults = kinds(&args.faults)?;
+    let seconds = args.duration.as_secs_f64();
+    let mut command = format!(
+        "cargo run --release -p cortex-chaos -- campaign --rounds {} --seed {} --duration {seconds}s --kinds {}",
+        args.rounds, args.seed, args.kinds
+    );
+    if !args.faults.is_empty() {
+        command.push_str(&format!(" --faults {}", faults.join(",")));
     }
-    Ok(judgements
-        .iter()
-        .all(|judgement| matches!(judgement.verdict, Verdict::Pass { .. } | Verdict::NotTried)))
+    let options = CampaignOptions {
+        rounds: args.rounds,
+        first_seed: args.seed,
+        round_s: seconds,
+        kinds: args.kinds,
+        faults: faults.into_iter().map(str::to_owned).collect(),
+        command,
+    };
+    let overall = campaign::run(&options, &args.output).await?;
+    println!("{}: {}", overall.word(), args.output.join("report.html").display());
+    Ok(overall == Overall::Pass)
+}
+
+async fn run_planted(args: PlantedArgs) -> Result<bool, Error> {
+    let wanted =
+        |defect: &&Defect| args.defects.is_empty() || args.defects.iter().any(|name| name == defect.name);
+    let defects: Vec<_> = planted::DEFECTS.iter().filter(wanted).collect();
+    if let Some(name) =
+        args.defects.iter().find(|name| planted::DEFECTS.iter().all(|defect| defect.name != **name))
+    {
+        return Err(format!("no defect is called {name:?}").into());
+    }
+    let caught = planted::run(&defects, args.rounds, args.duration, &args.output).await?;
+    Ok(caught.iter().all(|caught| caught.round.is_some()))
+}
+
+/// The kinds with these names; all if none is named.
+fn kinds(names: &[String]) -> Result<Vec<&'static str>, Error> {
+    if names.is_empty() {
+        return Ok(faults::ALL.iter().map(|fault| fault.name).collect());
+    }
+    let named = |name: &String| {
+        let found = faults::Fault::named(name).map(|fault| fault.name);
+        found.ok_or_else(|| format!("no fault is called {name:?}; `cortex-chaos faults` lists them").into())
+    };
+    names.iter().map(named).collect()
+}
+
+/// Judges a stored run, and writes its summary and report.
+fn judge(folder: &Path) -> Result<Overall, Error> {
+    let history = History::read(folder)?;
+    let summary = Summary::of(&history);
+    summary.write(folder)?;
+    for judgement in &summary.judgements {
+        match &judgement.verdict {
+            Verdict::Pass { cases } => println!("{:4} pass, {cases} cases", judgement.promise),
+            Verdict::NotTried => println!("{:4} not tried", judgement.promise),
+            Verdict::Unknown { why } => println!("{:4} UNKNOWN: {why}", judgement.promise),
+            Verdict::Fail { count, violations } => {
+                println!("{:4} FAIL, {count} violations", judgement.promise);
+                violations.iter().for_each(|violation| println!("       {violation}"));
+            }
+        }
+    }
+    let overall = summary.overall();
+    let command = summary.info.command.clone();
+    let report = Report { title: "CORTEX under faults: a run".to_owned(), command, rounds: vec![summary] };
+    report.write(folder, Some(&history))?;
+    println!("{}: {}", overall.word(), folder.join("report.html").display());
+    Ok(overall)
 }

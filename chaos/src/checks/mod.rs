@@ -1,6 +1,8 @@
 //! The promises, one file each, judged by a history alone.
 
+mod failovers;
 mod s01_no_loss;
+pub use failovers::{Failover, failovers};
 
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::record::{Act, Line, Outcome, Record, Request};
 

@@ -1,0 +1,118 @@
+//! What came of a run or a campaign, for people: `report.md`, and `report.html`, which needs nothing else.
+
+mod html;
+mod markdown;
+mod summary;
+mod timeline;
+
+use std::path::Path;
+use std::{fs, io};
+
+use crate::checks::{PROMISES, Verdict};
+use crate::history::History;
+
+pub use summary::{Overall, Summary, add_up, milliseconds, percentile};
+
+/// Several runs, or one, under one heading.
+#[derive(Debug)]
+pub struct Report {
+    /// What it is about.
+    pub title: String,
+    /// The command that does it all again.
+    pub command: String,
+    /// Every run.
+    pub rounds: Vec<Summary>,
+}
+
+/// A promise and what is said of it in all rounds together.
+struct Row {
+    id: &'static str,
+    name: &'static str,
+    text: &'static str,
+    verdict: Verdict,
+}
+
+/// How long the cluster stood still after faults of one kind.
+struct Times {
+    name: String,
+    count: usize,
+    submission: [Option<f64>; 3],
+    dispatch: [Option<f64>; 3],
+}
+
+impl Report {
+    /// Writes `report.md` and `report.html`. The picture shows the history that is given, if one is.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, folder: &Path, history: Option<&History>) -> io::Result<()> {
+        fs::write(folder.join("report.md"), markdown::render(self))?;
+        fs::write(folder.join("report.html"), html::render(self, history).into_string())
+    }
+
+    /// What it is as a whole.
+    pub fn overall(&self) -> Overall {
+        let rows = self.rows();
+        Overall::of(rows.iter().map(|row| &row.verdict))
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let row = |promise: &crate::checks::Promise| {
+            let of_it = |round: &'_ Summary| {
+                round
+                    .judgements
+                    .iter()
+                    .find(|judgement| judgement.promise == promise.id)
+                    .map(|found| found.verdict.clone())
+            };
+            let verdicts: Vec<_> = self.rounds.iter().filter_map(of_it).collect();
+            Row { id: promise.id, name: promise.name, text: promise.text, verdict: add_up(verdicts.iter()) }
+        };
+        PROMISES.iter().map(row).collect()
+    }
+
+    /// Strikes by kind: how many, and how many of them were shown to have bitten.
+    fn strikes(&self) -> Vec<(String, u64, u64)> {
+        let mut all = std::collections::BTreeMap::<&str, (u64, u64)>::new();
+        for (name, (count, bitten)) in self.rounds.iter().flat_map(|round| &round.faults) {
+            let line = all.entry(name).or_default();
+            (line.0, line.1) = (line.0 + count, line.1 + bitten);
+        }
+        all.into_iter().map(|(name, (count, bitten))| (name.to_owned(), count, bitten)).collect()
+    }
+
+    /// Median, 99th percentile and largest of the times after faults, by kind.
+    fn times(&self) -> Vec<Times> {
+        let mut kinds = std::collections::BTreeMap::<&str, Vec<&crate::checks::Failover>>::new();
+        for failover in self.rounds.iter().flat_map(|round| &round.failovers) {
+            kinds.entry(&failover.name).or_default().push(failover);
+        }
+        let of = |values: Vec<f64>| [50.0, 99.0, 100.0].map(|percent| percentile(&values, percent));
+        let times = |(name, all): (&str, Vec<&crate::checks::Failover>)| Times {
+            name: name.to_owned(),
+            count: all.len(),
+            submission: of(all.iter().filter_map(|failover| failover.to_submission_ms).collect()),
+            dispatch: of(all.iter().filter_map(|failover| failover.to_dispatch_ms).collect()),
+        };
+        kinds.into_iter().map(times).collect()
+    }
+
+    fn total(&self, of: impl Fn(&Summary) -> u64) -> u64 {
+        self.rounds.iter().map(of).sum()
+    }
+}
+
+/// The verdict in one word, and what goes with it.
+fn words(verdict: &Verdict) -> (&'static str, String) {
+    match verdict {
+        Verdict::Pass { cases } => ("pass", format!("{cases} cases")),
+        Verdict::Fail { count, .. } => ("fail", format!("{count} violations")),
+        Verdict::Unknown { why } => ("unknown", why.clone()),
+        Verdict::NotTried => ("not tried", String::new()),
+    }
+}
+
+/// Milliseconds, or a dash.
+fn ms(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.0}"))
+}
