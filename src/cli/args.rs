@@ -176,7 +176,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: u32,
     /// Workers in this process
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub workers: u16,
     /// Jobs at a time, each worker
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=100))]
