@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 DENY_VERSION=0.20.2
 # One set of features for lints and tests, so that nothing is built twice.
-FEATURES=(--workspace --features crash-points)
+FEATURES=(--workspace --features crash-points,planted-defects)
 
 steps=()
 current=

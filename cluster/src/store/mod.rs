@@ -9,6 +9,8 @@
 mod database;
 mod log;
 mod machine;
+#[cfg(feature = "planted-defects")]
+mod unsynced;
 
 pub(crate) use database::Store;
 pub use database::StoreError;
