@@ -51,6 +51,7 @@ check_dependencies() {
 
 step "install what is missing" install_missing pgbouncer
 step "formatting" cargo fmt --all --check
+step "formatting of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 step "lints" cargo clippy "${FEATURES[@]}" --all-targets --quiet -- -D warnings
 step "statements against PostgreSQL" bash deploy/sqlx-data.sh --check
 step "install cargo-deny" install_deny
