@@ -11,7 +11,7 @@ verify:
 # Formats, applies what clippy suggests, and refreshes what is known about the statements.
 fix:
     cargo fmt --all
-    cargo clippy --workspace --all-targets --features crash-points --fix --allow-dirty --allow-staged
+    cargo clippy --workspace --all-targets --features crash-points,planted-defects --fix --allow-dirty --allow-staged
     bash deploy/sqlx-data.sh
     cargo fmt --all
 
@@ -21,7 +21,7 @@ dev *OPTIONS:
 
 # Tests whose names contain NAME.
 test NAME:
-    cargo test --workspace --features crash-points {{NAME}}
+    cargo test --workspace --features crash-points,planted-defects {{NAME}}
 
 # Crates that the build has in more than one version.
 duplicates:

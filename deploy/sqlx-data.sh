@@ -30,7 +30,7 @@ mkdir "$folder/sqlx"
 # The statements are looked at anew only when the crate is compiled anew.
 touch src/lib.rs
 DATABASE_URL="postgres://$user@localhost/postgres?host=$folder" SQLX_OFFLINE=false SQLX_OFFLINE_DIR="$folder/sqlx" \
-    cargo check --workspace --features crash-points --quiet
+    cargo check --workspace --features crash-points,planted-defects --quiet
 [ -n "$(ls "$folder/sqlx")" ] || fail "no statement was recorded"
 
 if [ "${1:-}" = --check ]; then

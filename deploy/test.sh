@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 DENY_VERSION=0.20.2
 # One set of features for lints and tests, so that nothing is built twice.
-FEATURES=(--workspace --features crash-points)
+FEATURES=(--workspace --features crash-points,planted-defects)
 
 steps=()
 current=
@@ -51,6 +51,7 @@ check_dependencies() {
 
 step "install what is missing" install_missing pgbouncer
 step "formatting" cargo fmt --all --check
+step "formatting of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 step "lints" cargo clippy "${FEATURES[@]}" --all-targets --quiet -- -D warnings
 step "statements against PostgreSQL" bash deploy/sqlx-data.sh --check
 step "install cargo-deny" install_deny

@@ -14,6 +14,7 @@ pub mod genome;
 pub mod group;
 pub mod leadership;
 pub mod loops;
+pub mod planted;
 pub mod ready_queue;
 pub mod security;
 pub mod services;

@@ -21,7 +21,7 @@ use text::{Source, files, read, rust_files};
 const LINES: usize = 500;
 
 /// What may stand at the top. A new room of the house is a decision, not an accident.
-const TOP_LEVEL: [&str; 27] = [
+const TOP_LEVEL: [&str; 28] = [
     ".cargo",
     ".ci",
     ".git",
@@ -41,6 +41,7 @@ const TOP_LEVEL: [&str; 27] = [
     "deny.toml",
     "deploy",
     "docs",
+    "fuzz",
     "justfile",
     "migrations",
     "proto",
@@ -196,4 +197,28 @@ fn is_written(name: &str, expected: &str) {
     let written = std::fs::read_to_string(&path).unwrap_or_default();
     let how = "CORTEX_WRITE_DOCS=1 cargo test --test tidy writes it anew";
     assert!(written == expected, "{name} is out of date; {how}");
+}
+
+#[test]
+fn no_release_has_what_only_tests_may_have() {
+    let dangerous =
+        ["crash-points", "planted-defects", "CORTEX_PLANT", "CORTEX_CRASH_POINTS", "--all-features"];
+    let released = ["deploy/Dockerfile", "deploy/compose.yaml", "deploy/quickstart.sh", "deploy/lib.sh"];
+    let mut found = Vec::new();
+    for path in released {
+        let text = read(path);
+        found.extend(
+            dangerous.iter().filter(|word| text.contains(**word)).map(|word| format!("{path}: {word}")),
+        );
+    }
+    for path in files().filter(|path| path.ends_with("Cargo.toml")) {
+        for line in read(&path).lines().map(str::trim) {
+            // A feature's own line, and the one that passes it on, turn nothing on.
+            let declares = ["crash-points = ", "planted-defects = "].iter().any(|own| line.starts_with(own));
+            if !declares && !line.starts_with('#') && dangerous.iter().any(|word| line.contains(word)) {
+                found.push(format!("{path}: {line}"));
+            }
+        }
+    }
+    assert!(found.is_empty(), "never in a release: {found:#?}");
 }

@@ -10,6 +10,9 @@ use serde::de::DeserializeOwned;
 /// Version of the layout of all encoded types.
 const FORMAT: u8 = 1;
 const HEADER: usize = 5;
+/// Most bytes that a record may say it has. No message between members is longer, and no record comes near it;
+/// without a limit memory is asked for as much as a record says.
+const LIMIT: usize = 16 * 1024 * 1024;
 
 /// Why bytes can't be read or a value can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -53,11 +56,18 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>
     if header[1..] != crc32(body).to_le_bytes() {
         return Err(CodecError::Checksum);
     }
-    let (value, read) = bincode::serde::decode_from_slice(body, bincode::config::standard())?;
+    let (value, read) =
+        bincode::serde::decode_from_slice(body, bincode::config::standard().with_limit::<LIMIT>())?;
     if read != body.len() {
         return Err(CodecError::Trailing);
     }
     Ok(value)
+}
+
+/// These bytes with the header that belongs to them.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn framed(body: &[u8]) -> Vec<u8> {
+    [&[FORMAT], &crc32(body).to_le_bytes()[..], body].concat()
 }
 
 /// CRC-32 as in IEEE 802.3, computed from a table built at compile time.
@@ -88,6 +98,14 @@ mod tests {
     #[test]
     fn the_checksum_is_the_standard_one() {
         assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
+    }
+
+    #[test]
+    fn a_text_that_is_said_to_be_longer_than_its_record_is_refused() {
+        for length in [LIMIT as u64 - 100, 1 << 32, 1 << 45, u64::MAX] {
+            let body = [&[253], &length.to_le_bytes()[..], b"text"].concat();
+            assert!(matches!(decode::<String>(&framed(&body)), Err(CodecError::Decode(_))), "{length}");
+        }
     }
 
     #[test]

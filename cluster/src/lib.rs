@@ -58,6 +58,9 @@
 mod codec;
 mod config;
 mod control;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod join;
 mod leadership;
 mod membership;

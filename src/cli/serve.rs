@@ -17,9 +17,15 @@ pub async fn run(args: ServeArgs) -> ExitCode {
 }
 
 async fn serve(args: ServeArgs) -> Result<(), CommandError> {
+    #[cfg(feature = "planted-defects")]
+    let planted = crate::planted::check().map_err(CommandError::Usage)?;
     let config = Config::load(&args.config).map_err(|error| CommandError::Failed(error.to_string()))?;
     logging::init(config.log_level(), config.observability.log_format)
         .map_err(|error| CommandError::Usage(error.to_string()))?;
+    #[cfg(feature = "planted-defects")]
+    if let Some(planted) = planted {
+        tracing::warn!(planted, "This replica has a defect that was planted on purpose.");
+    }
     let shutdown = CancellationToken::new();
     signals::cancel_in_turn([shutdown.clone()])?;
     app::run(config, shutdown).await.map_err(|error| {

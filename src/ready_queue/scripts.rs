@@ -7,22 +7,31 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
-macro_rules! fenced {
+use crate::planted::{Plant, planted};
+
+macro_rules! unfenced {
     ($($part:literal),+) => {
-        LazyLock::new(|| Script::new(concat!(
-            include_str!("scripts/fence.lua"), "\n",
+        concat!(
             include_str!("scripts/common.lua"), "\n",
             $(include_str!(concat!("scripts/", $part)), "\n",)+
-        )))
+        )
+    };
+}
+
+macro_rules! fenced {
+    ($($part:literal),+) => {
+        LazyLock::new(|| {
+            if planted(Plant::FenceOff) {
+                return Script::new(unfenced!($($part),+));
+            }
+            Script::new(concat!(include_str!("scripts/fence.lua"), "\n", unfenced!($($part),+)))
+        })
     };
 }
 
 macro_rules! reading {
     ($($part:literal),+) => {
-        LazyLock::new(|| Script::new(concat!(
-            include_str!("scripts/common.lua"), "\n",
-            $(include_str!(concat!("scripts/", $part)), "\n",)+
-        )))
+        LazyLock::new(|| Script::new(unfenced!($($part),+)))
     };
 }
 

@@ -19,6 +19,18 @@ use crate::security::Vault;
 /// Whatever the database's defaults are: with an older snapshot the fence would not see a newer epoch.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
+/// A check that looks at nothing. One that a test has put in the place of the product's stays.
+#[cfg(feature = "planted-defects")]
+const FENCE_OFF: &str = "DO $plant$ BEGIN
+    IF (SELECT prosrc FROM pg_proc WHERE proname = 'cortex_pass') LIKE '%is fenced off%' THEN
+        CREATE OR REPLACE FUNCTION cortex_pass(of_cluster UUID, of_epoch BIGINT) RETURNS BOOLEAN LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_advisory_xact_lock_shared(cortex_fence_key());
+            RETURN TRUE;
+        END $$;
+    END IF;
+END $plant$";
+
 /// What a leader must show to write: its Raft group and its epoch. A single statement may show it by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fence {
@@ -39,6 +51,10 @@ impl Database {
     /// Makes `fence` the current one, once no transaction of an older leader is under way.
     pub async fn take_over(&self, fence: Fence, term: i64, leader_id: i64) -> Result<(), StorageError> {
         let mut connection = self.writes.acquire().await?;
+        #[cfg(feature = "planted-defects")]
+        if crate::planted::planted(crate::planted::Plant::FenceOff) {
+            sqlx::raw_sql(FENCE_OFF).execute(&mut *connection).await?;
+        }
         let statements = format!(
             "{BEGIN}; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
              SELECT cortex_take_over('{}', {}, {term}, {leader_id}); COMMIT",

@@ -20,7 +20,7 @@ const FREEZE: Duration = Duration::from_secs(3);
 
 impl Scene {
     /// The leadership that PostgreSQL holds.
-    async fn stored_fence(&self) -> Fence {
+    pub async fn stored_fence(&self) -> Fence {
         let (cluster_id, epoch): (Uuid, i64) =
             sqlx::query_as("SELECT cluster_id, epoch FROM leadership").fetch_one(&self.pool).await.unwrap();
         Fence { cluster_id: ClusterId(cluster_id), epoch: Epoch(epoch) }

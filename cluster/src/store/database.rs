@@ -305,7 +305,16 @@ fn open_checked(path: &Path) -> Result<Database, StoreError> {
         }
         error => StoreError::Damaged { path: path.to_owned(), detail: error.to_string() },
     };
-    let mut database = Database::builder().set_cache_size(CACHE).create(path).map_err(refused)?;
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    #[cfg(feature = "planted-defects")]
+    let created = match super::unsynced::planted(path) {
+        Some(planted) => planted.and_then(|backend| builder.create_with_backend(backend)),
+        None => builder.create(path),
+    };
+    #[cfg(not(feature = "planted-defects"))]
+    let created = builder.create(path);
+    let mut database = created.map_err(refused)?;
     if !database.check_integrity().map_err(refused)? {
         let detail = "its pages do not match their checksums".into();
         return Err(StoreError::Damaged { path: path.to_owned(), detail });

@@ -9,9 +9,13 @@
 mod database;
 mod log;
 mod machine;
+#[cfg(feature = "planted-defects")]
+mod unsynced;
 
 pub(crate) use database::Store;
 pub use database::StoreError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use database::StoredSnapshot;
 pub(crate) use log::LogStore;
 pub(crate) use machine::StateMachine;
 

@@ -4,6 +4,7 @@
 //! Lock the jobs, fold the events over them, write what came out, commit, answer. What a transition
 //! means for the ready queue, the fleet and the counters follows from the state before and after.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,7 @@ use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::job::JobStatus;
 use crate::domain::payload::Payload;
 use crate::domain::transition::{JobEvent, JobState, Refusal, Reporter, rejection};
+use crate::planted::{Plant, planted};
 use crate::ready_queue::Entry;
 use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::Applied;
@@ -86,7 +88,12 @@ pub(super) fn start(core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Batch
 }
 
 impl Core {
-    async fn apply_events(&self, slot: i16, batch: Vec<EventItem>) {
+    async fn apply_events(&self, slot: i16, mut batch: Vec<EventItem>) {
+        if planted(Plant::CompletionBeforeCommit) {
+            let completions =
+                batch.iter_mut().filter(|item| matches!(item.event, JobEvent::Completed { .. }));
+            completions.for_each(accept_unseen);
+        }
         let rest = match self.complete(slot, &batch).await {
             Ok(completed) => self.settle_completed(batch, completed),
             // Checked values that PostgreSQL refuses all the same: the long way finds out which.
@@ -142,7 +149,11 @@ impl Core {
             .iter()
             .map(|item| {
                 let job = touched.get_mut(&item.job)?;
-                let verdict = job.after.apply(&item.event, now, self.parts.ambient.unit());
+                let event = judged(&item.event, &job.after);
+                let verdict = job.after.apply(&event, now, self.parts.ambient.unit());
+                if planted(Plant::RetriesEarly) && job.after.retry_count > job.before.retry_count {
+                    job.after.next_retry_at = job.after.next_retry_at.map(|due| now + (due - now) / 2);
+                }
                 job.by_holder |= verdict.is_ok() && reporter(&item.event).is_some();
                 Some(verdict)
             })
@@ -352,7 +363,33 @@ async fn explain_refusal(
     Ok(if repeated { Ok(Applied { repeated, job: None }) } else { Err(refusal.into()) })
 }
 
-fn refuse(batch: Vec<EventItem>, error: &ServiceError) {
+/// The event as the job's state is asked about it.
+fn judged<'a>(event: &'a JobEvent, job: &JobState) -> Cow<'a, JobEvent> {
+    let mut event = Cow::Borrowed(event);
+    if planted(Plant::LeaseTokenIgnored)
+        && let Some(lease) = &job.lease
+        && let JobEvent::Started { by, .. }
+        | JobEvent::Rejected { by, .. }
+        | JobEvent::Completed { by, .. }
+        | JobEvent::Failed { by, .. } = event.to_mut()
+    {
+        *by = Reporter { worker_id: lease.worker_id, lease: None };
+    }
+    event
+}
+
+/// Only where a defect is planted.
+fn accept_unseen(item: &mut EventItem) {
+    if let Some(reply) = item.reply.take() {
+        drop(reply.send(Ok(Applied { repeated: false, job: None })));
+    }
+}
+
+fn refuse(mut batch: Vec<EventItem>, error: &ServiceError) {
+    if planted(Plant::DeposedReportsAccepted) && matches!(error, ServiceError::NoLeader) {
+        let reports = batch.iter_mut().filter(|item| reporter(&item.event).is_some());
+        reports.for_each(accept_unseen);
+    }
     for reply in batch.into_iter().filter_map(|item| item.reply) {
         drop(reply.send(Err(error.clone())));
     }
