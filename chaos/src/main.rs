@@ -9,13 +9,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cortex_chaos::checks::{self, Verdict};
-use cortex_chaos::cluster::Error;
+use cortex_chaos::cluster::{Error, NetworkKind, enter_network};
 use cortex_chaos::faults;
 use cortex_chaos::history::History;
 use cortex_chaos::run::{self, RunOptions};
 use cortex_chaos::workload::Size;
 
-use args::{Cli, Command};
+use args::{Cli, Command, RunArgs};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,6 +24,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PRODUCT: [&str; 3] = ["serve", "migrate", "verify"];
 
 fn main() -> ExitCode {
+    let first = std::env::args().nth(1);
+    let product = first.is_some_and(|first| PRODUCT.contains(&first.as_str()));
+    let command = (!product).then(|| Cli::parse().command);
+    // Before there is a second thread: a namespace is the thread's that enters it.
+    if let Some(Command::Run(RunArgs { network: NetworkKind::Namespaces, .. })) = &command
+        && let Err(error) = enter_network()
+    {
+        eprintln!("error: {error}");
+        return ExitCode::from(2);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -31,11 +41,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let first = std::env::args().nth(1);
-    if first.is_some_and(|first| PRODUCT.contains(&first.as_str())) {
+    let Some(command) = command else {
         return runtime.block_on(cortex::cli::run(cortex::cli::args::Cli::parse().command));
-    }
-    match runtime.block_on(dispatch(Cli::parse().command)) {
+    };
+    match runtime.block_on(dispatch(command)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -64,6 +73,7 @@ async fn dispatch(command: Command) -> Result<bool, Error> {
                 duration: args.duration,
                 faults,
                 folder: args.output,
+                network: args.network,
                 size: Size::default(),
                 planted: None,
             };
