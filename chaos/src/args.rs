@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use cortex_chaos::cluster::NetworkKind;
 
 /// Runs CORTEX under faults and judges whether its promises held.
 #[derive(Debug, Parser)]
@@ -41,6 +42,9 @@ pub struct RunArgs {
     /// Kinds of faults, comma-separated; all that this machine allows by default
     #[arg(long, value_delimiter = ',')]
     pub faults: Vec<String>,
+    /// How replicas and stores are connected: through relays on loopback, or netns for network namespaces (needs root)
+    #[arg(long, default_value = "loopback", value_parser = network)]
+    pub network: NetworkKind,
     /// Where everything is written; must not exist
     #[arg(long, value_name = "DIR", default_value = "target/chaos/run")]
     pub output: PathBuf,
@@ -69,6 +73,9 @@ pub struct CampaignArgs {
     /// How many kinds of faults each round has
     #[arg(long, default_value_t = 6)]
     pub kinds: usize,
+    /// How replicas and stores are connected: loopback, or netns, which needs root
+    #[arg(long, default_value = "loopback", value_parser = network)]
+    pub network: NetworkKind,
     /// Kinds of faults to draw from, comma-separated; all that this machine allows by default
     #[arg(long, value_delimiter = ',')]
     pub faults: Vec<String>,
@@ -92,6 +99,10 @@ pub struct PlantedArgs {
     /// Where everything is written
     #[arg(long, value_name = "DIR", default_value = "target/chaos/planted")]
     pub output: PathBuf,
+}
+
+fn network(text: &str) -> Result<NetworkKind, String> {
+    NetworkKind::named(text).ok_or_else(|| format!("{text:?} is neither loopback nor netns"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Error;
+use crate::cluster::{Error, NetworkKind};
 use crate::draw::Draw;
 use crate::faults;
 use crate::history::History;
@@ -26,6 +26,8 @@ pub struct CampaignOptions {
     pub round_s: f64,
     /// How many kinds of faults each round has, drawn by its seed.
     pub kinds: usize,
+    /// `loopback` or `netns`.
+    pub network: String,
     /// The kinds to draw from.
     pub faults: Vec<String>,
     /// The command that does it all again.
@@ -81,6 +83,7 @@ async fn run_round(options: &CampaignOptions, seed: u64, folder: PathBuf) -> Res
         seed,
         duration: Duration::try_from_secs_f64(options.round_s)?,
         faults: kinds(options, seed),
+        network: NetworkKind::named(&options.network).ok_or("there is no such network")?,
         folder: folder.clone(),
         size: Size::default(),
         planted: None,
@@ -138,6 +141,7 @@ mod tests {
             first_seed: 1,
             round_s: 1.0,
             kinds: 3,
+            network: "loopback".to_owned(),
             faults: faults::ALL.iter().map(|fault| fault.name.to_owned()).collect(),
             command: String::new(),
         };

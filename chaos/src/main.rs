@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use cortex_chaos::campaign::{self, CampaignOptions};
 use cortex_chaos::checks::Verdict;
-use cortex_chaos::cluster::Error;
+use cortex_chaos::cluster::{Error, NetworkKind, enter_network};
 use cortex_chaos::faults;
 use cortex_chaos::history::History;
 use cortex_chaos::planted::{self, Defect};
@@ -28,6 +28,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PRODUCT: [&str; 3] = ["serve", "migrate", "verify"];
 
 fn main() -> ExitCode {
+    let first = std::env::args().nth(1);
+    let product = first.is_some_and(|first| PRODUCT.contains(&first.as_str()));
+    let command = (!product).then(|| Cli::parse().command);
+    // Before there is a second thread: a namespace is the thread's that enters it.
+    let network = match &command {
+        Some(Command::Run(args)) => args.network,
+        Some(Command::Campaign(args)) => args.network,
+        _ => NetworkKind::Loopback,
+    };
+    if network == NetworkKind::Namespaces
+        && let Err(error) = enter_network()
+    {
+        eprintln!("error: {error}");
+        return ExitCode::from(2);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -35,11 +50,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let first = std::env::args().nth(1);
-    if first.is_some_and(|first| PRODUCT.contains(&first.as_str())) {
+    let Some(command) = command else {
         return runtime.block_on(cortex::cli::run(cortex::cli::args::Cli::parse().command));
-    }
-    match runtime.block_on(dispatch(Cli::parse().command)) {
+    };
+    match runtime.block_on(dispatch(command)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -71,6 +85,7 @@ async fn run_once(args: RunArgs) -> Result<bool, Error> {
         duration: args.duration,
         faults: kinds(&args.faults)?,
         folder: args.output,
+        network: args.network,
         size: Size::default(),
         planted: None,
     };
@@ -82,8 +97,11 @@ async fn run_campaign(args: CampaignArgs) -> Result<bool, Error> {
     let faults = kinds(&args.faults)?;
     let seconds = args.duration.as_secs_f64();
     let mut command = format!(
-        "cargo run --release -p cortex-chaos -- campaign --rounds {} --seed {} --duration {seconds}s --kinds {}",
-        args.rounds, args.seed, args.kinds
+        "cargo run --release -p cortex-chaos -- campaign --rounds {} --seed {} --duration {seconds}s --kinds {} --network {}",
+        args.rounds,
+        args.seed,
+        args.kinds,
+        args.network.name()
     );
     if !args.faults.is_empty() {
         command.push_str(&format!(" --faults {}", faults.join(",")));
@@ -93,6 +111,7 @@ async fn run_campaign(args: CampaignArgs) -> Result<bool, Error> {
         first_seed: args.seed,
         round_s: seconds,
         kinds: args.kinds,
+        network: args.network.name().to_owned(),
         faults: faults.into_iter().map(str::to_owned).collect(),
         command,
     };

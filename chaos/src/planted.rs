@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::checks::Verdict;
-use crate::cluster::Error;
+use crate::cluster::{Error, NetworkKind};
 use crate::history::History;
 use crate::report::{Overall, Summary};
 use crate::run::{self, RunOptions};
@@ -124,6 +124,7 @@ async fn run_round(defect: &Defect, round: u64, duration: Duration, folder: &Pat
         duration,
         faults: defect.faults.to_vec(),
         folder: folder.to_owned(),
+        network: NetworkKind::Loopback,
         size: Size::default(),
         planted: Some(defect.name.to_owned()),
     };

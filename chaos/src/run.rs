@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Cluster, ClusterOptions, Error};
+use crate::cluster::{Cluster, ClusterOptions, Error, NetworkKind};
 use crate::draw::Draw;
 use crate::faults::{self, Fault};
 use crate::history::{self, Record, Recorder, RunInfo, Stage};
@@ -34,6 +34,8 @@ pub struct RunOptions {
     pub duration: Duration,
     /// Names of the faults that may strike.
     pub faults: Vec<&'static str>,
+    /// How replicas and stores are connected.
+    pub network: NetworkKind,
     /// Where everything is written; must not exist.
     pub folder: PathBuf,
     /// How many of everybody there are.
@@ -50,7 +52,7 @@ pub async fn run(options: &RunOptions) -> Result<(), Error> {
     fs::create_dir_all(&options.folder)?;
     let info = describe(options);
     fs::write(options.folder.join("run.json"), serde_json::to_vec_pretty(&info)?)?;
-    let mut cluster_options = ClusterOptions::default();
+    let mut cluster_options = ClusterOptions { network: options.network, ..ClusterOptions::default() };
     if let Some(defect) = &options.planted {
         cluster_options.environment.push(("CORTEX_PLANT".to_owned(), defect.clone()));
     }
@@ -104,14 +106,15 @@ fn describe(options: &RunOptions) -> RunInfo {
     RunInfo {
         seed: options.seed,
         duration_s: seconds,
-        network: "loopback".to_owned(),
+        network: options.network.name().to_owned(),
         faults: options.faults.iter().map(ToString::to_string).collect(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: options.size.slots(),
         started_at: System.now(),
         command: format!(
-            "cargo run --release -p cortex-chaos -- run --seed {} --duration {seconds}s --faults {}",
+            "cargo run --release -p cortex-chaos -- run --seed {} --duration {seconds}s --network {} --faults {}",
             options.seed,
+            options.network.name(),
             options.faults.join(",")
         ),
         version: env!("CARGO_PKG_VERSION").to_owned(),

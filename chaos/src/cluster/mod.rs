@@ -1,5 +1,7 @@
 //! The cluster under test: replicas as processes, their stores, and the network between them.
 
+mod diallers;
+mod namespaces;
 mod network;
 mod options;
 mod relays;
@@ -17,10 +19,11 @@ use tokio::time::{Instant, sleep};
 
 use crate::history::{RedisState, View};
 
-pub use network::{Condition, End, Link};
+pub use namespaces::enter as enter_network;
+use network::Network;
+pub use network::{Condition, End, Link, NetworkKind};
 use options::Started;
 pub use options::{ClusterOptions, Error};
-use relays::Relays;
 
 /// Time between two looks while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -43,7 +46,7 @@ pub struct Cluster {
     pub redis_client: redis::Client,
     /// A client without retries and without a token.
     pub http: reqwest::Client,
-    relays: Relays,
+    network: Network,
     addresses: Vec<(SocketAddr, SocketAddr)>,
     folder: PathBuf,
     tokens: Tokens,
@@ -77,7 +80,7 @@ impl Cluster {
     /// # Errors
     /// When a store or a replica does not come up.
     pub async fn start(folder: &Path, options: ClusterOptions) -> Result<Self, Error> {
-        let Started { postgres, redis, relays, replicas, ports } = options.start(folder).await?;
+        let Started { postgres, redis, network, replicas, ports } = options.start(folder).await?;
         let tokens = Tokens::read(replicas.tokens().ok_or("tokens were not made")?)?;
         let addresses =
             (0..replicas.size()).map(|index| (replicas.http(index), replicas.grpc(index))).collect();
@@ -85,23 +88,19 @@ impl Cluster {
         sqlx::raw_sql(include_str!("witness.sql")).execute(&pool).await?;
         let redis_client = redis::Client::open(redis.url())?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(15)).build()?;
-        let cluster = Self {
+        Ok(Self {
             replicas: RwLock::new(replicas),
             postgres: Mutex::new(postgres),
             redis: Mutex::new(redis),
             pool,
             redis_client,
             http,
-            relays,
+            network,
             addresses,
             folder: folder.to_owned(),
             tokens,
             _ports: ports,
-        };
-        for index in 0..cluster.size() {
-            cluster.relays.is_process(index, cluster.pid(index).await);
-        }
-        Ok(cluster)
+        })
     }
 
     /// Number of replicas.
@@ -177,24 +176,35 @@ impl Cluster {
     /// When it cannot be started.
     pub async fn restart(&self, index: usize) -> Result<(), String> {
         let mut replicas = self.replicas.write().await;
-        replicas.restart(index).await.map_err(|error| error.to_string())?;
-        self.relays.is_process(index, replicas.pid(index));
-        Ok(())
+        replicas.restart(index).await.map_err(|error| error.to_string())
     }
 
     /// Puts an edge of the network into a condition.
-    pub fn set(&self, link: Link, condition: Condition) {
-        self.relays.set(link, condition);
+    ///
+    /// # Errors
+    /// When the kernel's packet filter refuses.
+    pub async fn set(&self, link: Link, condition: Condition) -> Result<(), String> {
+        self.network.set(link, condition).await
     }
 
     /// Breaks all connections of an edge.
-    pub fn reset(&self, link: Link) {
-        self.relays.reset(link);
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn reset(&self, link: Link) -> Result<(), String> {
+        self.network.reset(link).await
     }
 
-    /// How often an edge's condition has done anything.
-    pub fn affected(&self, links: &[Link]) -> u64 {
-        links.iter().map(|link| self.relays.affected(*link)).sum()
+    /// How often the conditions of these edges have done anything.
+    ///
+    /// # Errors
+    /// When the kernel's packet filter does not say.
+    pub async fn affected(&self, links: &[Link]) -> Result<u64, String> {
+        let mut sum = 0;
+        for link in links {
+            sum += self.network.affected(*link).await?;
+        }
+        Ok(sum)
     }
 
     /// What a replica says of the group; `None` if it does not answer within a second.

@@ -6,7 +6,9 @@ use std::path::Path;
 use cortex::dev::{DevCluster, PortBlock, Postgres, PostgresOptions, Redis, RedisOptions, ReplicaOptions};
 
 use super::QUEUE;
-use super::network::End;
+use super::diallers::{by_process, replica_of_process};
+use super::namespaces::{self, Namespaces};
+use super::network::{End, Network, NetworkKind, Places};
 use super::relays::Relays;
 
 /// Why something cannot go on: said in one line.
@@ -21,25 +23,27 @@ pub struct ClusterOptions {
     pub overrides: Vec<String>,
     /// Added to the environment of every replica.
     pub environment: Vec<(String, String)>,
+    /// How replicas and stores reach each other.
+    pub network: NetworkKind,
 }
 
 /// What was started.
 pub(super) struct Started {
     pub(super) postgres: Postgres,
     pub(super) redis: Redis,
-    pub(super) relays: Relays,
+    pub(super) network: Network,
     pub(super) replicas: DevCluster,
     pub(super) ports: Vec<PortBlock>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { replicas: 3, overrides: Vec::new(), environment: Vec::new() }
+        Self { replicas: 3, overrides: Vec::new(), environment: Vec::new(), network: NetworkKind::default() }
     }
 }
 
 impl ClusterOptions {
-    /// Stores first, then the relays in front of everything, then the replicas, which know the relays alone.
+    /// Stores first, then the network, then the replicas, which reach everything through it alone.
     pub(super) async fn start(self, folder: &Path) -> Result<Started, Error> {
         std::fs::create_dir_all(folder)?;
         let stores = PortBlock::reserve(2)?;
@@ -59,14 +63,8 @@ impl ClusterOptions {
         let reserve = || PortBlock::reserve(self.replicas);
         let blocks = [reserve()?, reserve()?, reserve()?];
         let [http, grpc, peer] = blocks.each_ref().map(PortBlock::first);
-        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut destinations =
-            vec![(End::Postgres, local(stores.first())), (End::Redis, local(stores.first() + 1))];
-        destinations
-            .extend((0..self.replicas).map(|index| (End::Replica(index.into()), local(peer + index))));
-        let relays = Relays::start(&destinations).await?;
-
-        let at = |end| relays.address(end).ok_or("a relay is missing");
+        let (network, places) = self.connect(stores.first(), peer).await?;
+        let at = |end| places.get(&end).copied().ok_or("a place is missing");
         let mut builder = DevCluster::builder(folder.join("cluster"))
             .replicas(self.replicas)
             .workers(0)
@@ -76,8 +74,15 @@ impl ClusterOptions {
             .redis_url(Some(format!("redis://{}", at(End::Redis)?)))
             .set(format!("queue.queue_prefix={QUEUE}"));
         for index in 0..self.replicas {
-            let advertised_peer = Some(at(End::Replica(index.into()))?);
-            builder = builder.replica(index, ReplicaOptions { advertised_peer, ..ReplicaOptions::default() });
+            let mut options = ReplicaOptions {
+                advertised_peer: Some(at(End::Replica(index.into()))?),
+                ..ReplicaOptions::default()
+            };
+            if self.network == NetworkKind::Namespaces {
+                options.host = Some(namespaces::address(index));
+                options.wrapper = namespaces::wrapper(index);
+            }
+            builder = builder.replica(index, options);
         }
         for text in self.overrides {
             builder = builder.set(text);
@@ -87,6 +92,37 @@ impl ClusterOptions {
         }
         let replicas = builder.start().await?;
         let ports = blocks.into_iter().chain([stores]).collect();
-        Ok(Started { postgres, redis, relays, replicas, ports })
+        Ok(Started { postgres, redis, network, replicas, ports })
+    }
+
+    /// Puts up the network, and says where replicas dial each end.
+    async fn connect(&self, stores: u16, peer: u16) -> Result<(Network, Places), Error> {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let host = |index| match self.network {
+            NetworkKind::Loopback => Ipv4Addr::LOCALHOST.into(),
+            NetworkKind::Namespaces => namespaces::address(index),
+        };
+        let peers = (0..self.replicas)
+            .map(|index| (End::Replica(index.into()), SocketAddr::from((host(index), peer + index))));
+        let mut listening: Places = peers.collect();
+        listening.insert(End::Postgres, local(stores));
+        listening.insert(End::Redis, local(stores + 1));
+        match self.network {
+            NetworkKind::Loopback => {
+                let dialler = by_process(replica_of_process);
+                let relays = Relays::start(Ipv4Addr::LOCALHOST.into(), &listening, dialler).await?;
+                let places = relays.places();
+                Ok((Network::Loopback(relays), places))
+            }
+            NetworkKind::Namespaces => {
+                namespaces::create(self.replicas).await?;
+                let dialler = namespaces::by_address(self.replicas);
+                let relays = Relays::start(namespaces::hub(), &listening, dialler).await?;
+                let mut places = relays.places();
+                places.extend(listening.into_iter().filter(|(end, _)| matches!(end, End::Replica(_))));
+                let namespaces = Namespaces::start(self.replicas, places.clone(), relays).await?;
+                Ok((Network::Namespaces(namespaces), places))
+            }
+        }
     }
 }

@@ -1,13 +1,12 @@
 //! Network faults without privileges: everything that replicas say to each other and to the stores passes through a
-//! relay on loopback.
+//! relay.
 //!
-//! There is one relay in front of each destination. Who has dialled it is looked up in `/proc`: the socket at the other
-//! end belongs to one of the replicas' processes. So each edge can be cut alone, though all replicas share one address.
+//! There is one relay in front of each destination. A [`Dialler`] tells which replica has dialled it, so each edge can
+//! be cut alone, also where all replicas share one address.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,15 +14,22 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::network::{Condition, End, Link};
+use super::diallers::Dialler;
+use super::network::{Condition, End, Link, Places};
+use crate::draw::Draw;
 
 /// Bytes that are passed on at a time.
 const CHUNK: usize = 16 * 1024;
 /// Longest wait for a destination that should be there.
 const DIAL_WITHIN: Duration = Duration::from_secs(5);
+/// Chunks that are on their way in one direction at the most.
+const ON_THE_WAY: usize = 256;
+/// What a lost packet costs: TCP's shortest time before it sends again.
+const SENT_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// One edge: its condition, and what came of that.
 struct Edge {
@@ -31,31 +37,31 @@ struct Edge {
     /// Replaced whenever its connections are cut.
     connections: Mutex<CancellationToken>,
     affected: AtomicU64,
+    draw: Mutex<Draw>,
 }
 
 /// All relays of a run.
 pub struct Relays {
     shared: Arc<Shared>,
-    addresses: BTreeMap<End, SocketAddr>,
+    addresses: Places,
     stop: CancellationToken,
 }
 
 struct Shared {
     edges: Mutex<HashMap<Link, Arc<Edge>>>,
-    /// Process ids by index of the replica.
-    pids: Mutex<Vec<Option<u32>>>,
+    dialler: Dialler,
 }
 
 impl Relays {
-    /// Starts a relay in front of each destination.
+    /// Starts a relay in front of each destination, all on one address.
     ///
     /// # Errors
     /// When no port can be listened on.
-    pub async fn start(destinations: &[(End, SocketAddr)]) -> io::Result<Self> {
-        let shared = Arc::new(Shared { edges: Mutex::default(), pids: Mutex::default() });
-        let (mut addresses, stop) = (BTreeMap::new(), CancellationToken::new());
-        for (end, destination) in destinations.iter().copied() {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    pub async fn start(on: IpAddr, destinations: &Places, dialler: Dialler) -> io::Result<Self> {
+        let shared = Arc::new(Shared { edges: Mutex::default(), dialler });
+        let (mut addresses, stop) = (Places::new(), CancellationToken::new());
+        for (end, destination) in destinations.iter().map(|(end, place)| (*end, *place)) {
+            let listener = TcpListener::bind((on, 0)).await?;
             addresses.insert(end, listener.local_addr()?);
             tokio::spawn(listen(listener, end, destination, Arc::clone(&shared), stop.clone()));
         }
@@ -67,13 +73,9 @@ impl Relays {
         self.addresses.get(&end).copied()
     }
 
-    /// Says which process a replica is, whenever one has started.
-    pub fn is_process(&self, replica: usize, pid: Option<u32>) {
-        let mut pids = lock(&self.shared.pids);
-        if pids.len() <= replica {
-            pids.resize(replica + 1, None);
-        }
-        pids[replica] = pid;
+    /// Where each destination is reached.
+    pub fn places(&self) -> Places {
+        self.addresses.clone()
     }
 
     /// Puts an edge into a condition. Connections stay, as they do when a cable is pulled.
@@ -108,33 +110,29 @@ impl Shared {
                 condition: watch::Sender::new(Condition::Open),
                 connections,
                 affected: AtomicU64::new(0),
+                draw: Mutex::new(Draw::new(0, &format!("{link:?}"))),
             })
         };
         Arc::clone(lock(&self.edges).entry(link).or_insert_with(new))
     }
-
-    /// The replica whose process owns the socket with this local port.
-    fn owner(&self, port: u16, relay: u16) -> Option<usize> {
-        let pids = lock(&self.pids).clone();
-        let inode = inode_of(&fs::read_to_string("/proc/net/tcp").ok()?, port, relay)?;
-        let socket = format!("socket:[{inode}]");
-        let owns = |pid: u32| {
-            let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-            let is_it = |path| fs::read_link(path).is_ok_and(|target| target.as_os_str() == socket.as_str());
-            open.flatten().any(|entry| is_it(entry.path())).then_some(())
-        };
-        pids.iter().position(|pid| pid.is_some_and(|pid| owns(pid).is_some()))
-    }
 }
 
-/// The inode of the socket from `port` to `relay`, in the text of `/proc/net/tcp`.
-fn inode_of(table: &str, port: u16, relay: u16) -> Option<u64> {
-    let (local, remote) = (format!(":{port:04X}"), format!(":{relay:04X}"));
-    table.lines().skip(1).find_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (from, to) = (fields.next()?, fields.next()?);
-        (from.ends_with(&local) && to.ends_with(&remote)).then(|| fields.nth(6)?.parse().ok())?
-    })
+impl Edge {
+    /// How much longer what is said now is on its way than usual.
+    fn delay(&self) -> Duration {
+        let delay = match *self.condition.borrow() {
+            Condition::Slow { delay, jitter } => {
+                let jitter = u64::try_from(jitter.as_micros()).unwrap_or(u64::MAX);
+                delay + Duration::from_micros(lock(&self.draw).between(0, jitter.saturating_add(1)))
+            }
+            Condition::Lossy(percent) if lock(&self.draw).percent(percent) => SENT_AGAIN_AFTER,
+            _ => return Duration::ZERO,
+        };
+        if !delay.is_zero() {
+            self.affected.fetch_add(1, Ordering::Relaxed);
+        }
+        delay
+    }
 }
 
 async fn listen(
@@ -150,12 +148,12 @@ async fn listen(
             accepted = listener.accept() => accepted,
         };
         let Ok((client, from)) = accepted else { continue };
-        let relay = listener.local_addr().map_or(0, |address| address.port());
+        let Ok(relay) = listener.local_addr() else { continue };
         let (shared, stop) = (Arc::clone(&shared), stop.clone());
         tokio::spawn(async move {
             let owner = {
                 let shared = Arc::clone(&shared);
-                tokio::task::spawn_blocking(move || shared.owner(from.port(), relay)).await.ok().flatten()
+                tokio::task::spawn_blocking(move || (shared.dialler)(from, relay)).await.ok().flatten()
             };
             // Whoever is no replica has an edge of its own, on which nothing is ever set.
             let edge = shared.edge(Link { from: owner.unwrap_or(usize::MAX), to: end });
@@ -169,19 +167,20 @@ async fn listen(
     }
 }
 
-/// Carries one connection until either side is at its end.
+/// Carries one connection until both sides are at their end, or it is broken.
 async fn carry(client: TcpStream, destination: SocketAddr, edge: &Edge) {
     // A new connection does not come through either where nothing does.
+    sleep(edge.delay()).await;
     pass(edge, Way::Out).await;
     let Ok(Ok(server)) = tokio::time::timeout(DIAL_WITHIN, TcpStream::connect(destination)).await else {
         return;
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
-    tokio::select! {
-        () = pump(client_in, server_out, edge, Way::Out) => {}
-        () = pump(server_in, client_out, edge, Way::Back) => {}
-    }
+    let _ = tokio::try_join!(
+        pump(client_in, server_out, edge, Way::Out),
+        pump(server_in, client_out, edge, Way::Back)
+    );
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -190,13 +189,47 @@ enum Way {
     Back,
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, edge: &Edge, way: Way) {
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let Ok(length @ 1..) = from.read(&mut chunk).await else { return };
-        if !pass(edge, way).await || to.write_all(&chunk[..length]).await.is_err() {
-            return;
+/// Says that a connection is broken, and must be in both directions at once.
+struct Broken;
+
+/// Carries one direction to its end. What is read waits for its time and for the edge; so does the end.
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, edge: &Edge, way: Way) -> Result<(), Broken> {
+    let (chunks, mut arriving) = mpsc::channel(ON_THE_WAY);
+    let read = async move {
+        let (mut chunk, mut last) = (vec![0; CHUNK], Instant::now());
+        loop {
+            let read = from.read(&mut chunk).await;
+            // Nothing overtakes what was said before.
+            last = last.max(Instant::now() + edge.delay());
+            match read {
+                Ok(0) => break,
+                Ok(length) if chunks.send((last, Ok(chunk[..length].to_vec()))).await.is_ok() => {}
+                _ => {
+                    let _ = chunks.send((last, Err(Broken))).await;
+                    break;
+                }
+            }
         }
+        drop(chunks);
+        // The other half ends this one, when all that was read has arrived.
+        std::future::pending().await
+    };
+    let write = async {
+        while let Some((due, chunk)) = arriving.recv().await {
+            sleep_until(due).await;
+            if !pass(edge, way).await {
+                return Err(Broken);
+            }
+            to.write_all(&chunk?).await.map_err(|_| Broken)?;
+        }
+        if !pass(edge, way).await {
+            return Err(Broken);
+        }
+        to.shutdown().await.map_err(|_| Broken)
+    };
+    tokio::select! {
+        end = read => end,
+        end = write => end,
     }
 }
 
@@ -207,14 +240,9 @@ async fn pass(edge: &Edge, way: Way) -> bool {
     loop {
         let now = *condition.borrow_and_update();
         let held = match (now, way) {
-            (Condition::Open, _)
+            (Condition::Open | Condition::Slow { .. } | Condition::Lossy(_), _)
             | (Condition::Deaf, Way::Back)
             | (Condition::Mute | Condition::LoseReplies, Way::Out) => {
-                return true;
-            }
-            (Condition::Slow(delay), _) => {
-                edge.affected.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(delay).await;
                 return true;
             }
             (Condition::LoseReplies, Way::Back) => {
@@ -239,6 +267,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::super::diallers::by_process;
     use super::*;
 
     async fn echo() -> SocketAddr {
@@ -255,6 +286,11 @@ mod tests {
         address
     }
 
+    async fn relay(dialler: Dialler) -> Relays {
+        let on = Ipv4Addr::LOCALHOST.into();
+        Relays::start(on, &Places::from([(End::Postgres, echo().await)]), dialler).await.unwrap()
+    }
+
     async fn says(stream: &mut TcpStream, text: &[u8; 4]) -> bool {
         let mut answer = [0; 4];
         let talk = async {
@@ -266,8 +302,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn an_edge_is_cut_healed_broken_and_loses_replies_and_its_dialler_is_known() {
-        let relays = Relays::start(&[(End::Postgres, echo().await)]).await.unwrap();
-        relays.is_process(1, Some(std::process::id()));
+        let relays = relay(by_process(|pid| (pid == std::process::id()).then_some(1))).await;
         let address = relays.address(End::Postgres).unwrap();
         let (ours, others) = (Link { from: 1, to: End::Postgres }, Link { from: 0, to: End::Postgres });
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -296,12 +331,43 @@ mod tests {
         assert!(!says(&mut stream, b"dead").await);
     }
 
-    #[test]
-    fn the_inode_is_read_from_the_kernels_table() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
-            0: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 00000000     0        0 77 1 0 20 4\n\
-            1: 0100007F:D431 0100007F:1F90 01 00000000:00000000 00:00000000 00000000     0        0 78 1 0 20 4\n";
-        assert_eq!(inode_of(table, 0xD431, 0x1F90), Some(78));
-        assert_eq!(inode_of(table, 0xD431, 0x1F91), None);
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_slow_edge_takes_its_time_both_ways_and_keeps_the_order() {
+        let relays = relay(Arc::new(|_, _| Some(2))).await;
+        let edge = Link { from: 2, to: End::Postgres };
+        let mut stream = TcpStream::connect(relays.address(End::Postgres).unwrap()).await.unwrap();
+        assert!(says(&mut stream, b"open").await);
+        relays.set(
+            edge,
+            Condition::Slow { delay: Duration::from_millis(30), jitter: Duration::from_millis(50) },
+        );
+        let begun = Instant::now();
+        let said: Vec<u8> = (0..200).collect();
+        for byte in &said {
+            stream.write_all(&[*byte]).await.unwrap();
+        }
+        let mut heard = vec![0; said.len()];
+        stream.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, said);
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(60), "{took:?}");
+        assert!(took < Duration::from_secs(3), "one after the other: {took:?}");
+        assert!(relays.affected(edge) >= 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_end_of_a_connection_does_not_pass_where_nothing_does() {
+        let relays = relay(Arc::new(|_, _| Some(2))).await;
+        let edge = Link { from: 2, to: End::Postgres };
+        let mut stream = TcpStream::connect(relays.address(End::Postgres).unwrap()).await.unwrap();
+        assert!(says(&mut stream, b"open").await);
+        relays.set(edge, Condition::Mute);
+        // The other side answers this end with its own.
+        stream.shutdown().await.unwrap();
+        let end = stream.read_u8();
+        assert!(tokio::time::timeout(Duration::from_millis(300), end).await.is_err(), "the end came through");
+        relays.set(edge, Condition::Open);
+        let end = tokio::time::timeout(Duration::from_secs(5), stream.read_u8()).await.unwrap();
+        assert!(end.is_err());
     }
 }

@@ -3,8 +3,26 @@
 //! A fault strikes, waits as long as it draws, heals what it broke, and says what shows that it bit. One that finds
 //! nothing to strike, or leaves no trace, has not happened, and the report says so.
 
+mod cut_leader_postgres;
+mod cut_leader_redis;
+mod edges;
 mod freeze_leader;
 mod kill_leader;
+mod lose_replies;
+mod lossy_network;
+mod partition_follower;
+mod partition_leader;
+mod partition_one_way;
+mod partition_ring;
+mod postgres_connections;
+mod postgres_restart;
+mod redis_asked;
+mod redis_evict;
+mod redis_flush;
+mod redis_forge;
+mod redis_kill;
+mod redis_pause;
+mod slow_network;
 
 use std::sync::Arc;
 
@@ -62,7 +80,27 @@ pub struct Fault {
 }
 
 /// All kinds.
-pub const ALL: &[Fault] = &[kill_leader::FAULT, freeze_leader::FAULT];
+pub const ALL: &[Fault] = &[
+    cut_leader_postgres::FAULT,
+    cut_leader_redis::FAULT,
+    freeze_leader::FAULT,
+    kill_leader::FAULT,
+    lose_replies::FAULT_PEER,
+    lose_replies::FAULT_POSTGRES,
+    lossy_network::FAULT,
+    partition_follower::FAULT,
+    partition_leader::FAULT,
+    partition_one_way::FAULT,
+    partition_ring::FAULT,
+    postgres_connections::FAULT,
+    postgres_restart::FAULT,
+    redis_evict::FAULT,
+    redis_flush::FAULT,
+    redis_forge::FAULT,
+    redis_kill::FAULT,
+    redis_pause::FAULT,
+    slow_network::FAULT,
+];
 
 /// One strike under way.
 pub struct Strike {
