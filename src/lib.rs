@@ -19,3 +19,4 @@ pub mod security;
 pub mod services;
 pub mod storage;
 pub mod telemetry;
+pub mod verify;

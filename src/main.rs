@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cortex::cli::args::{Cli, Command};
-use cortex::cli::{bench, cluster, dev, jobs, migrate, queues, serve, token, worker, workers};
+use cortex::cli::{bench, cluster, dev, jobs, migrate, queues, serve, token, verify, worker, workers};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -33,6 +33,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Workers(command) => workers::run(command).await,
         Command::Queues(command) => queues::run(command).await,
         Command::Cluster(command) => cluster::run(command).await,
+        Command::Verify(args) => verify::run(args).await,
         Command::Token(command) => token::run(command),
         Command::Bench(args) => bench::run(args).await,
     }

@@ -1,6 +1,6 @@
 //! The commands of the `cortex` program: each takes its arguments apart, calls, and prints.
 //!
-//! Exit status: 0 done, 1 the request was refused or failed, 2 usage.
+//! Exit status: 0 done, 1 the request was refused or failed, 2 usage; `verify` has a further one.
 
 pub mod args;
 pub mod bench;
@@ -17,6 +17,7 @@ mod signals;
 mod submit;
 pub mod token;
 mod traced;
+pub mod verify;
 mod watch;
 pub mod worker;
 pub mod workers;
