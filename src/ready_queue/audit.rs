@@ -68,16 +68,24 @@ impl ReadyQueue {
     /// # Errors
     /// Redis failed.
     pub async fn audit(&self) -> Result<QueueAudit, QueueError> {
-        type Answer = (Option<String>, Option<String>, Vec<(String, i64)>, Vec<u64>, Vec<(String, String, String)>);
+        type Answer =
+            (Option<String>, Option<String>, Vec<(String, i64)>, Vec<u64>, Vec<(String, String, String)>);
         let mut call = self.reading(&scripts::AUDIT);
         call.arg(MOST_CLAIMS);
         let (epoch, generation, depth, counted, shapes): Answer = self.script(&call).await?;
         let shapes = shapes.into_iter().map(|(name, registered, head)| {
             let number = |text: &str| text.parse::<f64>().ok();
-            let too_late = matches!((number(&registered), number(&head)), (Some(at), Some(head)) if at > head);
+            let too_late =
+                matches!((number(&registered), number(&head)), (Some(at), Some(head)) if at > head);
             RegisteredShape { name, too_late }
         });
-        Ok(QueueAudit { epoch, generation, depth, counted: counted.try_into().ok(), shapes: shapes.collect() })
+        Ok(QueueAudit {
+            epoch,
+            generation,
+            depth,
+            counted: counted.try_into().ok(),
+            shapes: shapes.collect(),
+        })
     }
 
     /// One page of the entries of a shape, in no order, and the cursor of the next page; begin with 0.

@@ -71,7 +71,9 @@ impl Group {
             | Self::Histories
             | Self::Leases
             | Self::Keys => false,
-            Self::Waits | Self::QueueState | Self::QueueClaims | Self::QueueEntries | Self::QueuedJobs => true,
+            Self::Waits | Self::QueueState | Self::QueueClaims | Self::QueueEntries | Self::QueuedJobs => {
+                true
+            }
         }
     }
 }

@@ -23,7 +23,6 @@ use crate::domain::ambient::Ambient;
 use crate::ready_queue::ReadyQueue;
 use crate::storage::{AuditLimits, Database};
 
-
 /// Findings of each check that are remembered until the second look.
 const KEEP: usize = 100_000;
 
@@ -124,7 +123,9 @@ fn outcome(check: &Check, first: &Looks, second: &Looks) -> Outcome {
     let at_least = before.is_cut() || now.is_cut();
     if stayed.is_empty() {
         return match at_least {
-            true => Outcome::Unknown { reason: "more was found than can be compared; look again later".to_owned() },
+            true => Outcome::Unknown {
+                reason: "more was found than can be compared; look again later".to_owned(),
+            },
             false => Outcome::Clean,
         };
     }

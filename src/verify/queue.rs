@@ -73,7 +73,10 @@ impl Stores<'_> {
             for (priority, jobs) in (1..).map(|priority: u8| priority.to_string()).zip(counted) {
                 let said = said.get(&priority).copied().unwrap_or(0);
                 if i64::try_from(jobs) != Ok(said) {
-                    depth.push(format!("priority {priority}"), format!("the depth says {said}, there are {jobs}"));
+                    depth.push(
+                        format!("priority {priority}"),
+                        format!("the depth says {said}, there are {jobs}"),
+                    );
                 }
             }
         } else {
@@ -114,7 +117,8 @@ impl Stores<'_> {
             while let Some(at) = cursor {
                 let (entries, next) = self.queue.entries_page(&shape.name, at).await?;
                 for chunk in entries.chunks(CHUNK) {
-                    let ids: Vec<JobId> = chunk.iter().filter_map(|entry| entry.member.parse().ok()).collect();
+                    let ids: Vec<JobId> =
+                        chunk.iter().filter_map(|entry| entry.member.parse().ok()).collect();
                     let places = self.database.places(&ids).await?;
                     let places: HashMap<_, _> = places.iter().map(|place| (place.entry.id, place)).collect();
                     for entry in chunk {
@@ -185,7 +189,10 @@ fn out_of_place(entry: &StoredEntry, shape: &str, job: &QueuedJob) -> Option<(St
     } else if entry.score != Some(Score::pack(job.priority, job.submitted_at)) {
         let priority = entry.score.map(Score::priority);
         let priority = priority.map_or_else(|| "none".to_owned(), |priority| priority.to_string());
-        format!("in {shape} at a place of priority {priority} that is not its own, the job has {}", job.priority)
+        format!(
+            "in {shape} at a place of priority {priority} that is not its own, the job has {}",
+            job.priority
+        )
     } else {
         return None;
     };

@@ -27,13 +27,12 @@ impl Database {
     /// Compares the migrations that were applied with those that this program has.
     pub async fn audit_schema(&self, within: Duration) -> Result<SchemaAudit, StorageError> {
         let mut snapshot = Snapshot::of(self, within).await?;
-        let known = sqlx::query_scalar!(
-            r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "known!""#
-        )
-        .fetch_one(snapshot.session())
-        .await?;
+        let known = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "known!""#)
+            .fetch_one(snapshot.session())
+            .await?;
         if !known {
-            let odd = vec![("_sqlx_migrations".to_owned(), "the database has never been migrated".to_owned())];
+            let odd =
+                vec![("_sqlx_migrations".to_owned(), "the database has never been migrated".to_owned())];
             return Ok(SchemaAudit { odd, foreign: true });
         }
         // The migrator's own table, which no migration of ours makes.
@@ -41,7 +40,8 @@ impl Database {
             sqlx::query_as("SELECT version, checksum, success FROM _sqlx_migrations")
                 .fetch_all(snapshot.session())
                 .await?;
-        let applied = rows.into_iter().map(|(version, checksum, success)| Applied { version, checksum, success });
+        let applied =
+            rows.into_iter().map(|(version, checksum, success)| Applied { version, checksum, success });
         Ok(compare(applied.map(|migration| (migration.version, migration)).collect()))
     }
 
