@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use clap::Parser;
+use cortex::cli::args::Cli;
 use cortex::verify::{CHECKS, Verdict};
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
@@ -230,6 +232,20 @@ async fn every_defect_is_found_and_named() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_counters_are_right_after_the_repair_that_is_documented() {
+    let page = include_str!("../../docs/VERIFY.md");
+    let (_, repair) = page.split_once("```sql\n").unwrap();
+    let (repair, _) = repair.split_once("```").unwrap();
+    let mut left = Left::behind().await;
+    let (database, prefix) = left.copy().await;
+    let mut connection = PgConnection::connect(&database).await.unwrap();
+    sqlx::raw_sql("UPDATE job_counters SET queued = queued + slot").execute(&mut connection).await.unwrap();
+    assert_eq!(left.differs(&database, &prefix, ("wrong", &["counters_match_rows"])).await, None);
+    sqlx::raw_sql(repair).execute(&mut connection).await.unwrap();
+    assert_eq!(left.differs(&database, &prefix, ("repaired", &[])).await, None);
+}
+
 #[test]
 fn a_defect_is_planted_for_every_check() {
     let planted =
@@ -237,4 +253,20 @@ fn a_defect_is_planted_for_every_check() {
     let planted: BTreeSet<_> = planted.collect();
     let checks: BTreeSet<_> = CHECKS.iter().map(|check| check.name).collect();
     assert_eq!(planted, checks);
+}
+
+#[test]
+fn repairs_name_commands_that_exist() {
+    let mut named = 0;
+    for check in &CHECKS {
+        for command in
+            check.repair.split('`').skip(1).step_by(2).filter(|quoted| quoted.starts_with("cortex "))
+        {
+            // Another version's command has no arguments here.
+            let line = if command == "cortex verify" { "cortex verify --config FILE" } else { command };
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{}: {command}", check.name);
+            named += 1;
+        }
+    }
+    assert!(named > CHECKS.len() / 2, "{named} commands");
 }

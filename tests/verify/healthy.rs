@@ -50,15 +50,25 @@ async fn what_the_leader_repairs_meanwhile_is_not_reported() {
     let scene = Scene::start().await;
     scene.submit("nobody", 50, json!({})).await;
     eventually("the queue is clean", async || scene.verify(0).await.1 == 0).await;
+    // Nothing is repaired before the first look.
+    let here = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()";
+    let others: Vec<i32> = sqlx::query_scalar(here).fetch_all(&scene.pool).await.unwrap();
+    assert!(scene.cluster().pause(0));
     let client = redis::Client::open(scene.stores.redis_url.as_str()).unwrap();
     let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-    let keys: Vec<String> = redis::cmd("KEYS")
-        .arg(format!("{}:*", scene.stores.queue_prefix))
-        .query_async(&mut redis)
-        .await
-        .unwrap();
+    let keys = format!("{}:*", scene.stores.queue_prefix);
+    let keys: Vec<String> = redis::cmd("KEYS").arg(keys).query_async(&mut redis).await.unwrap();
     let _: i64 = redis::cmd("DEL").arg(keys).query_async(&mut redis).await.unwrap();
-    let (report, status) = scene.verify(20).await;
+    let looked = eventually("the first look has come to its last step", async || {
+        let last = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> ALL($1)
+            AND query NOT LIKE '%pg_stat_activity%' AND state = 'idle' AND query LIKE '%ORDER BY -priority, submitted_at, id LIMIT%'";
+        sqlx::query_scalar::<_, i64>(last).bind(&others).fetch_one(&scene.pool).await.unwrap() > 0
+    });
+    let repaired = async {
+        looked.await;
+        assert!(scene.cluster().resume(0));
+    };
+    let ((report, status), ()) = tokio::join!(scene.verify(20), repaired);
     assert_eq!((report.verdict, status), (Verdict::Clean, 0), "{report:#?}");
     assert!(report.elapsed_ms >= 20_000, "the first look found nothing: {report:#?}");
 }

@@ -74,7 +74,8 @@ impl Scene {
         }
     }
 
-    fn cluster(&self) -> &DevCluster {
+    /// The replica's cluster, until it is stopped.
+    pub fn cluster(&self) -> &DevCluster {
         self.cluster.as_ref().expect("the replica runs")
     }
 
