@@ -50,7 +50,13 @@ impl Database {
                        ('executions_have_jobs', CASE WHEN j.id IS NULL
                            THEN format('lease %s, %s, belongs to no job', h.id, h.status) END)
                    ) AS c (name, detail)
-               WHERE c.detail IS NOT NULL"#
+               WHERE c.detail IS NOT NULL
+                   -- Most jobs have one attempt, and nothing of all that can be said of them: taking them out first
+                   -- takes a third of the time.
+                   AND (j.id IS NOT NULL AND h.former IS NULL AND h.last AND h.attempt = 1
+                       AND (h.status <> 'completed' OR j.status = 'completed')
+                       AND (j.completed_at IS NULL OR j.assigned_at IS NULL OR h.status = j.status)
+                       AND (h.id IS DISTINCT FROM j.lease_id OR j.retry_count = 0)) IS NOT TRUE"#
         )
     }
 }
