@@ -19,7 +19,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use self::listeners::{grpc_tls, listen, serve};
 use self::stores::{open_database, open_queue};
-pub(crate) use self::stores::{options as database_options, whole_story};
+pub(crate) use self::stores::{options as database_options, queue, whole_story};
 use crate::api::grpc::ServingStatus;
 use crate::api::{self, Api, Gate, Observe};
 use crate::config::Config;

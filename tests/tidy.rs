@@ -1,6 +1,8 @@
 //! Habits that a compiler does not check: what may import what, how large a file may be, whether the
 //! documents name what exists. Reads the working copy and starts nothing.
 
+#[path = "tidy/checks.rs"]
+mod checks;
 #[path = "tidy/documents.rs"]
 mod documents;
 #[path = "tidy/imports.rs"]
@@ -186,6 +188,11 @@ fn the_configuration_reference_says_what_the_sources_say() {
 fn the_description_of_the_rest_surface_says_what_the_sources_say() {
     let document = serde_json::to_string_pretty(cortex::api::rest::document()).unwrap();
     is_written("docs/openapi.json", &(document + "\n"));
+}
+
+#[test]
+fn the_page_of_checks_says_what_the_sources_say() {
+    is_written("docs/VERIFY.md", &checks::page());
 }
 
 /// Holds a generated document against what is in the repository, or puts it there.

@@ -67,10 +67,15 @@ async fn prepare(database: &Database) -> Result<(), AppError> {
     })
 }
 
+/// The ready queue, which connects when it is used.
+pub(crate) fn queue(config: &config::Queue) -> Result<ReadyQueue, AppError> {
+    let tls = config.tls.as_ref().map(security::redis_tls).transpose()?;
+    Ok(ReadyQueue::connect_with(config.redis_url.expose(), &config.queue_prefix, tls.as_ref())?)
+}
+
 /// A Redis that is away is no reason not to start; one that can never serve is.
 pub(super) async fn open_queue(config: &config::Queue) -> Result<ReadyQueue, AppError> {
-    let tls = config.tls.as_ref().map(security::redis_tls).transpose()?;
-    let queue = ReadyQueue::connect_with(config.redis_url.expose(), &config.queue_prefix, tls.as_ref())?;
+    let queue = queue(config)?;
     match tokio::time::timeout(QUEUE_WITHIN, queue.ping()).await {
         Ok(Err(error @ QueueError::TooOld { .. })) => return Err(error.into()),
         Ok(Err(error)) => {

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use super::cluster_args::ClusterCommand;
 pub use super::queue_args::QueuesCommand;
+pub use super::verify::VerifyArgs;
 use crate::bench::Workload;
 use crate::security::Role;
 
@@ -44,6 +45,8 @@ pub enum Command {
     Cluster(ClusterCommand),
     /// Measure a running cluster
     Bench(BenchArgs),
+    /// Look for what is off in PostgreSQL and Redis, and change nothing
+    Verify(VerifyArgs),
     /// Make tokens
     #[command(subcommand)]
     Token(TokenCommand),

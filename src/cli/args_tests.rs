@@ -28,6 +28,10 @@ fn usage_errors_exit_with_2() {
         "cortex serve",
         "cortex migrate",
         "cortex migrate --config a --database-url b",
+        "cortex verify",
+        "cortex verify --config a --settle -1",
+        "cortex verify --config a --samples 1001",
+        "cortex verify --config a --timeout 0",
         "cortex worker",
         "cortex worker --sleep-ms 1 --exec true",
         "cortex worker --sleep-ms 1 --slots 0",
@@ -85,6 +89,8 @@ fn every_command_of_this_stage_is_understood() {
         "cortex bench soak --seconds 60",
         "cortex bench drain --jobs 50000",
         "cortex bench limit --database-url postgres://db/x",
+        "cortex verify --config cortex.yaml",
+        "cortex verify --config cortex.yaml --settle 0 --samples 0 --timeout 60 --output json",
         "cortex dev --set a.b=c --set d.e=f --database-url x --redis-url y --auth",
     ] {
         assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());

@@ -1,6 +1,6 @@
 //! The commands of the `cortex` program: each takes its arguments apart, calls, and prints.
 //!
-//! Exit status: 0 done, 1 the request was refused or failed, 2 usage.
+//! Exit status: 0 done, 1 the request was refused or failed, 2 usage; `verify` has a further one.
 
 pub mod args;
 pub mod bench;
@@ -17,6 +17,7 @@ mod signals;
 mod submit;
 pub mod token;
 mod traced;
+pub mod verify;
 mod watch;
 pub mod worker;
 pub mod workers;
@@ -36,6 +37,7 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Workers(command) => workers::run(command).await,
         Command::Queues(command) => queues::run(command).await,
         Command::Cluster(command) => cluster::run(command).await,
+        Command::Verify(args) => verify::run(args).await,
         Command::Token(command) => token::run(command),
         Command::Bench(args) => bench::run(args).await,
     }

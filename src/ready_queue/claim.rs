@@ -169,6 +169,6 @@ fn read_claim((id, score, offer, group): &(String, String, usize, u16)) -> Resul
 
 /// When the claim was made, in milliseconds. A record that cannot be read counts as ancient, so that
 /// it is settled and disappears.
-fn claimed_ms(record: &str) -> u64 {
+pub(super) fn claimed_ms(record: &str) -> u64 {
     record.split_once(' ').and_then(|(ms, _)| ms.parse().ok()).unwrap_or(0)
 }

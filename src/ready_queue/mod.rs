@@ -22,6 +22,7 @@
 //! What it does not do: decide who may run a job, wait for delayed jobs, or keep anything of a job but
 //! its id and rank.
 
+mod audit;
 mod claim;
 mod connection;
 mod enqueue;
@@ -33,6 +34,7 @@ mod score;
 mod scripts;
 mod version;
 
+pub use audit::{QueueAudit, RegisteredShape, StoredClaim, StoredEntry};
 pub use claim::{Claim, Group, MAX_CLAIM, MAX_CLAIMS_LISTED, Offer};
 pub use connection::ReadyQueue;
 pub use enqueue::Entry;

@@ -51,3 +51,4 @@ pub(super) static VERSION: LazyLock<Script> =
 pub(super) static TIME: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('TIME')"));
 pub(super) static PEEK: LazyLock<Script> = reading!("merge.lua", "peek.lua");
 pub(super) static COUNTS: LazyLock<Script> = reading!("counts.lua");
+pub(super) static AUDIT: LazyLock<Script> = reading!("audit.lua");

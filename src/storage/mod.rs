@@ -5,6 +5,7 @@
 //! Redis, Raft or the API.
 
 mod assignments;
+mod audit;
 mod completions;
 mod connections;
 mod counters;
@@ -26,6 +27,7 @@ mod transitions;
 mod workers;
 
 pub use assignments::{Claim, Taken};
+pub use audit::{AuditLimits, AuditRow, SchemaAudit};
 pub use completions::{Completed, Completion};
 pub use counters::Deltas;
 pub use database::{Database, DatabaseOptions};
@@ -34,7 +36,7 @@ pub use fence::{Fence, FencedTransaction};
 pub use idempotency::{HeldKey, KeyClaim};
 pub use leases::LiveLease;
 pub use queue_metrics::{NewQueueMetrics, Totals};
-pub use reconcile::QueuedJob;
+pub use reconcile::{QueuedJob, StoredPlace};
 pub use retention::OldJob;
 pub use submissions::{Inserted, Insertion};
 pub use transitions::Reported;

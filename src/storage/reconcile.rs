@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use super::database::Database;
 use super::error::StorageError;
-use super::transitions::shape;
+use super::transitions::{parse, shape};
 use crate::domain::ids::JobId;
+use crate::domain::job::JobStatus;
 use crate::domain::matching::Shape;
 
 /// A job that belongs into the ready queue.
@@ -17,6 +18,15 @@ pub struct QueuedJob {
     pub priority: u8,
     pub submitted_at: DateTime<Utc>,
     pub shape: Shape,
+}
+
+/// Where a job belongs, and whether it waits in the ready queue.
+#[derive(Debug, Clone)]
+pub struct StoredPlace {
+    /// Its state.
+    pub status: JobStatus,
+    /// What its entry in the ready queue says, if it has one.
+    pub entry: QueuedJob,
 }
 
 impl Database {
@@ -81,6 +91,32 @@ impl Database {
                 shape: shape(&row.model_name, row.gpu, row.memory),
             })
             .collect())
+    }
+
+    /// Those of `ids` that are there, in any state and in no order.
+    pub async fn places(&self, ids: &[JobId]) -> Result<Vec<StoredPlace>, StorageError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        let rows = sqlx::query!(
+            r#"SELECT id, status, priority, submitted_at, model_name, metadata->'requires_gpu' AS "gpu: Value",
+                   metadata->'required_memory_gb' AS "memory: Value"
+               FROM jobs WHERE id = ANY($1)"#,
+            &ids
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        let place = |(id, priority, submitted_at, shape)| QueuedJob {
+            id: JobId(id),
+            priority: u8::try_from(priority).unwrap_or_default(),
+            submitted_at,
+            shape,
+        };
+        rows.into_iter()
+            .map(|row| {
+                let shape = shape(&row.model_name, row.gpu, row.memory);
+                let entry = place((row.id, row.priority, row.submitted_at, shape));
+                Ok(StoredPlace { status: parse(&row.status)?, entry })
+            })
+            .collect()
     }
 
     /// Those of `ids` that are `queued`.
