@@ -29,6 +29,10 @@ both stores: PostgreSQL is read in read-only snapshots, by one connection at a t
 (`CORTEX__DATABASE__URL`) will do as long as it lags behind by less than `--settle`. Redis is read in steps of 1,000; nothing is
 written to it.
 
+**What it costs.** Jobs and executions are read a few times from end to end, and never each row against all others: 26 s for 1,000,000
+finished jobs with their executions (1.8 GB), of which half went into the attempts' sequence, on two cores that were busy otherwise.
+A snapshot lasts as long as its statement, and vacuum waits for it like for any long read; `--timeout` bounds that.
+
 **What counts.** What one snapshot decides counts at once. What a healthy cluster has for a moment, and what the stores say of each
 other, which are read one after the other, is looked at twice, `--settle` seconds (15) apart, and counts only if the same is off
 in the same way both times. Nobody waits if the first look finds nothing of that kind. While the replicas are stopped, what their loops
