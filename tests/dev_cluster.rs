@@ -119,3 +119,16 @@ async fn a_data_directory_in_use_is_refused_and_free_again_afterwards() {
     let error = refusal(builder().await).await;
     assert!(error.contains("cannot start cortex migrate"), "{error}");
 }
+
+/// In a build with the feature a wrong name stops the start (`tests/faults/planted.rs`).
+#[cfg(not(feature = "planted-defects"))]
+#[test]
+fn a_build_without_planted_defects_does_not_look_for_one() {
+    let serve = std::process::Command::new(env!("CARGO_BIN_EXE_cortex"))
+        .args(["serve", "--config", "/nowhere/cortex.yaml"])
+        .env("CORTEX_PLANT", "nonsense")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&serve.stderr).into_owned();
+    assert!(said.contains("/nowhere/cortex.yaml") && !said.contains("nonsense"), "{said}");
+}

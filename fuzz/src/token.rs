@@ -9,7 +9,7 @@ use axum::http::{HeaderValue, Request, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use cortex::api::Gate;
-use cortex::config::{JwtAlgorithm, Security};
+use cortex::config::sections::{JwtAlgorithm, Security};
 use cortex::domain::ambient::System;
 use cortex::security::{Authenticator, KeyPair};
 use serde_json::{Map, Value};
