@@ -170,7 +170,9 @@ impl Watcher {
             if verdict.propose && proposal.is_none() {
                 proposal = Some(self.propose(role.vote.leader_id.term));
             }
+            // In order of writing, so that a run can be repeated; each looks at everything anew.
             tokio::select! {
+                biased;
                 changed = roles.changed() => if changed.is_err() {
                     return self.stopped();
                 },

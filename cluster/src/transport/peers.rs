@@ -5,7 +5,7 @@
 //! connection would stay silent for seconds. So a connection on which nothing
 //! succeeds for a while is thrown away.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tonic::{Code, Request, Status};
 use super::proto::raft_client::RaftClient;
 use super::proto::{Envelope, GreetReply, GreetRequest};
 use super::{MAX_MESSAGE, SECRET_HEADER};
+use crate::ambient;
 use crate::config::{Addresses, ClusterConfig};
 use crate::control::ControlState;
 
@@ -60,7 +61,7 @@ pub(crate) struct Peers {
     secret: Option<tonic::metadata::AsciiMetadataValue>,
     tls: Option<ClientTlsConfig>,
     control: watch::Receiver<std::sync::Arc<ControlState>>,
-    peers: Mutex<HashMap<u64, Peer>>,
+    peers: Mutex<BTreeMap<u64, Peer>>,
 }
 
 struct Peer {
@@ -192,7 +193,7 @@ impl Peers {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let client = RaftClient::new(endpoint.connect_lazy())
+        let client = RaftClient::new(ambient::connect_lazily(&endpoint))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         peer.client = Some(client.clone());
@@ -212,7 +213,7 @@ impl Peers {
         self.control.borrow().cluster_id.map(|id| id.to_string()).unwrap_or_default()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Peer>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Peer>> {
         // Nothing panics while holding the lock; a poisoned map is whole.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
