@@ -92,6 +92,12 @@ impl Disk {
         self.lock().sync_fails = true;
     }
 
+    /// Nothing more is in store for it.
+    pub fn mend(&self) {
+        let mut platter = self.lock();
+        (platter.power_for, platter.sync_fails) = (None, false);
+    }
+
     /// Whether the power went.
     pub fn is_dead(&self) -> bool {
         self.lock().dead

@@ -12,6 +12,7 @@ mod host;
 mod network;
 mod runtime;
 mod trouble;
+mod watch;
 mod world;
 
 use std::time::Duration;

@@ -298,6 +298,7 @@ impl World {
         }
         for id in ids {
             let host = &self.hosts[&id];
+            host.disk.mend();
             if host.phase == Phase::Up && host.may_stop {
                 self.end(id, End::PowerCut);
             }
