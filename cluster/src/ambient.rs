@@ -4,11 +4,15 @@
 //! All in one place, because the simulation puts its own here (`src/simulation`). The simulation exists in
 //! this crate's own tests alone: no feature can switch it on in a program.
 
+use std::future::Future;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use redb::{Builder, Database, DatabaseError};
 use tokio::task::JoinError;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
@@ -37,6 +41,18 @@ pub(crate) fn connect_lazily(endpoint: &Endpoint) -> Channel {
         return crate::simulation::connect_lazily(endpoint);
     }
     endpoint.connect_lazy()
+}
+
+/// Waits for the answer to a call, which is dropped after `limit`.
+pub(crate) async fn within<T: Send + 'static>(
+    limit: Duration,
+    call: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Elapsed> {
+    #[cfg(test)]
+    if crate::simulation::is_running() {
+        return crate::simulation::within(limit, call).await;
+    }
+    timeout(limit, call).await
 }
 
 /// Creates a directory and those above it.

@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinError;
+use tokio::time::error::Elapsed;
 use uuid::Uuid;
 
 use super::disk::{Backend, Disk};
@@ -108,6 +111,18 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::spawn(slowly).await
 }
 
+/// Waits for the answer to a call no longer than `limit`. The call itself goes on: h2 remembers a stream that was
+/// reset for a second of the real clock, which no seed decides, so none is reset here.
+pub(crate) async fn within<T: Send + 'static>(
+    limit: Duration,
+    call: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Elapsed> {
+    match tokio::time::timeout(limit, tokio::spawn(call)).await? {
+        Ok(answer) => Ok(answer),
+        Err(_) => std::future::pending().await,
+    }
+}
+
 /// Takes down what a replica applied: an entry, or a snapshot in place of all up to `applied`.
 pub(crate) fn observe(path: &Path, applied: Option<LogId>, entry: Option<&Entry>, control: &ControlState) {
     let Some(context) = context() else {
@@ -115,5 +130,12 @@ pub(crate) fn observe(path: &Path, applied: Option<LogId>, entry: Option<&Entry>
     };
     if let (Some((id, _)), Some(applied)) = (context.disks.get(path), applied) {
         context.history.borrow_mut().applied(*id, applied, entry, control);
+    }
+}
+
+/// Takes down that a host sent something.
+pub(super) fn wrote(from: io::Result<SocketAddr>, to: io::Result<SocketAddr>) {
+    if let Some(context) = context() {
+        context.history.borrow_mut().wrote(from.ok(), to.ok());
     }
 }

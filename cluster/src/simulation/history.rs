@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use openraft::entry::RaftPayload;
@@ -41,6 +42,10 @@ pub(super) struct History {
     /// One line for each thing that happened.
     pub lines: Vec<String>,
     pub violation: Option<String>,
+    /// Whether each message is a line too.
+    pub shows_wire: bool,
+    /// One number for all messages.
+    wire: u64,
     log: BTreeMap<u64, Applied>,
     members: BTreeMap<u64, Member>,
     /// Who led each term, by Raft's own word.
@@ -72,9 +77,17 @@ impl History {
         self.violation.get_or_insert(what);
     }
 
-    /// One number for all that happened.
+    /// A host sent something to another. What it was does not count: HTTP tells the real date.
+    pub fn wrote(&mut self, from: Option<SocketAddr>, to: Option<SocketAddr>) {
+        self.wire = digest(&(self.wire, self.now, from, to));
+        if self.shows_wire {
+            self.note(format!("{from:?} sends to {to:?}"));
+        }
+    }
+
+    /// One number for all that happened, to the last message.
     pub fn digest(&self) -> u64 {
-        digest(&self.lines)
+        digest(&(&self.lines, self.wire))
     }
 
     /// A replica applied an entry or took a snapshot over.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 
-pub(crate) use context::{blocking, disk, is_running, new_cluster_id, observe, random};
+pub(crate) use context::{blocking, disk, is_running, new_cluster_id, observe, random, within};
 pub(crate) use network::connect_lazily;
 pub(crate) use runtime::SeededRuntime;
 
@@ -161,7 +161,8 @@ mod tests {
             let (first, second) = (simulate(seed), simulate(seed));
             let differs = first.lines.iter().zip(&second.lines).position(|(a, b)| a != b);
             if let Some(at) = differs {
-                panic!("seed {seed} differs in line {at}:\n{}\n{}", first.lines[at], second.lines[at]);
+                let before = first.lines[at.saturating_sub(10)..at].join("\n");
+                panic!("seed {seed} differs after\n{before}\nin\n{}\n{}", first.lines[at], second.lines[at]);
             }
             assert_eq!((first.digest, first.lines.len()), (second.digest, second.lines.len()), "seed {seed}");
             assert!(first.extent.0 > 1, "seed {seed} saw no change of leaders");

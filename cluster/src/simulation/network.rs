@@ -16,29 +16,29 @@ pub(super) const PORT: u16 = 7100;
 pub(crate) fn connect_lazily(endpoint: &Endpoint) -> Channel {
     endpoint.connect_with_connector_lazy(tower::service_fn(|uri: Uri| async move {
         let host = uri.host().unwrap_or_default().to_owned();
-        Ok::<_, io::Error>(TokioIo::new(turmoil::net::TcpStream::connect((host, PORT)).await?))
+        Ok::<_, io::Error>(TokioIo::new(Connection(turmoil::net::TcpStream::connect((host, PORT)).await?)))
     }))
 }
 
 /// Connections to this host.
-pub(super) async fn listen() -> io::Result<impl futures::Stream<Item = io::Result<Accepted>>> {
+pub(super) async fn listen() -> io::Result<impl futures::Stream<Item = io::Result<Connection>>> {
     let listener = turmoil::net::TcpListener::bind(("0.0.0.0", PORT)).await?;
     Ok(futures::stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
+        let accepted = listener.accept().await.map(|(stream, _)| Connection(stream));
         Some((accepted, listener))
     }))
 }
 
-/// One of them.
-pub(super) struct Accepted(turmoil::net::TcpStream);
+/// One connection, whose writes are taken down.
+pub(super) struct Connection(turmoil::net::TcpStream);
 
-impl Connected for Accepted {
+impl Connected for Connection {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
 }
 
-impl AsyncRead for Accepted {
+impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -48,12 +48,13 @@ impl AsyncRead for Accepted {
     }
 }
 
-impl AsyncWrite for Accepted {
+impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        super::context::wrote(self.0.local_addr(), self.0.peer_addr());
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
 

@@ -99,6 +99,7 @@ pub(super) struct World {
 impl World {
     pub fn new(shape: Shape) -> Self {
         let context = Context::new(shape.seed, 1..=shape.hosts, shape.slow_disks);
+        context.history.borrow_mut().shows_wire = std::env::var_os("CORTEX_SIM_WIRE").is_some();
         let running = context.enter();
         let mut sim = turmoil::Builder::new()
             .rng_seed(shape.seed)

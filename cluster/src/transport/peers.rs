@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
@@ -115,7 +115,7 @@ impl Peers {
         let mut client = self.client(id)?;
         let envelope = Envelope { from: self.node_id, to: id, cluster_id: self.cluster_id(), body };
         let request = self.request(envelope);
-        let call = async {
+        let call = async move {
             match rpc {
                 Rpc::AppendEntries => client.append_entries(request).await,
                 Rpc::Vote => client.vote(request).await,
@@ -124,7 +124,7 @@ impl Peers {
                 Rpc::TransferLeader => client.transfer_leader(request).await,
             }
         };
-        let outcome = timeout(limit, call).await;
+        let outcome = ambient::within(limit, call).await;
         Ok(self.settle(id, limit, outcome)?.body)
     }
 
@@ -137,7 +137,7 @@ impl Peers {
             cluster_id: self.cluster_id(),
             addresses: Some(self.advertise.clone().into()),
         });
-        let outcome = timeout(limit, client.greet(request)).await;
+        let outcome = ambient::within(limit, async move { client.greet(request).await }).await;
         self.settle(id, limit, outcome)
     }
 
