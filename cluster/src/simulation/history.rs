@@ -112,7 +112,8 @@ impl History {
                     self.violated(format!("member {id} took over a state of {index} that nobody else has"))
                 }
                 Some(_) => {}
-                None => self.violated(format!("member {id} took over a snapshot of {index}, which nobody applied")),
+                None => self
+                    .violated(format!("member {id} took over a snapshot of {index}, which nobody applied")),
             }
             return;
         };
@@ -165,7 +166,14 @@ impl History {
     }
 
     /// Looks at one member that runs.
-    pub fn look(&mut self, id: u64, role: &Role, applied: Option<u64>, control: &ControlState, shown: Leadership) {
+    pub fn look(
+        &mut self,
+        id: u64,
+        role: &Role,
+        applied: Option<u64>,
+        control: &ControlState,
+        shown: Leadership,
+    ) {
         let term = role.vote.leader_id.term;
         let member = self.members.entry(id).or_default();
         let (known_term, known_epoch) = (member.term, member.epoch);
@@ -219,7 +227,8 @@ impl History {
     /// Checks what concerns several members, once all were looked at.
     pub fn look_at_all(&mut self, lease: Duration) {
         let leads = |member: &Member| matches!(member.shown, Some(Leadership::Leading { .. }));
-        let leading: Vec<u64> = self.members.iter().filter(|(_, member)| leads(member)).map(|(id, _)| *id).collect();
+        let leading: Vec<u64> =
+            self.members.iter().filter(|(_, member)| leads(member)).map(|(id, _)| *id).collect();
         if leading.len() < 2 {
             self.contested = None;
         } else if self.contested.get_or_insert(self.now).saturating_add(lease + SLACK) < self.now {
@@ -244,7 +253,9 @@ impl History {
     /// A change was answered as committed at `index`.
     pub fn acknowledged(&mut self, index: u64, command: ControlCommand) {
         if self.log.get(&index).is_none_or(|applied| applied.command.as_ref() != Some(&command)) {
-            self.violated(format!("{command:?} was answered as committed at {index}, where something else is"));
+            self.violated(format!(
+                "{command:?} was answered as committed at {index}, where something else is"
+            ));
         }
         self.acknowledged.insert(index, command);
     }

@@ -43,8 +43,7 @@ struct Outcome {
     extent: (usize, usize, usize),
 }
 
-fn simulate(seed: u64) -> Outcome {
-    let shape = Shape::of(seed);
+fn simulate(shape: Shape) -> Outcome {
     let mut world = World::new(shape.clone());
     let mut trouble = Trouble::new();
     while world.now() < shape.trouble && world.history().violation.is_none() {
@@ -59,7 +58,9 @@ fn simulate(seed: u64) -> Outcome {
         applied = agreed(&world);
         if applied.is_none() && world.now() > healed + CALM {
             let state = describe(&world);
-            world.history().violated(format!("the members do not agree {CALM:?} after all was mended:{state}"));
+            world
+                .history()
+                .violated(format!("the members do not agree {CALM:?} after all was mended:{state}"));
         }
     }
     if let Some(applied) = applied {
@@ -135,7 +136,7 @@ mod tests {
         let count = one.map_or_else(|| number("CORTEX_SIM_SEEDS").unwrap_or(FEW), |_| 1);
         let (mut failed, mut extent, mut slowest) = (Vec::new(), (0, 0, 0), Duration::ZERO);
         for seed in first..first + count {
-            let outcome = simulate(seed);
+            let outcome = simulate(Shape::of(seed));
             if one.is_some() {
                 println!("{:?}\n{}", outcome.shape, outcome.lines.join("\n"));
             }
@@ -158,7 +159,7 @@ mod tests {
     #[test]
     fn the_same_seed_does_the_same() {
         for seed in 0..3 {
-            let (first, second) = (simulate(seed), simulate(seed));
+            let (first, second) = (simulate(Shape::of(seed)), simulate(Shape::of(seed)));
             let differs = first.lines.iter().zip(&second.lines).position(|(a, b)| a != b);
             if let Some(at) = differs {
                 let before = first.lines[at.saturating_sub(10)..at].join("\n");
@@ -167,6 +168,15 @@ mod tests {
             assert_eq!((first.digest, first.lines.len()), (second.digest, second.lines.len()), "seed {seed}");
             assert!(first.extent.0 > 1, "seed {seed} saw no change of leaders");
         }
-        assert_ne!(simulate(0).digest, simulate(1).digest);
+        assert_ne!(simulate(Shape::of(0)).digest, simulate(Shape::of(1)).digest);
+    }
+
+    /// The simulation itself is of no use if it lets a defect pass.
+    #[test]
+    fn disks_that_lie_are_found_out() {
+        let lying = |seed| Shape { lying_disks: true, ..Shape::of(seed) };
+        let found = (0..FEW).find_map(|seed| simulate(lying(seed)).violation);
+        println!("{found:?}");
+        assert!(found.is_some(), "{FEW} seeds did not notice that nothing was synced");
     }
 }

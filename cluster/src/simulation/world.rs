@@ -33,6 +33,8 @@ pub(super) struct Shape {
     pub pause: u64,
     /// How long things go wrong.
     pub trouble: Duration,
+    /// A defect that must be found: the disks call synced what is not.
+    pub lying_disks: bool,
 }
 
 impl Shape {
@@ -49,6 +51,7 @@ impl Shape {
             slow_disks: [0.0, 0.02, 0.2][rng.random_range(0..3)],
             pause: one_of(&mut rng, &[60, 200, 500]),
             trouble: Duration::from_millis(one_of(&mut rng, &[3000, 5000, 8000])),
+            lying_disks: false,
         }
     }
 }
@@ -113,6 +116,9 @@ impl World {
         let mut hosts = BTreeMap::new();
         for (id, disk) in context.disks.values() {
             let (id, disk, seeds) = (*id, disk.clone(), shape.seeds);
+            if shape.lying_disks {
+                disk.lie();
+            }
             let slot = Rc::<RefCell<Slot>>::default();
             let phase = if id <= seeds { Phase::Up } else { Phase::Spare };
             let (shared, started) = (Rc::clone(&slot), Rc::new(RefCell::new(phase == Phase::Up)));
@@ -191,7 +197,8 @@ impl World {
     fn reaches_no_quorum(&self, id: u64, role: &Role) -> bool {
         let membership = role.membership_config.membership();
         membership.get_joint_config().iter().any(|voters| {
-            let reached = voters.iter().filter(|voter| **voter == id || !self.faults.contains_key(&pair(id, **voter)));
+            let reached =
+                voters.iter().filter(|voter| **voter == id || !self.faults.contains_key(&pair(id, **voter)));
             reached.count() <= voters.len() / 2
         })
     }
