@@ -235,6 +235,7 @@ impl Joiner {
             announced |= recorded;
             let pause = sleep(if announced { LOOK } else { SLOW_ROUND });
             tokio::select! {
+                biased;
                 changed = control.changed() => if changed.is_err() { return Ok(()) },
                 () = pause => {}
             }

@@ -170,7 +170,9 @@ impl Watcher {
             if verdict.propose && proposal.is_none() {
                 proposal = Some(self.propose(role.vote.leader_id.term));
             }
+            // In order of writing, so that a run can be repeated; each looks at everything anew.
             tokio::select! {
+                biased;
                 changed = roles.changed() => if changed.is_err() {
                     return self.stopped();
                 },
@@ -297,6 +299,8 @@ async fn answer(proposal: &mut Option<oneshot::Receiver<Option<Claim>>>) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const LEASE: Duration = Duration::from_millis(300);
@@ -378,5 +382,52 @@ mod tests {
             judge(&seen(now, None, None), None, LEASE).publish,
             Leadership::Following { leader: None }
         );
+    }
+
+    /// What a replica sees after some milliseconds: whether it leads, which term, and how long ago a quorum
+    /// answered; and whether a claim was committed meanwhile.
+    fn looks() -> impl Strategy<Value = (u64, Option<u64>, Option<u64>, bool)> {
+        let term = prop_oneof![1 => Just(None), 4 => (1_u64..4).prop_map(Some)];
+        let acked = prop_oneof![1 => Just(None), 4 => (0_u64..500).prop_map(Some)];
+        (0_u64..200, term, acked, any::<bool>())
+    }
+
+    proptest! {
+        /// However terms, answers and time go: no lead without a committed claim of the term, none beyond a
+        /// lease, none again with a claim that was void once; and the verdict holds until the time it names.
+        #[test]
+        fn no_sequence_of_looks_makes_a_lead_that_may_not_be(steps in proptest::collection::vec(looks(), 1..40)) {
+            let start = Instant::now() + LEASE * 2;
+            let (mut at, mut held, mut epoch, mut void) = (0, None::<Claim>, 0, 0);
+            for (later, leads, acked, committed) in steps {
+                at += later;
+                let now = millis(start, at);
+                if let (Some(term), true, None) = (leads, committed, held) {
+                    epoch += 1;
+                    held = Some(Claim { epoch, ..claim(term, now) });
+                }
+                let looked = seen(now, leads, acked.map(|ago| now - Duration::from_millis(ago)));
+                let verdict = judge(&looked, held, LEASE);
+                if let Leadership::Leading { term, epoch, quorum, .. } = verdict.publish {
+                    let claim = held.expect("a lead has a claim");
+                    prop_assert_eq!((Some(term), epoch), (leads, claim.epoch));
+                    prop_assert!(epoch > void, "a void claim leads again");
+                    let proven = looked.acked.max(Some(claim.proven)).expect("it was proven");
+                    prop_assert!(now < proven + LEASE);
+                    prop_assert_eq!(quorum == Quorum::Fresh, now < proven + LEASE / 2);
+                    prop_assert!(!verdict.propose && verdict.until.is_some());
+                } else {
+                    prop_assert!(!verdict.propose || leads.is_some());
+                    prop_assert_eq!(verdict.claim, None);
+                    void = epoch;
+                }
+                if let Some(until) = verdict.until {
+                    prop_assert!(until > now);
+                    let just_before = Seen { now: until - Duration::from_nanos(1), ..looked };
+                    prop_assert_eq!(judge(&just_before, held, LEASE).publish, verdict.publish);
+                }
+                held = verdict.claim;
+            }
+        }
     }
 }

@@ -55,6 +55,7 @@
 #![warn(clippy::expect_used, clippy::unwrap_used)]
 #![allow(missing_docs, reason = "a field or an error variant says what it is by its name or its message")]
 
+mod ambient;
 mod codec;
 mod config;
 mod control;
@@ -66,6 +67,8 @@ mod leadership;
 mod membership;
 mod node;
 mod raft;
+#[cfg(test)]
+mod simulation;
 mod status;
 mod store;
 mod transport;

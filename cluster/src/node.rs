@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::ambient;
 use crate::config::{Addresses, ClusterConfig, ConfigError};
 use crate::control::{ControlCommand, ControlState};
 use crate::join::Joiner;
@@ -81,7 +82,7 @@ impl Node {
         config.validate()?;
         let raft_config = Arc::new(config.raft()?);
         let (data_dir, node_id) = (config.data_dir.clone(), config.node_id);
-        let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir, node_id)).await;
+        let opened = ambient::blocking(move || Store::open(&data_dir, node_id)).await;
         let store = Arc::new(opened.map_err(|_| StoreError::Cancelled)??);
         let started = Self::start_on(config, raft_config, Arc::clone(&store)).await;
         if started.is_err() {
@@ -150,7 +151,7 @@ impl Node {
             raft: raft.clone(),
             contact,
             lease: config.lease(),
-            new_cluster_id: new_cluster_id(),
+            new_cluster_id: ambient::new_cluster_id(),
             publish: leadership.clone(),
             stop: stop.clone(),
         };
@@ -257,20 +258,18 @@ impl Node {
         }
         let store = Arc::clone(&self.inner.store);
         // A failure means that the runtime ends, which releases the file too.
-        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        let _ = ambient::blocking(move || store.close()).await;
     }
 
     fn metrics(&self) -> Metrics {
         status::current(&self.inner.raft)
     }
-}
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "no decision depends on which id it is, only on its being unlike any other"
-)]
-fn new_cluster_id() -> uuid::Uuid {
-    uuid::Uuid::new_v4()
+    /// Raft itself, for those who check it.
+    #[cfg(test)]
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.inner.raft
+    }
 }
 
 /// Picks who takes over: the asked voter, or the one that lacks the least and

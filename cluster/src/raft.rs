@@ -14,6 +14,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Addresses,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = crate::ambient::Runtime,
 );
 
 pub(crate) type Raft = openraft::Raft<Types, StateMachine>;

@@ -12,6 +12,7 @@ use redb::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::ambient;
 use crate::codec::{self, CodecError};
 use crate::raft::{Entry, LogId, SnapshotMeta, Vote};
 
@@ -90,7 +91,7 @@ impl Store {
     /// # Errors
     /// Each names the file.
     pub fn open(data_dir: &Path, node_id: u64) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(data_dir)
+        ambient::create_directory(data_dir)
             .map_err(|source| StoreError::Directory { path: data_dir.to_owned(), source })?;
         let path = data_dir.join(FILE);
         // A database that another program scribbled over can make redb panic.
@@ -117,6 +118,12 @@ impl Store {
     pub fn is_pristine(&self) -> Result<bool, StoreError> {
         let ends = self.log_ends()?;
         Ok(ends.last.is_none() && self.vote().is_none() && self.read_snapshot()?.is_none())
+    }
+
+    /// The file, for those who check what happens to it.
+    #[cfg(test)]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub fn vote(&self) -> Option<Vote> {
@@ -307,14 +314,7 @@ fn open_checked(path: &Path) -> Result<Database, StoreError> {
     };
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE);
-    #[cfg(feature = "planted-defects")]
-    let created = match super::unsynced::planted(path) {
-        Some(planted) => planted.and_then(|backend| builder.create_with_backend(backend)),
-        None => builder.create(path),
-    };
-    #[cfg(not(feature = "planted-defects"))]
-    let created = builder.create(path);
-    let mut database = created.map_err(refused)?;
+    let mut database = ambient::open_database(&builder, path).map_err(refused)?;
     if !database.check_integrity().map_err(refused)? {
         let detail = "its pages do not match their checksums".into();
         return Err(StoreError::Damaged { path: path.to_owned(), detail });

@@ -11,6 +11,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 
 use super::{Store, StoreError};
+use crate::ambient;
 use crate::raft::{Entry, LogId, Types, Vote};
 
 /// The log of one member. Clones share the file.
@@ -32,13 +33,13 @@ impl LogStore {
     }
 }
 
-/// Runs `work` on the blocking pool.
+/// Runs `work` off the async threads.
 pub(super) async fn run<T: Send + 'static>(
     store: &Arc<Store>,
     work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, io::Error> {
     let store = Arc::clone(store);
-    let done = tokio::task::spawn_blocking(move || work(&store)).await;
+    let done = ambient::blocking(move || work(&store)).await;
     Ok(done.map_err(|_| StoreError::Cancelled)??)
 }
 

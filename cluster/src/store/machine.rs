@@ -48,6 +48,12 @@ impl StateMachine {
         self.control.send_replace(Arc::new(control));
         outcome
     }
+
+    /// Tells the simulation, which compares what all members apply.
+    #[cfg(test)]
+    fn observe(&self, entry: Option<&Entry>) {
+        crate::simulation::observe(self.store.path(), self.applied, entry, &self.control.borrow());
+    }
 }
 
 impl RaftStateMachine<Types> for StateMachine {
@@ -64,6 +70,8 @@ impl RaftStateMachine<Types> for StateMachine {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let outcome = self.apply_entry(&entry);
+            #[cfg(test)]
+            self.observe(Some(&entry));
             if let Some(responder) = responder {
                 responder.send(outcome);
             }
@@ -86,6 +94,8 @@ impl RaftStateMachine<Types> for StateMachine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.control.send_replace(Arc::new(control));
+        #[cfg(test)]
+        self.observe(None);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ mod database;
 mod log;
 mod machine;
 #[cfg(feature = "planted-defects")]
-mod unsynced;
+pub(crate) mod unsynced;
 
 pub(crate) use database::Store;
 pub use database::StoreError;

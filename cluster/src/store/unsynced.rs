@@ -11,7 +11,7 @@ use redb::backends::FileBackend;
 use redb::{BackendError, DatabaseError, StorageBackend};
 
 /// The file, if the defect is in force.
-pub(super) fn planted(path: &Path) -> Option<Result<Unsynced<FileBackend>, DatabaseError>> {
+pub(crate) fn planted(path: &Path) -> Option<Result<Unsynced<FileBackend>, DatabaseError>> {
     (std::env::var_os("CORTEX_PLANT")? == "fsync_left_out").then(|| {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         Ok(Unsynced(FileBackend::new(file.map_err(redb::StorageError::Io)?)?))
@@ -20,7 +20,7 @@ pub(super) fn planted(path: &Path) -> Option<Result<Unsynced<FileBackend>, Datab
 
 /// A file that is not synced.
 #[derive(Debug)]
-pub(super) struct Unsynced<B>(B);
+pub(crate) struct Unsynced<B>(B);
 
 impl<B: StorageBackend> StorageBackend for Unsynced<B> {
     fn len(&self) -> Result<u64, io::Error> {

@@ -102,6 +102,7 @@ impl RaftNetworkV2<Types> for Network {
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let message = (vote, snapshot.meta, snapshot.snapshot);
         tokio::select! {
+            biased;
             reply = self.call(Rpc::InstallSnapshot, &message, option.soft_ttl()) => Ok(reply?),
             closed = cancel => Err(closed.into()),
         }

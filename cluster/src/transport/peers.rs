@@ -5,18 +5,19 @@
 //! connection would stay silent for seconds. So a connection on which nothing
 //! succeeds for a while is thrown away.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::proto::raft_client::RaftClient;
 use super::proto::{Envelope, GreetReply, GreetRequest};
 use super::{MAX_MESSAGE, SECRET_HEADER};
+use crate::ambient;
 use crate::config::{Addresses, ClusterConfig};
 use crate::control::ControlState;
 
@@ -60,7 +61,7 @@ pub(crate) struct Peers {
     secret: Option<tonic::metadata::AsciiMetadataValue>,
     tls: Option<ClientTlsConfig>,
     control: watch::Receiver<std::sync::Arc<ControlState>>,
-    peers: Mutex<HashMap<u64, Peer>>,
+    peers: Mutex<BTreeMap<u64, Peer>>,
 }
 
 struct Peer {
@@ -114,7 +115,7 @@ impl Peers {
         let mut client = self.client(id)?;
         let envelope = Envelope { from: self.node_id, to: id, cluster_id: self.cluster_id(), body };
         let request = self.request(envelope);
-        let call = async {
+        let call = async move {
             match rpc {
                 Rpc::AppendEntries => client.append_entries(request).await,
                 Rpc::Vote => client.vote(request).await,
@@ -123,7 +124,7 @@ impl Peers {
                 Rpc::TransferLeader => client.transfer_leader(request).await,
             }
         };
-        let outcome = timeout(limit, call).await;
+        let outcome = ambient::within(limit, call).await;
         Ok(self.settle(id, limit, outcome)?.body)
     }
 
@@ -136,7 +137,7 @@ impl Peers {
             cluster_id: self.cluster_id(),
             addresses: Some(self.advertise.clone().into()),
         });
-        let outcome = timeout(limit, client.greet(request)).await;
+        let outcome = ambient::within(limit, async move { client.greet(request).await }).await;
         self.settle(id, limit, outcome)
     }
 
@@ -192,7 +193,7 @@ impl Peers {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let client = RaftClient::new(endpoint.connect_lazy())
+        let client = RaftClient::new(ambient::connect_lazily(&endpoint))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         peer.client = Some(client.clone());
@@ -212,7 +213,7 @@ impl Peers {
         self.control.borrow().cluster_id.map(|id| id.to_string()).unwrap_or_default()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Peer>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Peer>> {
         // Nothing panics while holding the lock; a poisoned map is whole.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use super::SECRET_HEADER;
 use super::peers::Peers;
 use super::proto::{Envelope, GreetReply, GreetRequest, Reply, raft_server};
+use crate::ambient;
 use crate::codec;
 use crate::config::Addresses;
 use crate::control::{ControlCommand, ControlState};
@@ -136,7 +137,7 @@ impl RaftService {
         }
         let applied = self.raft.metrics().borrow_watched().last_applied.map_or(0, |applied| applied.index);
         let store = Arc::clone(&self.store);
-        let tail = tokio::task::spawn_blocking(move || store.entries(applied..=u64::MAX)).await;
+        let tail = ambient::blocking(move || store.entries(applied..=u64::MAX)).await;
         let tail = tail.map_err(unavailable)?.map_err(unavailable)?;
         Ok(tail.iter().any(|entry| {
             matches!(&entry.payload, EntryPayload::Normal(ControlCommand::Joined { node_id }) if *node_id == id)
@@ -146,7 +147,7 @@ impl RaftService {
     /// What this replica can say about itself and about the one that asks.
     async fn introduce(&self, asking: u64) -> Result<GreetReply, Status> {
         let store = Arc::clone(&self.store);
-        let ends = tokio::task::spawn_blocking(move || store.log_ends()).await.map_err(unavailable)?;
+        let ends = ambient::blocking(move || store.log_ends()).await.map_err(unavailable)?;
         let last = ends.map_err(unavailable)?.last;
         let vote = self.store.vote();
         let control = self.control.borrow().clone();

@@ -1,0 +1,91 @@
+//! What this crate takes from the world around it: a runtime with its randomness, threads for blocking work,
+//! connections, the file of the log, ids.
+//!
+//! All in one place, because the simulation puts its own here (`src/simulation`). The simulation exists in
+//! this crate's own tests alone: no feature can switch it on in a program.
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use redb::{Builder, Database, DatabaseError};
+use tokio::task::JoinError;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use uuid::Uuid;
+
+/// What openraft runs on.
+#[cfg(not(test))]
+pub(crate) type Runtime = openraft::impls::TokioRuntime;
+/// What openraft runs on; its randomness comes from the simulation, if there is one.
+#[cfg(test)]
+pub(crate) type Runtime = crate::simulation::SeededRuntime;
+
+/// Runs `work`, which may wait for a disk, where it holds up no async thread.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    #[cfg(test)]
+    if crate::simulation::is_running() {
+        return crate::simulation::blocking(work).await;
+    }
+    tokio::task::spawn_blocking(work).await
+}
+
+/// A channel that connects when it is first used.
+pub(crate) fn connect_lazily(endpoint: &Endpoint) -> Channel {
+    #[cfg(test)]
+    if crate::simulation::is_running() {
+        return crate::simulation::connect_lazily(endpoint);
+    }
+    endpoint.connect_lazy()
+}
+
+/// Waits for the answer to a call, which is dropped after `limit`.
+pub(crate) async fn within<T: Send + 'static>(
+    limit: Duration,
+    call: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Elapsed> {
+    #[cfg(test)]
+    if crate::simulation::is_running() {
+        return crate::simulation::within(limit, call).await;
+    }
+    timeout(limit, call).await
+}
+
+/// Creates a directory and those above it.
+pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    if crate::simulation::is_running() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path)
+}
+
+/// Opens the file of the log, or creates it.
+pub(crate) fn open_database(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
+    #[cfg(test)]
+    if let Some(disk) = crate::simulation::disk(path) {
+        return builder.create_with_backend(disk);
+    }
+    #[cfg(feature = "planted-defects")]
+    if let Some(planted) = crate::store::unsynced::planted(path) {
+        return builder.create_with_backend(planted?);
+    }
+    builder.create(path)
+}
+
+/// An id for a cluster that is being founded.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no decision depends on which id it is, only on its being unlike any other"
+)]
+pub(crate) fn new_cluster_id() -> Uuid {
+    #[cfg(test)]
+    if let Some(id) = crate::simulation::new_cluster_id() {
+        return id;
+    }
+    Uuid::new_v4()
+}

@@ -1,0 +1,182 @@
+//! The whole crate on a simulated network, clock and disk: what a seed does once it does every time.
+//!
+//! Each host runs the real replica (Raft, its log in redb, the peer protocol over HTTP/2, who leads, membership).
+//! `turmoil` stands in for the network and the clock, [`disk`] for the disk, and all randomness comes from the
+//! seed. [`trouble`] draws from it what goes wrong; [`history`] holds what may never be; after all is mended
+//! the members must agree within [`CALM`]. `docs/SIMULATION.md` tells how to run it.
+
+mod context;
+mod disk;
+mod history;
+mod host;
+mod network;
+mod runtime;
+mod trouble;
+mod watch;
+mod world;
+
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+
+pub(crate) use context::{blocking, disk, is_running, new_cluster_id, observe, random, within};
+pub(crate) use network::connect_lazily;
+pub(crate) use runtime::SeededRuntime;
+
+use trouble::Trouble;
+use world::{Shape, World};
+
+use crate::leadership::Leadership;
+
+/// How long the members may take to agree once all is mended.
+const CALM: Duration = Duration::from_secs(10);
+/// Seeds of a run that names no number.
+const FEW: u64 = 20;
+
+/// What came of a seed.
+struct Outcome {
+    shape: Shape,
+    lines: Vec<String>,
+    digest: u64,
+    violation: Option<String>,
+    calm_after: Duration,
+    extent: (usize, usize, usize),
+}
+
+fn simulate(shape: Shape) -> Outcome {
+    let mut world = World::new(shape.clone());
+    let mut trouble = Trouble::new();
+    while world.now() < shape.trouble && world.history().violation.is_none() {
+        trouble.act(&mut world);
+        world.step();
+    }
+    world.heal();
+    let healed = world.now();
+    let mut applied = None;
+    while world.history().violation.is_none() && applied.is_none() {
+        world.step();
+        applied = agreed(&world);
+        if applied.is_none() && world.now() > healed + CALM {
+            let state = describe(&world);
+            world
+                .history()
+                .violated(format!("the members do not agree {CALM:?} after all was mended:{state}"));
+        }
+    }
+    if let Some(applied) = applied {
+        world.history().settle(applied);
+    }
+    let calm_after = world.now() - healed;
+    let history = world.history();
+    Outcome {
+        shape,
+        lines: history.lines.clone(),
+        digest: history.digest(),
+        violation: history.violation.clone(),
+        calm_after,
+        extent: history.extent(),
+    }
+}
+
+/// The index that all members have applied, if one of them leads, all others follow it, and all have the same.
+fn agreed(world: &World) -> Option<u64> {
+    let nodes: Vec<_> = world.nodes().collect();
+    let mut leading = nodes.iter().filter(|node| node.leadership().borrow().is_leading());
+    let leader = leading.next().filter(|_| leading.next().is_none())?;
+    let role = leader.raft().server_metrics().borrow_watched().clone();
+    let membership = role.membership_config.membership();
+    let control = leader.control().borrow().clone();
+    let index = |node: &crate::node::Node| {
+        let data = node.raft().data_metrics().borrow_watched().clone();
+        (data.last_log.map(|last| last.index), data.last_applied.map(|applied| applied.index))
+    };
+    let (last, applied) = index(leader);
+    for id in membership.nodes().map(|(id, _)| *id).filter(|id| *id != leader.id()) {
+        if world.hosts[&id].wiped || control.removed.contains(&id) {
+            continue;
+        }
+        let node = nodes.iter().find(|node| node.id() == id)?;
+        let follows = matches!(&*node.leadership().borrow(), Leadership::Following { leader: Some(found) } if found.id == leader.id());
+        if !follows || *node.control().borrow() != control || index(node) != (last, applied) {
+            return None;
+        }
+    }
+    applied.filter(|_| last == applied)
+}
+
+fn describe(world: &World) -> String {
+    let mut text = String::new();
+    for (id, host) in &world.hosts {
+        let slot = host.slot.borrow();
+        let node = slot.node.as_ref().map(crate::node::Node::status);
+        text += &format!("\n  member {id} {:?} wiped {} {:?} {node:?}", host.phase, host.wiped, slot.refused);
+    }
+    text
+}
+
+mod tests {
+    use super::*;
+
+    /// A number from the environment.
+    fn number(name: &str) -> Option<u64> {
+        let text = std::env::var(name).ok()?;
+        Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, got \"{text}\"")))
+    }
+
+    /// How to see one seed again, with all that happened.
+    fn again(seed: u64) -> String {
+        format!("CORTEX_SIM_SEED={seed} cargo test -p cortex-cluster --lib simulation -- --nocapture")
+    }
+
+    /// `CORTEX_SIM_SEED` is one seed to be shown; `CORTEX_SIM_FIRST` and `CORTEX_SIM_SEEDS` are a range.
+    #[test]
+    fn nothing_that_may_not_be_happens_in_any_seed() {
+        let one = number("CORTEX_SIM_SEED");
+        let first = one.or_else(|| number("CORTEX_SIM_FIRST")).unwrap_or(0);
+        let count = one.map_or_else(|| number("CORTEX_SIM_SEEDS").unwrap_or(FEW), |_| 1);
+        let (mut failed, mut extent, mut slowest) = (Vec::new(), (0, 0, 0), Duration::ZERO);
+        for seed in first..first + count {
+            let outcome = simulate(Shape::of(seed));
+            if one.is_some() {
+                println!("{:?}\n{}", outcome.shape, outcome.lines.join("\n"));
+            }
+            if let Some(violation) = outcome.violation {
+                println!("seed {seed}: {violation}\n  {}", again(seed));
+                failed.push(seed);
+            }
+            extent = (extent.0 + outcome.extent.0, extent.1 + outcome.extent.1, extent.2 + outcome.extent.2);
+            slowest = slowest.max(outcome.calm_after);
+        }
+        let (epochs, entries, acknowledged) = extent;
+        println!(
+            "{count} seeds from {first}: {} failed; {epochs} epochs, {entries} entries, {acknowledged} acknowledged \
+             changes; the slowest to agree took {slowest:?}",
+            failed.len()
+        );
+        assert!(failed.is_empty(), "seeds failed: {failed:?}; see one: {}", again(failed[0]));
+    }
+
+    #[test]
+    fn the_same_seed_does_the_same() {
+        for seed in 0..3 {
+            let (first, second) = (simulate(Shape::of(seed)), simulate(Shape::of(seed)));
+            let differs = first.lines.iter().zip(&second.lines).position(|(a, b)| a != b);
+            if let Some(at) = differs {
+                let before = first.lines[at.saturating_sub(10)..at].join("\n");
+                panic!("seed {seed} differs after\n{before}\nin\n{}\n{}", first.lines[at], second.lines[at]);
+            }
+            assert_eq!((first.digest, first.lines.len()), (second.digest, second.lines.len()), "seed {seed}");
+            assert!(first.extent.0 > 1, "seed {seed} saw no change of leaders");
+        }
+        assert_ne!(simulate(Shape::of(0)).digest, simulate(Shape::of(1)).digest);
+    }
+
+    /// The simulation itself is of no use if it lets a defect pass.
+    #[test]
+    fn disks_that_lie_are_found_out() {
+        let lying = |seed| Shape { lying_disks: true, ..Shape::of(seed) };
+        let found = (0..FEW).find_map(|seed| simulate(lying(seed)).violation);
+        println!("{found:?}");
+        assert!(found.is_some(), "{FEW} seeds did not notice that nothing was synced");
+    }
+}
