@@ -22,6 +22,7 @@ mod reconcile;
 mod retention;
 mod sealed;
 mod submissions;
+mod tags;
 mod transitions;
 mod workers;
 
