@@ -92,7 +92,7 @@ fn job(model: &str, number: usize) -> Value {
     if number / 6 % 2 == 1 {
         policy["max_delay_seconds"] = json!(4);
     }
-    json!({"name": "broken", "model_name": model, "model_version": "1", "input_data": {},
+    json!({"name": "broken", "model_name": model, "model_version": "1", "input_data": {"n": number},
         "max_retries": ATTEMPTS - 1, "metadata": {"retry_policy": policy}})
 }
 
@@ -115,14 +115,11 @@ async fn one_round(stage: &Stage, round: u32, seen: &mut Seen) -> Result<Value, 
             .build()?;
         workers.spawn(worker.run(Broken(Arc::clone(&starts)), shutdown.clone()));
     }
-    for number in 0..JOBS {
-        let follower = followers[number % followers.len()];
-        let submitter = Submitter::new(&format!("http://{}", stage.cluster.http(follower)))?;
-        if submitter.single(&job(&model(number / (JOBS / CREWS)), number)).await? != Offered::Stored {
-            return Err("a job was refused".into());
-        }
-    }
-    let due = watch(&mut database, &starts).await?;
+    // Side by side: the first ones wait already while the last ones are submitted.
+    let (due, ()) = tokio::try_join!(
+        watch(&mut database, &starts),
+        submit(stage, &followers, |number| job(&model(number / (JOBS / CREWS)), number)),
+    )?;
     shutdown.cancel();
     while let Some(ended) = workers.join_next().await {
         ended??;
@@ -149,6 +146,18 @@ async fn one_round(stage: &Stage, round: u32, seen: &mut Seen) -> Result<Value, 
     seen.early += early;
     let at = |part| milliseconds(late.value_at_quantile(part));
     Ok(json!({"early": early, "p50_ms": at(0.5), "p99_ms": at(0.99), "most_ms": milliseconds(late.max())}))
+}
+
+async fn submit(stage: &Stage, followers: &[usize], job: impl Fn(usize) -> Value) -> Result<(), Failure> {
+    let url = |index: &usize| format!("http://{}", stage.cluster.http(*index));
+    let submitters = followers.iter().map(|index| Submitter::new(&url(index)));
+    let submitters = submitters.collect::<Result<Vec<_>, _>>()?;
+    for (number, submitter) in (0..JOBS).zip(submitters.iter().cycle()) {
+        if submitter.single(&job(number)).await? != Offered::Stored {
+            return Err("a job was refused".into());
+        }
+    }
+    Ok(())
 }
 
 /// Until all attempts have started; answers when each retry was due, as the jobs have said while they waited.
