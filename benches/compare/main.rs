@@ -14,7 +14,8 @@
 //! | `history.rs` | the pipeline after two million finished jobs |
 //! | `lists.rs` | pages of jobs, filters and statistics among a million finished jobs |
 //! | `retention.rs` | dispatch while a million old jobs are pruned |
-//! | `past.rs` | finished jobs for both, put straight into the tables |
+//! | `retries.rs` | how late the next attempts of failed jobs start |
+//! | `past.rs` | finished jobs for `lists` and `retention`, put straight into the tables |
 //! | `overload.rs` | twice as much as can be done |
 //! | `affinity.rs`, `fleet.rs` | loads of models that placement saves, in a simulated fleet |
 //! | `stage.rs`, `load.rs`, `process.rs` | a cluster, load from this process, what a process costs |
@@ -33,6 +34,7 @@ mod peers;
 mod process;
 mod report;
 mod retention;
+mod retries;
 mod rounds;
 mod shapes;
 mod stage;
@@ -60,6 +62,8 @@ enum What {
     Lists,
     /// Dispatch while 1,000,000 old jobs are pruned
     Retention,
+    /// How late the next attempts of failed jobs start
+    Retries,
     /// Throughput, refusals and memory at twice the sustainable load
     Overload,
     /// Loads of models with and without workers' reports of loaded ones, simulated
@@ -139,6 +143,7 @@ async fn measure(options: &Options) -> Result<bool, Failure> {
         What::History => history::run(options, &mut report).await?,
         What::Lists => lists::run(options, &mut report).await?,
         What::Retention => retention::run(options, &mut report).await?,
+        What::Retries => retries::run(options, &mut report).await?,
         What::Overload => overload::run(options, &mut report).await?,
         What::Affinity => affinity::run(options, &mut report)?,
     }

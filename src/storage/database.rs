@@ -35,7 +35,7 @@ pub struct DatabaseOptions {
 /// one has begun. The rest is about plans: leader statements are few and long, find their rows by id and have
 /// arrays for parameters. One plan serves for all of them; planning anew costs more than running, and a plan
 /// made while a table was small would go on scanning it when it has grown.
-const WRITE_SETTINGS: [(&str, &str); 8] = [
+const WRITE_SETTINGS: [(&str, &str); 9] = [
     ("statement_timeout", "2s"),
     ("lock_timeout", "500ms"),
     ("idle_in_transaction_session_timeout", "400ms"),
@@ -45,6 +45,8 @@ const WRITE_SETTINGS: [(&str, &str); 8] = [
     ("enable_mergejoin", "off"),
     // What is ruled out counts as endlessly dear, and dear plans would be compiled each time.
     ("jit", "off"),
+    // The rows of a submission's tags are written with it, so that the trigger need not (migration 14).
+    ("cortex.indexes_tags", "on"),
 ];
 
 /// A connection that was idle for so long is tried before it is used.

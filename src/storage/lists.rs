@@ -1,27 +1,34 @@
 //! Pages of jobs.
 //!
 //! What a page costs must not depend on how large the jobs are that go before it: first the ids of a page are found,
-//! in an index alone unless tags are asked for, then its jobs are read. Jobs that have not ended are few among
-//! millions and are found by what only they have; completed ones are all others, less those.
+//! in indexes alone, then its jobs are read. Jobs that have not ended are few among millions and are found by what only
+//! they have; completed ones are all others, less those. Tags have a table in the order of lists.
 
-use sqlx::QueryBuilder;
+use futures::TryStreamExt;
 use sqlx::postgres::Postgres;
+use sqlx::{AssertSqlSafe, Connection, Either, QueryBuilder, Row};
+use uuid::Uuid;
 
 use super::database::Database;
 use super::error::StorageError;
 use super::jobs::{JobRow, SELECT_JOB};
-use crate::domain::job::{Job, JobFilter, JobList, JobStats, JobStatus};
+use super::tags::tag_id;
+use crate::domain::job::{JobFilter, JobList, JobStats, JobStatus};
 
 /// How many jobs beyond a page are counted where the counters do not know.
 const COUNTED_BEYOND: i64 = 10_000;
-/// The same where tags are asked for: each of these jobs has to be looked at.
-const COUNTED_BEYOND_TAGGED: i64 = 100;
-/// Where a page begins behind so many jobs, it is first counted whether there are as many.
-const FAR: i64 = 100_000;
+/// The same where more than one thing is asked for: to find those that have all, others are passed.
+const COUNTED_BEYOND_OF_SEVERAL: i64 = 1_000;
 /// Most jobs under way that completed ones are told apart from without a look at them.
 const FEW: i64 = 5_000;
 /// The priority that the index of priorities leaves out: that of most jobs.
 const DEFAULT_PRIORITY: u8 = 5;
+/// Most tags that are looked for in the table of tags; of more, the rarest are, and jobs that have these are looked at.
+const JOINED_TAGS: usize = 3;
+/// Jobs of a tag that are counted to find out which tags are rare.
+const RARE: i64 = 10_000;
+/// The furthest that a cursor is moved.
+const FURTHEST: i64 = i32::MAX as i64;
 
 /// Whether a job is under way. Bounded, so that the planner takes it for small enough to be hashed.
 const UNDER_WAY: &str = "(SELECT id FROM jobs WHERE next_retry_at IS NOT NULL \
@@ -33,11 +40,14 @@ struct Search<'a> {
     filter: &'a JobFilter,
     /// Few enough jobs are under way.
     few_under_way: bool,
+    /// The tags that are looked for in their table.
+    joined_tags: Vec<Uuid>,
 }
 
 impl Database {
     /// A page of jobs, newest first. `total` is exact where the counters know it (no filter, or by state alone), and
-    /// where the page is not full; otherwise jobs are counted up to 10,000 beyond it, 100 where tags are asked for.
+    /// where the page is not full; otherwise jobs are counted up to 10,000 beyond it, 1,000 where more than one thing
+    /// is asked for.
     pub async fn jobs(&self, filter: &JobFilter, page: i64, page_size: i64) -> Result<JobList, StorageError> {
         let offset = (page - 1).saturating_mul(page_size);
         let counted = *filter == JobFilter { status: filter.status, ..JobFilter::default() };
@@ -47,84 +57,91 @@ impl Database {
             _ => None,
         };
         let few_under_way = stats.as_ref().is_some_and(|stats| under_way(stats) <= FEW);
-        let search = Search { filter, few_under_way };
-        let (jobs, total) = match stats.filter(|_| counted) {
+        let search = Search { filter, few_under_way, joined_tags: self.tags_to_join(filter).await? };
+        let (ids, total) = match stats.filter(|_| counted) {
             Some(stats) => {
                 let total = filter.status.map_or(stats.total_jobs, |status| of(&stats, status));
-                (self.counted_page(&search, offset, page_size, total).await?, total)
+                // The search is over with the last of them; those that are under way may be more by now.
+                let known = filter.status.is_none_or(JobStatus::is_terminal);
+                let limit = if known { page_size.min(total - offset) } else { page_size };
+                (self.page(&search, offset, limit).await?, total)
             }
             None => self.page_and_total(&search, offset, page_size).await?,
         };
+        let mut select = QueryBuilder::new(SELECT_JOB);
+        select.push(" WHERE id = ANY(").push_bind(ids).push(")");
+        if filter.status == Some(JobStatus::Completed) {
+            // Should more jobs have come under way since they were counted than are told apart.
+            select.push(" AND status = 'completed'");
+        }
+        select.push(" ORDER BY submitted_at DESC, id DESC");
+        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
+        let jobs = rows.into_iter().map(|row| row.read(&self.vault)).collect::<Result<_, _>>()?;
         Ok(JobList { jobs, total, page, page_size, pages: (total + page_size - 1) / page_size })
     }
 
-    async fn counted_page(
-        &self,
-        search: &Search<'_>,
-        offset: i64,
-        page_size: i64,
-        total: i64,
-    ) -> Result<Vec<Job>, StorageError> {
-        let known = search.filter.status.is_none_or(JobStatus::is_terminal);
-        // The search is over with the last of them; those that are under way may be more by now.
-        let limit = if known { page_size.min(total - offset) } else { page_size };
-        if limit > 0 { self.page(search, offset, limit).await } else { Ok(Vec::new()) }
+    async fn page(&self, search: &Search<'_>, offset: i64, limit: i64) -> Result<Vec<Uuid>, StorageError> {
+        if limit <= 0 {
+            return Ok(Vec::new());
+        }
+        let mut select = QueryBuilder::new("");
+        search.push(&mut select);
+        select.push(" LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
+        // Planned for these very values: what is best for a frequent one is worst for a rare one.
+        Ok(select.build_query_scalar().persistent(false).fetch_all(&self.reads).await?)
     }
 
+    /// The ids of a page, and how many jobs there are before it, in it, and beyond it as far as they are counted:
+    /// in one go, so that none is looked for twice.
     async fn page_and_total(
         &self,
         search: &Search<'_>,
         offset: i64,
         page_size: i64,
-    ) -> Result<(Vec<Job>, i64), StorageError> {
-        if offset > FAR {
-            let before = self.count(search, None, offset).await?;
-            if before < offset {
-                return Ok((Vec::new(), before));
+    ) -> Result<(Vec<Uuid>, i64), StorageError> {
+        let most = search.counted_beyond();
+        let mut declare = QueryBuilder::new("DECLARE list NO SCROLL CURSOR FOR ");
+        search.push(&mut declare);
+        declare.push(" LIMIT ").push_bind(offset.saturating_add(page_size + most));
+        let walk = match offset {
+            0 => format!("FETCH {page_size} FROM list; MOVE {most} IN list"),
+            1..=FURTHEST => {
+                format!("MOVE {offset} IN list; FETCH {page_size} FROM list; MOVE {most} IN list")
             }
-        }
-        let jobs = self.page(search, offset, page_size).await?;
-        let shown = i64::try_from(jobs.len()).unwrap_or(page_size);
-        let total = match jobs.last() {
-            None => self.count(search, None, offset).await?,
-            Some(_) if shown < page_size => offset + shown,
-            Some(last) => {
-                let tagged = !search.filter.tags.is_empty();
-                let most = if tagged { COUNTED_BEYOND_TAGGED } else { COUNTED_BEYOND };
-                offset + shown + self.count(search, Some(last), most).await?
-            }
+            _ => "MOVE ALL IN list".to_owned(),
         };
-        Ok((jobs, total))
+        let mut connection = self.reads.acquire().await?;
+        let begin = self.reads.opening("BEGIN READ ONLY");
+        // Dropping it ends it: there is nothing to commit.
+        let mut transaction = connection.begin_with(AssertSqlSafe(begin)).await?;
+        // Planned for these very values, as above.
+        declare.build().persistent(false).execute(self.reads.session(&mut transaction)).await?;
+        let (mut ids, mut total) = (Vec::new(), 0);
+        let mut steps = sqlx::raw_sql(AssertSqlSafe(walk)).fetch_many(&mut *transaction);
+        while let Some(step) = steps.try_next().await? {
+            match step {
+                Either::Left(passed) => total += passed.rows_affected(),
+                Either::Right(row) => ids.push(row.try_get(0)?),
+            }
+        }
+        Ok((ids, total.cast_signed()))
     }
 
-    async fn page(&self, search: &Search<'_>, offset: i64, limit: i64) -> Result<Vec<Job>, StorageError> {
-        let mut select = QueryBuilder::new(SELECT_JOB);
-        select.push(" WHERE id = ANY(ARRAY(SELECT id FROM jobs");
-        search.push(&mut select);
-        select.push(" ORDER BY submitted_at DESC, id DESC LIMIT ").push_bind(limit);
-        select.push(" OFFSET ").push_bind(offset);
-        select.push("))");
-        if search.filter.status == Some(JobStatus::Completed) {
-            // Should more jobs have come under way since they were counted than are told apart.
-            select.push(" AND status = 'completed'");
+    /// All tags of a filter if they are few, otherwise the rarest.
+    async fn tags_to_join(&self, filter: &JobFilter) -> Result<Vec<Uuid>, StorageError> {
+        let tags: Vec<Uuid> = filter.tags.iter().map(|(key, value)| tag_id(key, value)).collect();
+        if tags.len() <= JOINED_TAGS {
+            return Ok(tags);
         }
-        select.push(" ORDER BY submitted_at DESC, id DESC");
-        // Planned for these very values: what is best for a frequent one is worst for a rare one.
-        let rows: Vec<JobRow> = select.build_query_as().persistent(false).fetch_all(&self.reads).await?;
-        rows.into_iter().map(|row| row.read(&self.vault)).collect()
-    }
-
-    /// How many jobs match, of those behind `after` in the list or of all; no more than `most` are counted.
-    async fn count(&self, search: &Search<'_>, after: Option<&Job>, most: i64) -> Result<i64, StorageError> {
-        let mut count = QueryBuilder::new("SELECT count(*) FROM (SELECT FROM jobs");
-        search.push(&mut count);
-        if let Some(job) = after {
-            count.push(" AND (submitted_at, id) < (").push_bind(job.submitted_at);
-            count.push(", ").push_bind(job.id.0);
-            count.push(") ORDER BY submitted_at DESC, id DESC");
-        }
-        count.push(" LIMIT ").push_bind(most).push(") counted");
-        Ok(count.build_query_scalar().persistent(false).fetch_one(&self.reads).await?)
+        let rarest = sqlx::query_scalar!(
+            r#"SELECT asked AS "tag!" FROM unnest($1::uuid[]) AS asked
+               ORDER BY (SELECT count(*) FROM (SELECT FROM job_tags WHERE tag = asked LIMIT $2) found)"#,
+            &tags,
+            RARE,
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(rarest.into_iter().take(JOINED_TAGS).collect())
     }
 }
 
@@ -146,9 +163,50 @@ fn of(stats: &JobStats, status: JobStatus) -> i64 {
 }
 
 impl Search<'_> {
+    fn counted_beyond(&self) -> i64 {
+        let JobFilter { status, priority, model_name, created_by, tags } = self.filter;
+        let fields = [status.is_some(), priority.is_some(), model_name.is_some(), created_by.is_some()]
+            .map(usize::from);
+        let asked_for = fields.iter().sum::<usize>() + tags.len();
+        if asked_for > 1 { COUNTED_BEYOND_OF_SEVERAL } else { COUNTED_BEYOND }
+    }
+
+    /// Selects the ids of the list in its order.
     fn push(&self, query: &mut QueryBuilder<Postgres>) {
-        let filter = self.filter;
+        let by_tags_alone = JobFilter { tags: self.filter.tags.clone(), ..JobFilter::default() };
+        let every_tag = self.joined_tags.len() == self.filter.tags.len();
+        let (mut time, mut id) = ("jobs.submitted_at".to_owned(), "jobs.id".to_owned());
+        if self.joined_tags.is_empty() {
+            query.push("SELECT id FROM jobs");
+        } else {
+            (time, id) = ("tag_0.submitted_at".to_owned(), "tag_0.job_id".to_owned());
+            query.push("SELECT tag_0.job_id FROM job_tags tag_0");
+            let mut join = |table: &str, name: &str, column: &str| {
+                // The id as a range: who takes it for independent of the time expects but one job, and walks all.
+                query.push(format!(
+                    " JOIN {table} {name} ON {name}.submitted_at = {time} AND {name}.{column} BETWEEN {id} AND {id}"
+                ));
+            };
+            for number in 1..self.joined_tags.len() {
+                join("job_tags", &format!("tag_{number}"), "job_id");
+            }
+            if !every_tag || *self.filter != by_tags_alone {
+                join("jobs", "jobs", "id");
+            }
+        }
         query.push(" WHERE TRUE");
+        for (number, tag) in self.joined_tags.iter().enumerate() {
+            query.push(format!(" AND tag_{number}.tag = ")).push_bind(*tag);
+        }
+        if !every_tag {
+            query.push(" AND tags @> ").push_bind(sqlx::types::Json(self.filter.tags.clone()));
+        }
+        self.push_fields(query);
+        query.push(format!(" ORDER BY {time} DESC, {id} DESC"));
+    }
+
+    fn push_fields(&self, query: &mut QueryBuilder<Postgres>) {
+        let filter = self.filter;
         if let Some(status) = filter.status {
             self.push_status(query, status);
         }
@@ -164,9 +222,6 @@ impl Search<'_> {
         if let Some(creator) = &filter.created_by {
             query.push(" AND created_by = ").push_bind(creator.clone());
         }
-        if !filter.tags.is_empty() {
-            query.push(" AND tags <> '{}' AND tags @> ").push_bind(sqlx::types::Json(filter.tags.clone()));
-        }
     }
 
     /// By what a constraint, a derived column or the leases say of all jobs in a state and of few others, so that an
@@ -175,7 +230,9 @@ impl Search<'_> {
         let condition = match status {
             JobStatus::Pending => " AND status = 'pending' AND next_retry_at IS NOT NULL",
             JobStatus::Queued => " AND status = 'queued' AND ready",
-            JobStatus::Assigned => " AND status = 'assigned' AND id = ANY(ARRAY(SELECT job_id FROM leases))",
+            JobStatus::Assigned => {
+                " AND status = 'assigned' AND jobs.id = ANY(ARRAY(SELECT job_id FROM leases))"
+            }
             JobStatus::Running => {
                 " AND status = 'running' AND (driven_until IS NOT NULL OR id = ANY(ARRAY(SELECT job_id FROM leases)))"
             }

@@ -21,8 +21,10 @@ mod queue;
 mod queue_metrics;
 mod reconcile;
 mod retention;
+mod retries;
 mod sealed;
 mod submissions;
+mod tags;
 mod transitions;
 mod workers;
 
@@ -38,6 +40,7 @@ pub use leases::LiveLease;
 pub use queue_metrics::{NewQueueMetrics, Totals};
 pub use reconcile::{QueuedJob, StoredPlace};
 pub use retention::OldJob;
+pub use retries::Promoted;
 pub use submissions::{Inserted, Insertion};
 pub use transitions::Reported;
 pub use workers::{Vitals, WorkerTally};

@@ -1,4 +1,4 @@
-//! What the loops look for: due retries, passed deadlines, and what the ready queue should hold.
+//! What the loops look for: passed deadlines, and what the ready queue should hold.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -30,28 +30,6 @@ pub struct StoredPlace {
 }
 
 impl Database {
-    /// Jobs whose retry time has come, the longest overdue first.
-    pub async fn due_jobs(&self, limit: i64) -> Result<Vec<JobId>, StorageError> {
-        let rows = sqlx::query_scalar!(
-            "SELECT id FROM jobs WHERE status = 'pending' AND next_retry_at <= now()
-             ORDER BY next_retry_at LIMIT $1",
-            limit
-        )
-        .fetch_all(&self.reads)
-        .await?;
-        Ok(rows.into_iter().map(JobId).collect())
-    }
-
-    /// How long until the next retry is due, in seconds; negative if it is overdue.
-    pub async fn next_due_in(&self) -> Result<Option<f64>, StorageError> {
-        Ok(sqlx::query_scalar!(
-            "SELECT extract(epoch FROM min(next_retry_at) - now())::float8 FROM jobs
-             WHERE next_retry_at IS NOT NULL"
-        )
-        .fetch_one(&self.reads)
-        .await?)
-    }
-
     /// Jobs that are driven from outside and whose deadline has passed.
     pub async fn overdue_jobs(&self, limit: i64) -> Result<Vec<JobId>, StorageError> {
         let rows = sqlx::query_scalar!(

@@ -11,6 +11,7 @@ use super::assignments::Claim;
 use super::database::Database;
 use super::error::StorageError;
 use super::fence::Fence;
+use super::tags::tag_ids;
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 use crate::domain::payload::Payload;
@@ -110,6 +111,7 @@ impl Database {
         fetch_seconds: i32,
     ) -> Result<DateTime<Utc>, Refused> {
         let column = Columns(jobs);
+        let tags = column.tags();
         let inputs = self.sealed_inputs(jobs).map_err(Refused::Failed)?;
         let mut connection = self.for_fenced_statement().await.map_err(Refused::Failed)?;
         let first = sqlx::query_scalar!(
@@ -139,6 +141,11 @@ impl Database {
                        CASE WHEN lease_id IS NOT NULL THEN 0 END, run_at, trace
                    FROM submission
                    RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at, next_retry_at
+               ), tagged AS (
+                   INSERT INTO job_tags (tag, submitted_at, job_id)
+                   SELECT t.tag, fence.moment + t.ordinal * interval '1 microsecond', t.job_id
+                   FROM fence, unnest(CASE WHEN passed THEN $22::uuid[] END, $23::uuid[], $24::bigint[])
+                       AS t (tag, job_id, ordinal)
                ), leased AS (
                    INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
                        lease_expires_at, delivery_id, delivered_at, created_at)
@@ -180,6 +187,9 @@ impl Database {
             fence.epoch.0,
             &column.of_run_at() as _,
             &column.of_trace() as _,
+            &tags.iter().map(|tag| tag.id).collect::<Vec<_>>(),
+            &tags.iter().map(|tag| tag.job).collect::<Vec<_>>(),
+            &tags.iter().map(|tag| tag.ordinal).collect::<Vec<_>>(),
         )
         .fetch_one(&mut connection)
         .await;
@@ -230,6 +240,14 @@ fn unless_empty(payload: &Payload) -> Option<&str> {
     (payload.as_str() != "{}").then_some(payload.as_str())
 }
 
+/// A tag of a job.
+struct Tag {
+    id: Uuid,
+    job: Uuid,
+    /// The job's place, from 1.
+    ordinal: i64,
+}
+
 /// The rows to store, column by column; nothing of the jobs is copied that can be borrowed.
 struct Columns<'a>(&'a [Insertion<'a>]);
 
@@ -248,6 +266,15 @@ impl<'a> Columns<'a> {
         let traced = self.0.iter().any(|row| row.trace.is_some());
         let rows = self.0.iter().filter(|_| traced);
         rows.map(|row| row.trace.map(TraceContext::to_text)).collect()
+    }
+
+    fn tags(&self) -> Vec<Tag> {
+        let rows = (1..).zip(self.0);
+        rows.flat_map(|(ordinal, row)| {
+            let tag = move |id| Tag { id, job: row.job.id.0, ordinal };
+            tag_ids(&row.job.tags).into_iter().map(tag)
+        })
+        .collect()
     }
 
     fn of_claim<C>(&self, value: impl Fn(Claim) -> Option<C>) -> Vec<Option<C>> {

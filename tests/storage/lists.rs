@@ -1,6 +1,11 @@
 //! Lists of jobs: what is counted, and what is found of each state.
 
-use cortex::domain::job::{JobFilter, JobStatus};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cortex::domain::ambient::{Ambient, System};
+use cortex::domain::ids::JobId;
+use cortex::domain::job::{Job, JobFilter, JobStatus};
 use serde_json::json;
 
 use crate::{Setting, job};
@@ -105,17 +110,154 @@ async fn completed_jobs_are_told_apart_from_few_and_from_many_that_are_under_way
     }
 }
 
+/// Tags like these.
+fn tags<const N: usize>(tags: [(&str, &str); N]) -> BTreeMap<String, String> {
+    tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
 #[tokio::test]
-async fn a_total_reaches_a_hundred_beyond_the_page_where_tags_are_asked_for() {
+async fn a_total_reaches_a_thousand_beyond_the_page_where_more_than_one_thing_is_asked_for() {
     let setting = Setting::fresh().await;
-    plant(&setting, "completed", 400).await;
-    sqlx::query("UPDATE jobs SET tags = '{\"k\": \"v\"}'").execute(&setting.pool).await.unwrap();
-    let tags = [("k".to_owned(), "v".to_owned())].into();
-    let filter = JobFilter { tags, ..JobFilter::default() };
-    for (page, shown, total) in [(1, 50, 150), (6, 50, 400), (8, 50, 400), (9, 0, 400), (4_000, 0, 400)] {
-        let found = setting.database.jobs(&filter, page, 50).await.unwrap();
-        assert_eq!((found.jobs.len(), found.total), (shown, total), "page {page}");
+    plant(&setting, "completed", 1_400).await;
+    let tagged = "WITH gone AS (DELETE FROM jobs RETURNING *) INSERT INTO jobs (id, name, model_name, model_version,
+        status, input_data, queued_at, completed_at, submitted_at, tags) SELECT id, name, model_name, model_version,
+        status, input_data, queued_at, completed_at, submitted_at, '{\"k\": \"v\", \"l\": \"w\"}' FROM gone";
+    sqlx::query(tagged).execute(&setting.pool).await.unwrap();
+    let model_name = Some("planted".to_owned());
+    let one = JobFilter { tags: tags([("k", "v")]), ..JobFilter::default() };
+    let two = JobFilter { tags: tags([("k", "v"), ("l", "w")]), ..JobFilter::default() };
+    for (filter, most) in [
+        (one.clone(), 10_000),
+        (JobFilter { model_name: model_name.clone(), ..JobFilter::default() }, 10_000),
+        (two, 1_000),
+        (JobFilter { model_name, ..one }, 1_000),
+    ] {
+        for (page, shown) in [(1, 50), (6, 50), (28, 50), (29, 0), (4_000, 0), (i64::MAX / 100, 0)] {
+            let found = setting.database.jobs(&filter, page, 50).await.unwrap();
+            let total = if shown == 0 { 1_400 } else { 1_400.min(page * 50 + most) };
+            let pages = total / 50;
+            assert_eq!((found.jobs.len(), found.total, found.pages), (shown, total, pages), "page {page}");
+        }
     }
+}
+
+/// Jobs in all states, of few models, creators, priorities, tags and times.
+const RANDOM_JOBS: &str = "INSERT INTO jobs (id, name, model_name, model_version, status, priority, input_data,
+        next_retry_at, queued_at, assigned_worker_id, lease_id, lease_expires_at, completed_at, submitted_at, created_by, tags)
+    SELECT gen_random_uuid(), 'random', 'model-' || (3 * random() ^ 2)::int, '1', status,
+        CASE WHEN random() < 0.5 THEN 5 ELSE 4 + (2 * random())::int END, '{}',
+        CASE WHEN status = 'pending' THEN now() END, now(),
+        CASE WHEN status IN ('assigned', 'running') THEN gen_random_uuid() END,
+        CASE WHEN status IN ('assigned', 'running') THEN gen_random_uuid() END,
+        CASE WHEN status IN ('assigned', 'running') THEN now() END,
+        CASE WHEN status IN ('completed', 'failed', 'cancelled', 'timeout') THEN now() END,
+        now() - (n / 3) * interval '1 second', CASE WHEN random() < 0.9 THEN 'creator-' || (2 * random())::int END,
+        (SELECT coalesce(jsonb_object_agg('k' || k, 'v' || (1.2 * random())::int), '{}')
+         FROM generate_series(1, 5) k WHERE n > 0 AND random() < 0.6)
+    FROM (SELECT n, (ARRAY['pending', 'queued', 'assigned', 'running', 'completed', 'failed', 'cancelled', 'timeout',
+              'completed', 'completed', 'completed'])[1 + floor(11 * random())::int] AS status
+          FROM generate_series(1, 2000) n) states";
+
+/// Whether a filter asks for a job, by the letter.
+fn asks_for(filter: &JobFilter, job: &Job) -> bool {
+    let tags: BTreeMap<String, String> = serde_json::from_str(job.tags.as_str()).unwrap();
+    filter.status.is_none_or(|status| job.status == status)
+        && filter.priority.is_none_or(|priority| job.priority == priority)
+        && filter.model_name.as_ref().is_none_or(|model| job.model_name == *model)
+        && filter.created_by.as_ref().is_none_or(|creator| job.created_by.as_ref() == Some(creator))
+        && filter.tags.iter().all(|(key, value)| tags.get(key) == Some(value))
+}
+
+#[tokio::test]
+async fn every_list_is_what_a_look_at_every_job_finds() {
+    let setting = Setting::fresh().await;
+    sqlx::query(RANDOM_JOBS).execute(&setting.pool).await.unwrap();
+    for upkeep in [
+        "INSERT INTO leases (job_id, id) SELECT id, lease_id FROM jobs WHERE lease_id IS NOT NULL",
+        "UPDATE job_counters SET (pending, queued, assigned, running, completed, failed, cancelled, timeout) =
+             (SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'queued'),
+                  count(*) FILTER (WHERE status = 'assigned'), count(*) FILTER (WHERE status = 'running'),
+                  count(*) FILTER (WHERE status = 'completed'), count(*) FILTER (WHERE status = 'failed'),
+                  count(*) FILTER (WHERE status = 'cancelled'), count(*) FILTER (WHERE status = 'timeout') FROM jobs)
+         WHERE slot = 9",
+        "ANALYZE",
+    ] {
+        sqlx::query(upkeep).execute(&setting.pool).await.unwrap();
+    }
+    let ids: Vec<JobId> = sqlx::query_scalar("SELECT id FROM jobs ORDER BY submitted_at DESC, id DESC")
+        .fetch_all(&setting.pool)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(JobId)
+        .collect();
+    let jobs = setting.database.jobs_of(&ids).await.unwrap();
+    assert_eq!(jobs.len(), 2_000);
+    let mut found_any = 0;
+    for number in 0..192_u32 {
+        let one_of = |most: f64| System.unit() * most;
+        let some = |what: u32| number & (1 << what) != 0;
+        let asked = [("k1", "v0"), ("k2", "v1"), ("k3", "v0"), ("k4", "v0"), ("k5", "v1")];
+        let filter = JobFilter {
+            status: some(0).then(|| jobs[usize::try_from(number).unwrap()].status),
+            priority: some(1).then(|| if one_of(1.0) < 0.5 { 5 } else { 4 }),
+            model_name: some(2).then(|| format!("model-{}", u8::from(one_of(1.0) < 0.5))),
+            created_by: some(3).then(|| format!("creator-{}", u8::from(one_of(1.0) < 0.5))),
+            tags: asked
+                .into_iter()
+                .take(number as usize / 16 % 6)
+                .map(|(k, v)| (k.into(), v.into()))
+                .collect(),
+        };
+        let expected: Vec<JobId> =
+            jobs.iter().filter(|job| asks_for(&filter, job)).map(|job| job.id).collect();
+        found_any += usize::from(!expected.is_empty());
+        for (page, size) in [(1, 100), (2, 7), (3, 10), (500, 20)] {
+            let found = setting.database.jobs(&filter, page, size).await.unwrap();
+            let before = usize::try_from((page - 1) * size).unwrap();
+            let shown = expected.iter().skip(before).take(usize::try_from(size).unwrap());
+            let ids: Vec<JobId> = found.jobs.iter().map(|job| job.id).collect();
+            assert_eq!(ids, shown.copied().collect::<Vec<_>>(), "page {page} of {size} of {filter:?}");
+            let total = i64::try_from(expected.len()).unwrap();
+            let counted = filter == JobFilter { status: filter.status, ..JobFilter::default() };
+            let bound = if counted || ids.is_empty() { total } else { total.min(page * size + 1_000) };
+            assert!((bound..=total).contains(&found.total), "{} of {total}: {filter:?}", found.total);
+        }
+    }
+    assert!(found_any > 80, "{found_any}");
+}
+
+#[tokio::test]
+async fn a_tag_is_written_once_with_its_job_by_whatever_way_and_goes_with_it() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let odd = job(json!({"tags": {"a": "b:c", "a:b": "c", "ä\\": "\\x41", "k": "v".repeat(4096)}}));
+    let plain = job(json!({}));
+    // The second time nothing is new.
+    for _ in 0..2 {
+        crate::store(&setting, fence, &[&plain, &odd]).await;
+    }
+    let rows = async || -> Vec<(uuid::Uuid, bool)> {
+        let rows = "SELECT tag, (submitted_at, job_id) IN (SELECT submitted_at, id FROM jobs) FROM job_tags ORDER BY tag";
+        sqlx::query_as(rows).fetch_all(&setting.pool).await.unwrap()
+    };
+    let written = rows().await;
+    assert_eq!(written.len(), 4);
+    assert!(written.iter().all(|(_, of_a_job)| *of_a_job), "{written:?}");
+    // As by a leader that knows nothing of the table.
+    let again = "WITH gone AS (DELETE FROM jobs RETURNING *) INSERT INTO jobs (id, name, model_name, model_version,
+        status, input_data, queued_at, completed_at, submitted_at, tags) SELECT id, name, model_name, model_version,
+        'completed', input_data, queued_at, now() - interval '1 hour', submitted_at, tags FROM gone";
+    sqlx::query(again).execute(&setting.pool).await.unwrap();
+    assert_eq!(rows().await, written);
+    for (key, value) in [("a", "b:c"), ("a:b", "c"), ("ä\\", "\\x41")] {
+        let filter = JobFilter { tags: tags([(key, value)]), ..JobFilter::default() };
+        assert_eq!(setting.database.jobs(&filter, 1, 10).await.unwrap().jobs.len(), 1, "{key}");
+    }
+    let mut transaction = setting.database.begin(fence).await.unwrap();
+    let gone = transaction.delete_ended(0, &[plain.id, odd.id], Duration::from_secs(60)).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!((gone, rows().await.len()), (2, 0));
 }
 
 #[tokio::test]

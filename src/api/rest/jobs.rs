@@ -141,7 +141,7 @@ impl BatchDraft {
 
 /// Lists jobs, newest first, a page at a time.
 ///
-/// Filters are combined. With other filters than `status`, `total` is counted up to 10,000 jobs beyond the page, with `tag` up to 100.
+/// Filters are combined. With other filters than `status`, `total` is counted up to 10,000 jobs beyond the page, with several up to 1,000.
 /// Parameters that are not known are ignored; of a repeated one other than `tag` the last counts.
 #[utoipa::path(
     get,

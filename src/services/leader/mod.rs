@@ -16,6 +16,7 @@ mod feed;
 mod lanes;
 mod once;
 mod outlook;
+mod promote;
 mod queue_metrics;
 mod roster;
 mod sessions;
@@ -68,6 +69,7 @@ const SUBMISSION_SLOTS: [i16; 2] = [0, 1];
 const EVENT_SLOT: i16 = 2;
 const ROUND_SLOTS: [i16; 3] = [3, 4, 5];
 const PRUNE_SLOT: i16 = 6;
+const PROMOTE_SLOT: i16 = 7;
 
 /// Longest transaction as seen from here; PostgreSQL's own limits are shorter, but do not help when its
 /// host is gone.

@@ -17,7 +17,7 @@ use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::job::{JobStatus, NewJob};
 use crate::domain::trace::TraceContext;
 use crate::domain::transition::JobState;
-use crate::storage::{Claim, Completed, Completion};
+use crate::storage::{Claim, Completed, Completion, Promoted};
 use crate::telemetry::traces::{Span, SpanKind};
 
 impl Core {
@@ -82,6 +82,15 @@ impl Core {
             }
             None => {}
         }
+    }
+
+    /// The time of a job that waited for it has come, committed.
+    pub(super) fn trace_promotion(&self, job: &Promoted, began: DateTime<Utc>) {
+        let Some(trace) = &job.trace else { return };
+        let Some(mut span) = self.trace_report(trace, None, "leader.job.requeue", began) else { return };
+        describe(&mut span, job.id, None);
+        span.set("cortex.job.status", JobStatus::Queued.as_str());
+        span.set("cortex.job.attempt", i64::from(job.retry_count) + 1);
     }
 
     fn trace_report(

@@ -65,27 +65,6 @@ impl Default for Pruning {
 }
 
 impl Leader {
-    /// Puts jobs whose retry time has come into the ready queue. Answers how long until the next one is
-    /// due, if one is known.
-    pub async fn promote_retries(&self) -> Result<Option<Duration>, UpkeepError> {
-        let core = &self.core;
-        core.next_due.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        loop {
-            let due = core.parts.database.due_jobs(SWEEP).await?;
-            let count = due.len();
-            self.apply_all(due.into_iter().map(|job| (job, JobEvent::Due))).await?;
-            if i64::try_from(count).unwrap_or(SWEEP) < SWEEP {
-                break;
-            }
-        }
-        let stored = core.parts.database.next_due_in().await?;
-        let stored = stored.map(|seconds| core.now() + Duration::from_secs_f64(seconds.max(0.0)));
-        // No nudge: whoever is told here is the one that a nudge would wake.
-        let mut noted = core.next_due.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *noted = [*noted, stored].into_iter().flatten().min();
-        Ok(noted.map(|due| due.saturating_duration_since(core.now())))
-    }
-
     /// Ends attempts that ran too long, takes back jobs that were not fetched, gives up workers that went silent,
     /// and tries those again that have rested from failing.
     pub async fn reap_leases(&self) -> Result<(), UpkeepError> {
