@@ -46,6 +46,9 @@ impl ClusterOptions {
     /// Stores first, then the network, then the replicas, which reach everything through it alone.
     pub(super) async fn start(self, folder: &Path) -> Result<Started, Error> {
         std::fs::create_dir_all(folder)?;
+        if self.network == NetworkKind::Namespaces {
+            namespaces::create(self.replicas).await?;
+        }
         let stores = PortBlock::reserve(2)?;
         let redis_options = RedisOptions {
             data_dir: folder.join("redis"),
@@ -115,7 +118,6 @@ impl ClusterOptions {
                 Ok((Network::Loopback(relays), places))
             }
             NetworkKind::Namespaces => {
-                namespaces::create(self.replicas).await?;
                 let dialler = namespaces::by_address(self.replicas);
                 let relays = Relays::start(namespaces::hub(), &listening, dialler).await?;
                 let mut places = relays.places();
