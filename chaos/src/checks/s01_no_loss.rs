@@ -2,20 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use super::{Promise, Verdict};
-use crate::history::{History, Outcome, Request};
+use super::evidence::{Evidence, is_end};
+use super::{Judge, Promise, Verdict};
+use crate::history::{Outcome, Request};
 
 pub(super) const PROMISE: Promise = Promise {
     id: "S1",
     name: "no loss",
     text: "every submission answered ok has exactly one job, and after quiet exactly one end",
-    judge,
+    judge: Judge::Alone(judge),
 };
 
-/// States in which a job ends.
-const ENDS: [&str; 4] = ["completed", "failed", "cancelled", "timeout"];
-
-fn judge(history: &History) -> Verdict {
+fn judge(evidence: &Evidence<'_>) -> Verdict {
+    let history = evidence.history;
     let Some(last) = &history.last else { return Verdict::not_dumped() };
     let mut rows: BTreeMap<i64, Vec<_>> = BTreeMap::new();
     for job in &last.jobs {
@@ -44,7 +43,7 @@ fn judge(history: &History) -> Verdict {
                 [job] if job.id != seen.id => {
                     violations.push(format!("job {number} was answered as {} and is {}", seen.id, job.id));
                 }
-                [job] if !ENDS.contains(&job.status.as_str()) => {
+                [job] if !is_end(&job.status) => {
                     violations.push(format!("job {} is {} after quiet", job.id, job.status));
                 }
                 [_] => {}

@@ -5,7 +5,7 @@ CREATE TABLE chaos_writes (
 CREATE TABLE chaos_audit (
     id BIGINT GENERATED ALWAYS AS IDENTITY, job_id UUID, old_status TEXT, new_status TEXT,
     old_lease UUID, new_lease UUID, old_due TIMESTAMPTZ, new_due TIMESTAMPTZ, new_expires TIMESTAMPTZ,
-    epoch BIGINT, at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp());
+    retries INT, epoch BIGINT, at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp());
 
 -- In place: prepared statements know the function by its identity, not by its name.
 DO $copy$ BEGIN
@@ -31,10 +31,11 @@ CREATE TRIGGER chaos_noted AFTER INSERT OR UPDATE OR DELETE ON job_counters EXEC
 
 CREATE FUNCTION chaos_audit_job() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO chaos_audit (job_id, old_status, new_status, old_lease, new_lease, old_due, new_due, new_expires, epoch)
+    INSERT INTO chaos_audit (job_id, old_status, new_status, old_lease, new_lease, old_due, new_due, new_expires,
+        retries, epoch)
     VALUES (coalesce(NEW.id, OLD.id), OLD.status, NEW.status, OLD.lease_id, NEW.lease_id, OLD.next_retry_at,
         NEW.next_retry_at, CASE WHEN isfinite(NEW.lease_expires_at) THEN NEW.lease_expires_at END,
-        nullif(current_setting('chaos.epoch', true), '')::bigint);
+        NEW.retry_count, nullif(current_setting('chaos.epoch', true), '')::bigint);
     RETURN NULL;
 END $$;
 CREATE TRIGGER chaos_audited AFTER INSERT OR UPDATE OR DELETE ON jobs

@@ -61,6 +61,9 @@ pub struct Execution {
     pub lease_expires_at: Option<DateTime<Utc>>,
     /// For the retry policy.
     pub error_code: Option<String>,
+    /// Why it failed, in histories that have it.
+    #[serde(default)]
+    pub error_message: Option<String>,
 }
 
 /// A row of `leases`.
@@ -102,6 +105,9 @@ pub struct Audit {
     pub new_due: Option<DateTime<Utc>>,
     /// The lease's end after.
     pub new_expires: Option<DateTime<Utc>>,
+    /// The number of retries after, in histories that have it.
+    #[serde(default)]
+    pub retries: Option<i32>,
     /// The epoch that the writer has shown to the fence; `None` if it has shown none.
     pub epoch: Option<i64>,
     /// When, by PostgreSQL's clock at that very moment.
@@ -163,7 +169,7 @@ const TABLES: [(&str, &str); 6] = [
             'attempt_number', attempt_number, 'status', status, 'created_at', created_at,
             'completed_at', completed_at,
             'lease_expires_at', CASE WHEN isfinite(lease_expires_at) THEN lease_expires_at END,
-            'error_code', error_code)::text
+            'error_code', error_code, 'error_message', error_message)::text
          FROM executions ORDER BY job_id, created_at, id",
     ),
     ("leases", "SELECT jsonb_build_object('job_id', job_id, 'id', id)::text FROM leases ORDER BY job_id"),

@@ -94,6 +94,8 @@ pub struct History {
     pub views: Vec<(u64, usize, Option<u32>, View)>,
     /// When, and how many jobs were pending, queued, active and finished.
     pub depths: Vec<(u64, [i64; 4])>,
+    /// When, how many jobs waited for a worker by PostgreSQL, and how many the ready queue held.
+    pub queues: Vec<(u64, i64, i64)>,
     /// When each stretch of the run began.
     pub stages: Vec<(u64, Stage)>,
     /// What was in the stores at the end; `None` if the run did not get that far.
@@ -116,6 +118,7 @@ impl History {
             faults: Vec::new(),
             views: Vec::new(),
             depths: Vec::new(),
+            queues: Vec::new(),
             stages: Vec::new(),
             last: Final::read(folder)?,
             verify: match fs::read(folder.join("verify.json")) {
@@ -162,6 +165,7 @@ impl History {
             Record::Depth { pending, queued, active, finished } => {
                 self.depths.push((at, [pending, queued, active, finished]));
             }
+            Record::Queue { queued, held } => self.queues.push((at, queued, held)),
             Record::Stage { stage } => self.stages.push((at, stage)),
         }
     }

@@ -71,6 +71,13 @@ pub enum Record {
         /// At their end.
         finished: i64,
     },
+    /// How many jobs wait for a worker by PostgreSQL, and how many the ready queue holds.
+    Queue {
+        /// By PostgreSQL's rows or counters.
+        queued: i64,
+        /// In Redis.
+        held: i64,
+    },
     /// A stretch of the run begins.
     Stage {
         /// Which.

@@ -1,0 +1,88 @@
+//! L1: once nothing is broken any more, everything comes to its end.
+
+use super::evidence::{Evidence, is_end, time};
+use super::{Judge, Promise, Verdict};
+use crate::history::Stage;
+
+pub(super) const PROMISE: Promise = Promise {
+    id: "L1",
+    name: "progress",
+    text: "after the last fault has healed every eligible job is terminal within (work ÷ capacity) + 30 s",
+    judge: Judge::Alone(judge),
+};
+
+/// What is allowed beyond the work itself, in microseconds.
+const BEYOND: u64 = 30_000_000;
+
+fn judge(evidence: &Evidence<'_>) -> Verdict {
+    let history = evidence.history;
+    let Some(stores) = &evidence.stores else { return Verdict::not_dumped() };
+    let (Some(quiet), Some(over)) = (history.stage(Stage::Quiet), history.stage(Stage::Over)) else {
+        return Verdict::Unknown { why: "the run ended before quiet".to_owned() };
+    };
+    let mut violations: Vec<String> = stores
+        .last
+        .jobs
+        .iter()
+        .filter(|job| !is_end(&job.status))
+        .map(|job| format!("job {} of {} is {} at the end", job.id, job.submitted_at, job.status))
+        .collect();
+    let slots = u64::try_from(history.info.slots.max(1)).unwrap_or(1);
+    let work = work_after(evidence, quiet, over) / slots;
+    if over - quiet > work + BEYOND {
+        violations.push(format!(
+            "from {} it took {} until every job was at its end or nothing went on; the work took {} of all slots",
+            time(quiet),
+            time(over - quiet),
+            time(work)
+        ));
+    }
+    Verdict::of(stores.last.jobs.len() as u64, violations)
+}
+
+/// How long all workers together have worked from then on, in microseconds.
+fn work_after(evidence: &Evidence<'_>, quiet: u64, over: u64) -> u64 {
+    let runs = evidence.runs.values().flatten();
+    let work = runs.map(|run| {
+        let ended = run.ended.map_or(over, |(at, _)| at).min(over);
+        ended.saturating_sub(run.began.max(quiet))
+    });
+    work.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::story::{Story, kept, refuted, undecided};
+    use super::*;
+
+    fn ended(after_ms: i64) -> Story {
+        let mut story = Story::submitted(1);
+        story.row(1, 1, "completed");
+        story.stage(1000, Stage::Quiet);
+        story.stage(1000 + after_ms, Stage::Over);
+        story
+    }
+
+    #[test]
+    fn within_the_work_and_thirty_seconds_is_as_promised() {
+        kept(&ended(29_000).judge(&PROMISE), 1);
+        refuted(&ended(31_000).judge(&PROMISE), "31.000 s");
+        let mut story = ended(31_000);
+        // The one slot was busy for five seconds of it.
+        story.act(2000, "w", Story::began(1, 1, 1));
+        story.act(7000, "w", Story::ended(1, 1, crate::history::Ending::Success));
+        kept(&story.judge(&PROMISE), 1);
+    }
+
+    #[test]
+    fn a_job_that_is_not_at_its_end_is_a_violation() {
+        let mut story = ended(1000);
+        story.row(2, 2, "queued");
+        refuted(&story.judge(&PROMISE), "is queued at the end");
+    }
+
+    #[test]
+    fn without_quiet_it_is_unknown() {
+        undecided(&Story::submitted(1).judge(&PROMISE));
+    }
+}

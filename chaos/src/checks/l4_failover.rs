@@ -1,0 +1,225 @@
+//! L4: how long clients and workers wait when the leader is struck.
+//!
+//! One run has too few failovers for a 99th percentile: a campaign puts those of many runs together ([`failovers`]).
+//! Here a wait fails that is out of all proportion, and all of them are judged where there are enough.
+//!
+//! Where the leadership changes, what counts is the first success of the next leader, for the former one may go on for
+//! a moment. A planned hand-over is counted from the last submission that the former leader accepted.
+
+use uuid::Uuid;
+
+use super::evidence::{Clock, Evidence, Stores, in_fault, time};
+use super::{Judge, Promise, Verdict};
+use crate::history::{Call, FaultRun, History, Outcome, Request};
+
+pub(super) const PROMISE: Promise = Promise {
+    id: "L4",
+    name: "failover",
+    text: "leader killed, paused or cut off → next accepted submission p99 ≤ 1.0 s, next dispatch p99 ≤ 1.5 s; planned \
+           hand-over ≤ 200 ms",
+    judge: Judge::Alone(judge),
+};
+
+/// No wait may be longer than this, in milliseconds.
+const NEVER: f64 = 5_000.0;
+/// Fewer samples have no 99th percentile.
+const ENOUGH: usize = 30;
+/// Bars in milliseconds: submission and dispatch after a failover, and submission after a hand-over.
+const BARS: [f64; 3] = [1_000.0, 1_500.0, 200.0];
+/// How long after a fault the leadership may change because of it, in microseconds.
+const AFTERMATH: u64 = 10_000_000;
+
+/// How the leader went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Killed, paused or cut off.
+    Failover,
+    /// It handed over by itself.
+    HandOver,
+}
+
+/// How long it took until things went on after the leader was struck.
+#[derive(Debug, Clone)]
+pub struct Failover {
+    /// Number of the fault.
+    pub fault: u64,
+    /// Its name.
+    pub name: String,
+    /// How the leader went.
+    pub kind: Kind,
+    /// Whether no other fault was under way until things went on: otherwise the wait is not the leader's alone.
+    pub alone: bool,
+    /// Until the next accepted submission was answered, in milliseconds; `None` if none was.
+    pub to_submission_ms: Option<f64>,
+    /// Until a worker began a job that was granted afterwards, in milliseconds; `None` if none did.
+    pub to_dispatch_ms: Option<f64>,
+    /// Whether anybody submitted anything afterwards.
+    pub tried: bool,
+}
+
+/// The failovers and hand-overs of a run.
+pub fn failovers(history: &History) -> Vec<Failover> {
+    of(&Evidence::of(history))
+}
+
+fn of(evidence: &Evidence<'_>) -> Vec<Failover> {
+    let Some(stores) = &evidence.stores else { return Vec::new() };
+    let Some(clock) = evidence.clock else { return Vec::new() };
+    let leaders = Leaders::of(stores, clock);
+    let struck = evidence.history.faults.iter().filter(|fault| fault.leader && fault.proof.is_some());
+    struck.map(|fault| measure(evidence, stores, clock, &leaders, fault)).collect()
+}
+
+/// When each epoch made its first change, in microseconds of the harness.
+struct Leaders(Vec<(i64, i64)>);
+
+impl Leaders {
+    fn of(stores: &Stores<'_>, clock: Clock) -> Self {
+        let mut changes: Vec<_> =
+            stores.last.audit.iter().filter_map(|change| Some((change.epoch?, change.at))).collect();
+        changes.sort_unstable();
+        changes.dedup_by_key(|(epoch, _)| *epoch);
+        Self(changes.into_iter().map(|(epoch, at)| (clock.latest(at), epoch)).collect())
+    }
+
+    /// The epoch at this time, and whether another one follows before that time.
+    fn at(&self, begun: u64, until: u64) -> (i64, bool) {
+        let former =
+            self.0.iter().rfind(|(at, _)| *at <= begun.cast_signed()).map_or(i64::MIN, |(_, epoch)| *epoch);
+        (former, self.0.iter().any(|(at, epoch)| *epoch > former && *at <= until.cast_signed()))
+    }
+}
+
+fn measure(
+    evidence: &Evidence<'_>,
+    stores: &Stores<'_>,
+    clock: Clock,
+    leaders: &Leaders,
+    fault: &FaultRun,
+) -> Failover {
+    let begun = fault.begun;
+    let until = fault.over.or(fault.healed).unwrap_or(begun).saturating_add(AFTERMATH);
+    let (former, changes) = leaders.at(begun, until);
+    let epoch = |job: Uuid| stores.trails.get(&job).and_then(|trail| trail.changes.first()?.epoch);
+    let by_next = |epoch: Option<i64>| !changes || epoch.is_some_and(|epoch| epoch > former);
+    let accepted: Vec<_> = evidence
+        .history
+        .calls
+        .iter()
+        .filter_map(|call| accepted(call).map(|(end, job)| (call, end, job)))
+        .collect();
+    let next = accepted
+        .iter()
+        .filter(|(call, _, job)| call.start >= begun && by_next(epoch(*job)))
+        .map(|(_, end, _)| *end)
+        .min();
+    let kind = if matches!(fault.name.as_str(), "stop-leader" | "transfer-leader") {
+        Kind::HandOver
+    } else {
+        Kind::Failover
+    };
+    let from = match (kind, next) {
+        (Kind::HandOver, Some(next)) => accepted
+            .iter()
+            .filter(|(_, end, job)| *end < next && epoch(*job) <= Some(former))
+            .map(|(_, end, _)| *end)
+            .max()
+            .map_or(begun, |last| last.max(begun)),
+        _ => begun,
+    };
+    let granted_by_next = |lease: &Uuid| {
+        let granted = stores.leases.get(lease).and_then(|lease| lease.granted.first());
+        granted.is_some_and(|change| {
+            if changes {
+                change.epoch.is_some_and(|epoch| epoch > former)
+            } else {
+                clock.is_after(change.at, begun)
+            }
+        })
+    };
+    let runs = evidence.runs.iter().flat_map(|(lease, runs)| runs.iter().map(move |run| (lease, run.began)));
+    let dispatched =
+        runs.filter(|(lease, at)| *at >= begun && granted_by_next(lease)).map(|(_, at)| at).min();
+    let recovered = next.max(dispatched).unwrap_or(u64::MAX);
+    let others = evidence.history.faults.iter().filter(|other| other.fault != fault.fault);
+    let alone = !others
+        .into_iter()
+        .any(|other| other.begun <= recovered && in_fault(other, begun.max(other.begun), 0));
+    Failover {
+        fault: fault.fault,
+        name: fault.name.clone(),
+        kind,
+        alone,
+        to_submission_ms: next.map(|at| milliseconds(at - from)),
+        to_dispatch_ms: dispatched.map(|at| milliseconds(at - begun)),
+        tried: evidence
+            .history
+            .calls
+            .iter()
+            .any(|call| call.start >= begun && matches!(call.request, Request::Submit { .. })),
+    }
+}
+
+/// When an accepted submission was answered, and its first job.
+fn accepted(call: &Call) -> Option<(u64, Uuid)> {
+    match (&call.request, &call.outcome) {
+        (Request::Submit { .. }, Outcome::Ok { jobs, .. }) => Some((call.end?, jobs.first()?.id)),
+        _ => None,
+    }
+}
+
+fn milliseconds(micros: u64) -> f64 {
+    std::time::Duration::from_micros(micros).as_secs_f64() * 1000.0
+}
+
+fn judge(evidence: &Evidence<'_>) -> Verdict {
+    let begun =
+        |fault: u64| evidence.history.faults.iter().find(|run| run.fault == fault).map_or(0, |run| run.begun);
+    if !evidence.history.faults.iter().any(|fault| fault.leader && fault.proof.is_some()) {
+        return Verdict::NotTried;
+    }
+    if evidence.stores.is_none() {
+        return Verdict::not_dumped();
+    }
+    if evidence.clock.is_none() {
+        return Verdict::no_clock();
+    }
+    let samples: Vec<_> = of(evidence).into_iter().filter(|sample| sample.alone && sample.tried).collect();
+    let mut violations = Vec::new();
+    for sample in &samples {
+        let waits = [("accepted submission", sample.to_submission_ms), ("dispatch", sample.to_dispatch_ms)];
+        for (what, wait) in waits {
+            let told = match wait {
+                None => "never came".to_owned(),
+                Some(ms) if ms > NEVER => format!("came after {ms:.0} ms"),
+                Some(_) => continue,
+            };
+            violations.push(format!(
+                "{} at {}: the next {what} {told}",
+                sample.name,
+                time(begun(sample.fault))
+            ));
+        }
+    }
+    let failovers = || samples.iter().filter(|sample| sample.kind == Kind::Failover);
+    let hand_overs = samples.iter().filter(|sample| sample.kind == Kind::HandOver);
+    let pools: [(&str, Vec<f64>); 3] = [
+        ("submission after a failover", failovers().filter_map(|sample| sample.to_submission_ms).collect()),
+        ("dispatch after a failover", failovers().filter_map(|sample| sample.to_dispatch_ms).collect()),
+        ("submission after a hand-over", hand_overs.filter_map(|sample| sample.to_submission_ms).collect()),
+    ];
+    for ((what, mut waits), bar) in pools.into_iter().zip(BARS) {
+        waits.sort_by(f64::total_cmp);
+        let rank = (waits.len() * 99).div_ceil(100);
+        if waits.len() >= ENOUGH
+            && let Some(p99) = waits.get(rank - 1).filter(|p99| **p99 > bar)
+        {
+            violations.push(format!("{what}: p99 of {} is {p99:.0} ms, more than {bar:.0} ms", waits.len()));
+        }
+    }
+    Verdict::of(samples.len() as u64, violations)
+}
+
+#[cfg(test)]
+#[path = "l4_failover_tests.rs"]
+mod tests;
