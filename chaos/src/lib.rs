@@ -7,5 +7,7 @@ pub mod cluster;
 pub mod draw;
 pub mod faults;
 pub mod history;
+pub mod measures;
+pub mod power_cut;
 pub mod run;
 pub mod workload;
