@@ -28,6 +28,17 @@ pub enum Command {
     Planted(PlantedArgs),
     /// List the kinds of faults
     Faults,
+    /// Cut the power of the replicas' disks again and again
+    PowerCut(PowerCutArgs),
+    /// Measure how hundreds of workers fare that lose their leader
+    Reconnect(ReconnectArgs),
+    /// Measure how the queue fares when Redis is emptied
+    Flush(FlushArgs),
+    /// Watch whether a leader stays on a busy machine
+    Idle(IdleArgs),
+    /// Keep a core busy
+    #[command(hide = true)]
+    Burn(BurnArgs),
 }
 
 /// Arguments of `run`.
@@ -99,6 +110,73 @@ pub struct PlantedArgs {
     /// Where everything is written
     #[arg(long, value_name = "DIR", default_value = "target/chaos/planted")]
     pub output: PathBuf,
+}
+
+/// Arguments of `power-cut`.
+#[derive(Debug, Args)]
+pub struct PowerCutArgs {
+    /// Where all randomness comes from
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How often
+    #[arg(long, default_value_t = 20)]
+    pub cuts: u32,
+    /// A defect that the replicas are to have, to see that it is found
+    #[arg(long, value_name = "DEFECT")]
+    pub planted: Option<String>,
+    /// Where everything is written; must not exist
+    #[arg(long, value_name = "DIR", default_value = "target/chaos/power-cut")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `reconnect`.
+#[derive(Debug, Args)]
+pub struct ReconnectArgs {
+    /// Where all randomness comes from
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How many workers
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=900))]
+    pub workers: u16,
+    /// Where everything is written; must not exist
+    #[arg(long, value_name = "DIR", default_value = "target/chaos/reconnect")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `flush`.
+#[derive(Debug, Args)]
+pub struct FlushArgs {
+    /// Where all randomness comes from
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How many jobs wait
+    #[arg(long, default_value_t = 100_000)]
+    pub waiting: usize,
+    /// Where everything is written; must not exist
+    #[arg(long, value_name = "DIR", default_value = "target/chaos/flush")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `idle`.
+#[derive(Debug, Args)]
+pub struct IdleArgs {
+    /// How long
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    pub duration: Duration,
+    /// Share of every core that others take, in percent
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub share: u32,
+    /// Where everything is written; must not exist
+    #[arg(long, value_name = "DIR", default_value = "target/chaos/idle")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `burn`.
+#[derive(Debug, Args)]
+pub struct BurnArgs {
+    /// Share of the time, in percent
+    #[arg(long)]
+    pub share: u32,
 }
 
 fn network(text: &str) -> Result<NetworkKind, String> {

@@ -14,12 +14,16 @@ use cortex_chaos::checks::Verdict;
 use cortex_chaos::cluster::{Error, NetworkKind, enter_network};
 use cortex_chaos::faults;
 use cortex_chaos::history::History;
+use cortex_chaos::measures::{self, FlushOptions, IdleOptions, ReconnectOptions};
 use cortex_chaos::planted::{self, Defect};
+use cortex_chaos::power_cut::{self, PowerCutOptions};
 use cortex_chaos::report::{Overall, Report, Summary};
 use cortex_chaos::run::{self, RunOptions};
 use cortex_chaos::workload::Size;
 
-use args::{CampaignArgs, Cli, Command, PlantedArgs, RunArgs};
+use args::{
+    CampaignArgs, Cli, Command, FlushArgs, IdleArgs, PlantedArgs, PowerCutArgs, ReconnectArgs, RunArgs,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -74,6 +78,26 @@ async fn dispatch(command: Command) -> Result<bool, Error> {
                 let possible = if fault.is_possible() { "" } else { " (not on this machine)" };
                 println!("{:24} {}{possible}", fault.name, fault.about);
             }
+            Ok(true)
+        }
+        Command::PowerCut(args) => {
+            let PowerCutArgs { seed, cuts, planted, output: folder } = args;
+            power_cut::run(&PowerCutOptions { seed, cuts, folder, planted }).await
+        }
+        Command::Reconnect(args) => {
+            let ReconnectArgs { seed, workers, output: folder } = args;
+            measures::reconnect(&ReconnectOptions { seed, workers: workers.into(), folder }).await
+        }
+        Command::Flush(args) => {
+            let FlushArgs { seed, waiting, output: folder } = args;
+            measures::flush(&FlushOptions { seed, waiting, folder }).await
+        }
+        Command::Idle(args) => {
+            let IdleArgs { duration, share, output: folder } = args;
+            measures::idle(&IdleOptions { duration, share, folder }).await
+        }
+        Command::Burn(args) => {
+            measures::burn(args.share);
             Ok(true)
         }
     }

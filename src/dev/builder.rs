@@ -174,7 +174,15 @@ impl DevClusterBuilder {
         let stores = PortBlock::reserve(2)?;
         let ports = (stores.first(), stores.first() + 1);
         blocks.push(stores);
-        self.write_configs(&replicas, &data_dir, ports, keys.as_ref())?;
+        let common = Common {
+            data_dir: data_dir.clone(),
+            database_url: self.database_url_on(ports.0),
+            redis_url: self.redis_url_on(ports.1),
+            require_auth: self.require_auth,
+            keys,
+            overrides: self.overrides.clone(),
+        };
+        write_configs(&replicas, &common)?;
 
         let (postgres, redis) = tokio::try_join!(
             async {
@@ -188,17 +196,15 @@ impl DevClusterBuilder {
             replica.clear_log();
             replica.start(&binary, &self.environment)?;
         }
-        let admin = self.token.clone().or_else(|| keys.as_ref().map(|keys| keys.admin.clone()));
-        let worker = self.token.clone().or_else(|| keys.as_ref().map(|keys| keys.worker.clone()));
+        let keys = common.keys.as_ref();
+        let admin = self.token.clone().or_else(|| keys.map(|keys| keys.admin.clone()));
+        let worker = self.token.clone().or_else(|| keys.map(|keys| keys.worker.clone()));
         let may_ask = !self.require_auth || admin.is_some();
         let mut cluster = DevCluster::new(Parts {
-            database_url: self.database_url_on(ports.0),
-            redis_url: self.redis_url_on(ports.1),
+            common,
             probe: Probe::new(admin)?,
-            keys: keys.map(|keys| keys.folder),
             events: self.events,
             environment: self.environment,
-            data_dir,
             binary,
             lock,
             blocks,
@@ -264,29 +270,9 @@ impl DevClusterBuilder {
         }
         let place = |index| {
             let options = self.own.get(&index).cloned().unwrap_or_default();
-            Replica::new(index, data_dir, http + index, grpc + index, peer + index, options)
+            Replica::new(u64::from(index) + 1, data_dir, http + index, grpc + index, peer + index, options)
         };
         Ok(((0..self.replicas).map(place).collect(), blocks))
-    }
-
-    fn write_configs(
-        &self,
-        replicas: &[Replica],
-        data_dir: &Path,
-        ports: (u16, u16),
-        keys: Option<&Keys>,
-    ) -> Result<(), DevError> {
-        let seeds: Vec<String> =
-            replicas.iter().map(|replica| format!("{}={}", replica.id, replica.advertised_peer())).collect();
-        let common = Common {
-            data_dir,
-            database_url: &self.database_url_on(ports.0),
-            redis_url: &self.redis_url_on(ports.1),
-            require_auth: self.require_auth,
-            keys,
-            overrides: &self.overrides,
-        };
-        replicas.iter().try_for_each(|replica| replica.write_config(&common, &seeds))
     }
 
     fn database_url_on(&self, port: u16) -> String {
@@ -341,6 +327,11 @@ impl DevClusterBuilder {
     fn say(&self, event: DevEvent) {
         (self.events)(event);
     }
+}
+
+fn write_configs(replicas: &[Replica], common: &Common) -> Result<(), DevError> {
+    let seeds: Vec<String> = replicas.iter().map(Replica::seed).collect();
+    replicas.iter().try_for_each(|replica| replica.write_config(common, &seeds))
 }
 
 /// Takes the data directory for this process, until the file is closed.

@@ -22,7 +22,7 @@ use super::postgres::Postgres;
 use super::probe::{Probe, SeenWorker};
 use super::process::Child;
 use super::redis::Redis;
-use super::replica::Replica;
+use super::replica::{Common, Replica};
 use super::worker::DemoWorker;
 
 /// How long workers, and then replicas, may take to end before they are killed.
@@ -38,35 +38,30 @@ const ASK_EVERY: Duration = Duration::from_millis(25);
 pub struct DevCluster {
     // The order of the fields is the order in which things end when the value is dropped.
     workers: Vec<DemoWorker>,
-    replicas: Vec<Replica>,
+    pub(super) replicas: Vec<Replica>,
+    /// The highest id that a replica ever had.
+    pub(super) last_id: u64,
     redis: Option<Redis>,
     postgres: Option<Postgres>,
-    data_dir: PathBuf,
+    pub(super) common: Common,
     binary: PathBuf,
     environment: BTreeMap<String, String>,
-    database_url: String,
-    redis_url: String,
     probe: Probe,
-    keys: Option<PathBuf>,
     events: EventSink,
     stopping: Arc<AtomicBool>,
-    _blocks: Vec<PortBlock>,
+    pub(super) blocks: Vec<PortBlock>,
     _lock: File,
 }
 
 /// What a cluster is put together from, with the replicas started.
 pub(super) struct Parts {
-    pub(super) data_dir: PathBuf,
+    pub(super) common: Common,
     pub(super) binary: PathBuf,
     pub(super) environment: BTreeMap<String, String>,
-    pub(super) database_url: String,
-    pub(super) redis_url: String,
     pub(super) postgres: Option<Postgres>,
     pub(super) redis: Option<Redis>,
     pub(super) replicas: Vec<Replica>,
     pub(super) probe: Probe,
-    /// The folder of keys and tokens, where they were made.
-    pub(super) keys: Option<PathBuf>,
     pub(super) events: EventSink,
     pub(super) blocks: Vec<PortBlock>,
     pub(super) lock: File,
@@ -81,19 +76,17 @@ impl DevCluster {
     pub(super) fn new(parts: Parts) -> Self {
         let cluster = Self {
             workers: Vec::new(),
+            last_id: parts.replicas.iter().map(|replica| replica.id).max().unwrap_or(0),
             replicas: parts.replicas,
             redis: parts.redis,
             postgres: parts.postgres,
-            data_dir: parts.data_dir,
+            common: parts.common,
             binary: parts.binary,
             environment: parts.environment,
-            database_url: parts.database_url,
-            redis_url: parts.redis_url,
             probe: parts.probe,
-            keys: parts.keys,
             events: parts.events,
             stopping: Arc::default(),
-            _blocks: parts.blocks,
+            blocks: parts.blocks,
             _lock: parts.lock,
         };
         cluster.processes().for_each(|child| cluster.report_end(child));
@@ -110,22 +103,22 @@ impl DevCluster {
 
     /// The folder with a token for every role, named `<role>.token`, if they were made.
     pub fn tokens(&self) -> Option<&Path> {
-        self.keys.as_deref()
+        self.common.keys.as_ref().map(|keys| keys.folder.as_path())
     }
 
     /// The data directory, absolute.
     pub fn data_dir(&self) -> &Path {
-        &self.data_dir
+        &self.common.data_dir
     }
 
     /// URL of the PostgreSQL in use.
     pub fn database_url(&self) -> &str {
-        &self.database_url
+        &self.common.database_url
     }
 
     /// URL of the Redis in use.
     pub fn redis_url(&self) -> &str {
-        &self.redis_url
+        &self.common.redis_url
     }
 
     /// The private PostgreSQL, if there is one.
@@ -246,7 +239,8 @@ impl DevCluster {
 
     /// Index of the replica that leads, as seen by most of those that answer.
     pub async fn leader(&self) -> Option<usize> {
-        let votes = join_all(self.replicas.iter().map(|replica| self.probe.leader(replica.http))).await;
+        let present = self.replicas.iter().filter(|replica| !replica.retired);
+        let votes = join_all(present.map(|replica| self.probe.leader(replica.http))).await;
         let count = |id: u64| votes.iter().flatten().filter(|vote| **vote == id).count();
         let winner = self.replicas.iter().enumerate().max_by_key(|(_, replica)| count(replica.id));
         winner.filter(|(_, replica)| count(replica.id) > 0).map(|(index, _)| index)
@@ -273,7 +267,7 @@ impl DevCluster {
     /// within ten seconds is killed. The data stays for the next run.
     pub async fn stop(self) {
         self.stopping.store(true, Ordering::Release);
-        Manifest::remove(&self.data_dir);
+        Manifest::remove(&self.common.data_dir);
         join_all(self.workers.iter().map(|worker| worker.process.stop(Signal::SIGTERM, STOP_WITHIN))).await;
         join_all(self.processes().map(|child| child.stop(Signal::SIGTERM, STOP_WITHIN))).await;
         if let Some(redis) = &self.redis {
@@ -291,7 +285,8 @@ impl DevCluster {
         }
         let endpoints = self.grpc_endpoints();
         for number in 1..=count {
-            let worker = DemoWorker::start(number, &self.binary, &endpoints, &self.data_dir, &environment)?;
+            let worker =
+                DemoWorker::start(number, &self.binary, &endpoints, &self.common.data_dir, &environment)?;
             self.report_end(&worker.process);
             self.workers.push(worker);
         }
@@ -308,8 +303,8 @@ impl DevCluster {
 
     pub(super) fn write_manifest(&self) -> Result<(), DevError> {
         let postgres =
-            Store { url: self.database_url.clone(), pid: self.postgres.as_ref().map(Postgres::pid) };
-        let redis = Store { url: self.redis_url.clone(), pid: self.redis.as_ref().map(Redis::pid) };
+            Store { url: self.common.database_url.clone(), pid: self.postgres.as_ref().map(Postgres::pid) };
+        let redis = Store { url: self.common.redis_url.clone(), pid: self.redis.as_ref().map(Redis::pid) };
         let entry = |replica: &Replica| {
             Some(ReplicaEntry {
                 id: replica.id,
@@ -322,7 +317,7 @@ impl DevCluster {
         };
         let workers = self.worker_pids().into_iter().map(|(name, pid)| WorkerEntry { name, pid });
         let replicas = self.replicas.iter().filter_map(entry).collect();
-        Manifest { postgres, redis, replicas, workers: workers.collect() }.write(&self.data_dir)
+        Manifest { postgres, redis, replicas, workers: workers.collect() }.write(&self.common.data_dir)
     }
 
     fn processes(&self) -> impl Iterator<Item = &Child> {
@@ -346,7 +341,7 @@ impl DevCluster {
 impl Drop for DevCluster {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
-        Manifest::remove(&self.data_dir);
+        Manifest::remove(&self.common.data_dir);
     }
 }
 

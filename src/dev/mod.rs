@@ -21,6 +21,7 @@ mod events;
 mod janitor;
 mod keys;
 mod manifest;
+mod members;
 mod orphan;
 mod ports;
 mod postgres;

@@ -42,44 +42,48 @@ pub(super) struct Replica {
     pub(super) config: PathBuf,
     pub(super) log: PathBuf,
     pub(super) process: Option<Child>,
-    options: ReplicaOptions,
+    /// Whether it has left for good.
+    pub(super) retired: bool,
+    pub(super) options: ReplicaOptions,
 }
 
 /// What all replicas have in common.
-pub(super) struct Common<'a> {
-    pub(super) data_dir: &'a Path,
-    pub(super) database_url: &'a str,
-    pub(super) redis_url: &'a str,
+pub(super) struct Common {
+    pub(super) data_dir: PathBuf,
+    pub(super) database_url: String,
+    pub(super) redis_url: String,
     pub(super) require_auth: bool,
     /// What tells callers and replicas from strangers, where that is asked for.
-    pub(super) keys: Option<&'a Keys>,
+    pub(super) keys: Option<Keys>,
     /// `dotted.key=value`, later ones win.
-    pub(super) overrides: &'a [String],
+    pub(super) overrides: Vec<String>,
 }
 
 impl Replica {
-    /// The replica with index `index` (from 0) on the given ports.
+    /// The replica with this id (from 1) on the given ports.
     pub(super) fn new(
-        index: u16,
+        id: u64,
         data_dir: &Path,
         http: u16,
         grpc: u16,
         peer: u16,
         options: ReplicaOptions,
     ) -> Self {
-        let id = u64::from(index) + 1;
         let host = options.host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let local = |port| SocketAddr::from((host, port));
-        Self {
+        let mut replica = Self {
             id,
             http: local(http),
             grpc: local(grpc),
             peer: local(peer),
-            config: data_dir.join(format!("replica-{id}.yaml")),
-            log: data_dir.join(format!("replica-{id}.log")),
+            config: PathBuf::new(),
+            log: PathBuf::new(),
             process: None,
+            retired: false,
             options,
-        }
+        };
+        replica.be(id, data_dir);
+        replica
     }
 
     /// Where the other replicas reach it.
@@ -87,8 +91,20 @@ impl Replica {
         self.options.advertised_peer.unwrap_or(self.peer)
     }
 
+    /// Makes it a replica with this id, which has files of its own.
+    pub(super) fn be(&mut self, id: u64, data_dir: &Path) {
+        self.id = id;
+        self.config = data_dir.join(format!("replica-{id}.yaml"));
+        self.log = data_dir.join(format!("replica-{id}.log"));
+    }
+
+    /// How the others are told of it.
+    pub(super) fn seed(&self) -> String {
+        format!("{}={}", self.id, self.advertised_peer())
+    }
+
     /// Writes its configuration file, after checking it. Only the owner can read it: the URLs may hold passwords.
-    pub(super) fn write_config(&self, common: &Common<'_>, seeds: &[String]) -> Result<(), DevError> {
+    pub(super) fn write_config(&self, common: &Common, seeds: &[String]) -> Result<(), DevError> {
         let yaml = self.config_yaml(common, seeds)?;
         Config::from_yaml(&yaml, &Environment::process())?;
         let failed = || DevError::io(format!("write {}", self.config.display()));
@@ -125,13 +141,13 @@ impl Replica {
         let _ = fs::remove_file(&self.log);
     }
 
-    fn config_yaml(&self, common: &Common<'_>, seeds: &[String]) -> Result<String, DevError> {
-        let data_dir = common.data_dir.join(format!("raft-{}", self.id));
+    fn config_yaml(&self, common: &Common, seeds: &[String]) -> Result<String, DevError> {
+        let data_dir = raft_dir(&common.data_dir, self.id);
         let mut config = json!({
             "server": {"host": self.http.ip().to_string(), "http_port": self.http.port(), "grpc_port": self.grpc.port()},
-            "database": {"url": literal(common.database_url)},
+            "database": {"url": literal(&common.database_url)},
             // Room to try things out with; the default is meant for production.
-            "queue": {"redis_url": literal(common.redis_url), "max_queue_size": 1_000_000},
+            "queue": {"redis_url": literal(&common.redis_url), "max_queue_size": 1_000_000},
             "security": {"require_auth": common.require_auth},
             "cluster": {
                 "node_id": self.id,
@@ -145,7 +161,7 @@ impl Replica {
                 "seeds": seeds,
             },
         });
-        if let Some(keys) = common.keys {
+        if let Some(keys) = &common.keys {
             config["security"]["jwt_public_key"] = json!(literal(&keys.public_key.to_string_lossy()));
             config["cluster"]["secret"] = json!(keys.secret);
         }
@@ -155,6 +171,11 @@ impl Replica {
         yaml_serde::to_string(&config)
             .map_err(|error| DevError::Failed(format!("cannot write a configuration: {error}")))
     }
+}
+
+/// Where the replica with this id keeps its Raft log, unless an override says otherwise.
+pub(super) fn raft_dir(data_dir: &Path, id: u64) -> PathBuf {
+    data_dir.join(format!("raft-{id}"))
 }
 
 /// A text that variable expansion leaves as it is.
@@ -190,16 +211,16 @@ mod tests {
     }
 
     fn config_of(overrides: &[&str], options: ReplicaOptions) -> Result<Config, DevError> {
-        let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
+        let overrides = overrides.iter().map(ToString::to_string).collect();
         let common = Common {
-            data_dir: Path::new("/data"),
-            database_url: "postgres://u:${odd}@db/x",
-            redis_url: "redis://r:1",
+            data_dir: "/data".into(),
+            database_url: "postgres://u:${odd}@db/x".to_owned(),
+            redis_url: "redis://r:1".to_owned(),
             require_auth: false,
             keys: None,
-            overrides: &overrides,
+            overrides,
         };
-        let replica = Replica::new(1, common.data_dir, 8081, 9091, 7071, options);
+        let replica = Replica::new(2, &common.data_dir, 8081, 9091, 7071, options);
         let yaml = replica.config_yaml(&common, &["1=127.0.0.1:7070".into(), "2=127.0.0.1:7071".into()])?;
         Ok(Config::from_yaml(&yaml, &Environment::default())?)
     }

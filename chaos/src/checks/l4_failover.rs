@@ -6,6 +6,7 @@
 //! Where the leadership changes, what counts is the first success of the next leader, for the former one may go on for
 //! a moment. A planned hand-over is counted from the last submission that the former leader accepted.
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::evidence::{Clock, Evidence, Stores, in_fault, time};
@@ -23,14 +24,15 @@ pub(super) const PROMISE: Promise = Promise {
 /// No wait may be longer than this, in milliseconds.
 const NEVER: f64 = 5_000.0;
 /// Fewer samples have no 99th percentile.
-const ENOUGH: usize = 30;
+pub const ENOUGH: usize = 30;
 /// Bars in milliseconds: submission and dispatch after a failover, and submission after a hand-over.
-const BARS: [f64; 3] = [1_000.0, 1_500.0, 200.0];
+pub const BARS: [f64; 3] = [1_000.0, 1_500.0, 200.0];
 /// How long after a fault the leadership may change because of it, in microseconds.
 const AFTERMATH: u64 = 10_000_000;
 
 /// How the leader went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Killed, paused or cut off.
     Failover,
@@ -39,7 +41,7 @@ pub enum Kind {
 }
 
 /// How long it took until things went on after the leader was struck.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Failover {
     /// Number of the fault.
     pub fault: u64,

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use crate::history::History;
 use evidence::Evidence;
 
-pub use l4_failover::{Failover, Kind, failovers};
+pub use l4_failover::{BARS, ENOUGH, Failover, Kind, failovers};
 
 /// What a judge says of one promise in one run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! The cluster under test: replicas as processes, their stores, and the network between them.
 
 mod diallers;
+mod members;
 mod namespaces;
 mod network;
 mod options;
@@ -9,6 +10,7 @@ mod relays;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use cortex::dev::{DevCluster, PortBlock, Postgres, Redis, Signal};
@@ -47,7 +49,9 @@ pub struct Cluster {
     /// A client without retries and without a token.
     pub http: reqwest::Client,
     network: Network,
-    addresses: Vec<(SocketAddr, SocketAddr)>,
+    /// Of REST and gRPC, by index; replicas that come later are added.
+    addresses: std::sync::RwLock<Vec<(SocketAddr, SocketAddr)>>,
+    founders: usize,
     folder: PathBuf,
     tokens: Tokens,
     _ports: Vec<PortBlock>,
@@ -82,8 +86,9 @@ impl Cluster {
     pub async fn start(folder: &Path, options: ClusterOptions) -> Result<Self, Error> {
         let Started { postgres, redis, network, replicas, ports } = options.start(folder).await?;
         let tokens = Tokens::read(replicas.tokens().ok_or("tokens were not made")?)?;
-        let addresses =
-            (0..replicas.size()).map(|index| (replicas.http(index), replicas.grpc(index))).collect();
+        let founders = replicas.size();
+        let addresses: Vec<_> =
+            (0..founders).map(|index| (replicas.http(index), replicas.grpc(index))).collect();
         let pool = sqlx::postgres::PgPoolOptions::new().max_connections(4).connect(&postgres.url()).await?;
         sqlx::raw_sql(include_str!("witness.sql")).execute(&pool).await?;
         let redis_client = redis::Client::open(redis.url())?;
@@ -96,26 +101,31 @@ impl Cluster {
             redis_client,
             http,
             network,
-            addresses,
+            addresses: addresses.into(),
+            founders,
             folder: folder.to_owned(),
             tokens,
             _ports: ports,
         })
     }
 
-    /// Number of replicas.
+    /// Number of replicas that clients know: those of the beginning.
     pub fn size(&self) -> usize {
-        self.addresses.len()
+        self.founders
     }
 
     /// REST address of a replica.
     pub fn rest(&self, index: usize) -> SocketAddr {
-        self.addresses[index].0
+        self.addresses(index).0
     }
 
     /// gRPC URL of a replica.
     pub fn grpc(&self, index: usize) -> String {
-        format!("http://{}", self.addresses[index].1)
+        format!("http://{}", self.addresses(index).1)
+    }
+
+    fn addresses(&self, index: usize) -> (SocketAddr, SocketAddr) {
+        self.addresses.read().unwrap_or_else(PoisonError::into_inner)[index]
     }
 
     /// The tokens.

@@ -3,26 +3,49 @@
 //! A fault strikes, waits as long as it draws, heals what it broke, and says what shows that it bit. One that finds
 //! nothing to strike, or leaves no trace, has not happened, and the report says so.
 
+mod clock_jump;
+mod connection_flood;
+mod control_changes;
 mod cut_leader_postgres;
 mod cut_leader_redis;
+mod duplicate_completion;
 mod edges;
 mod freeze_leader;
+mod freeze_leader_long;
+mod gaps;
+mod kill_all;
+mod kill_follower;
 mod kill_leader;
 mod lose_replies;
 mod lossy_network;
+mod malformed_flood;
+mod membership_change;
 mod partition_follower;
 mod partition_leader;
 mod partition_one_way;
 mod partition_ring;
+mod poison_job;
 mod postgres_connections;
 mod postgres_restart;
+mod raft_disk_full;
+mod raft_eio;
+mod raft_files;
+mod raft_flipped_bit;
+mod raft_torn_tail;
 mod redis_asked;
 mod redis_evict;
 mod redis_flush;
 mod redis_forge;
 mod redis_kill;
 mod redis_pause;
+mod rolling_restart;
+mod slow_loris;
 mod slow_network;
+mod sockets;
+mod stop_leader;
+mod transfer_leader;
+mod worker_crash;
+mod zombie_worker;
 
 use std::sync::Arc;
 
@@ -32,7 +55,7 @@ use tokio::sync::Mutex;
 use crate::cluster::Cluster;
 use crate::draw::Draw;
 use crate::history::{Phase, Record, Recorder};
-use crate::workload::Workload;
+use crate::workload::{Shared, Workload};
 
 /// What a fault strikes: two that strike the same are never under way at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,25 +104,44 @@ pub struct Fault {
 
 /// All kinds.
 pub const ALL: &[Fault] = &[
+    clock_jump::FAULT,
+    connection_flood::FAULT,
     cut_leader_postgres::FAULT,
     cut_leader_redis::FAULT,
+    duplicate_completion::FAULT,
     freeze_leader::FAULT,
+    freeze_leader_long::FAULT,
+    kill_all::FAULT,
+    kill_follower::FAULT,
     kill_leader::FAULT,
     lose_replies::FAULT_PEER,
     lose_replies::FAULT_POSTGRES,
     lossy_network::FAULT,
+    malformed_flood::FAULT,
+    membership_change::FAULT,
     partition_follower::FAULT,
     partition_leader::FAULT,
     partition_one_way::FAULT,
     partition_ring::FAULT,
+    poison_job::FAULT,
     postgres_connections::FAULT,
     postgres_restart::FAULT,
+    raft_disk_full::FAULT,
+    raft_eio::FAULT,
+    raft_flipped_bit::FAULT,
+    raft_torn_tail::FAULT,
     redis_evict::FAULT,
     redis_flush::FAULT,
     redis_forge::FAULT,
     redis_kill::FAULT,
     redis_pause::FAULT,
+    rolling_restart::FAULT,
+    slow_loris::FAULT,
     slow_network::FAULT,
+    stop_leader::FAULT,
+    transfer_leader::FAULT,
+    worker_crash::FAULT,
+    zombie_worker::FAULT,
 ];
 
 /// One strike under way.
@@ -172,6 +214,18 @@ impl Strike {
     /// Notes that what was broken is whole again.
     pub fn heals(&self) {
         self.note(Phase::Heals);
+    }
+
+    /// Whoever leads, and one of the others of those that clients know.
+    async fn leader_and_follower(&mut self) -> Result<(usize, usize), String> {
+        let leader = self.cluster.leader_other_than(None).await?;
+        let others: Vec<usize> = (0..self.cluster.size()).filter(|index| *index != leader).collect();
+        Ok((leader, *self.draw.choose(&others)))
+    }
+
+    /// What clients and workers share.
+    async fn shared(&self) -> Arc<Shared> {
+        Arc::clone(self.workload.lock().await.shared())
     }
 
     fn note(&self, phase: Phase) {

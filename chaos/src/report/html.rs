@@ -94,6 +94,15 @@ fn times(report: &Report) -> Markup {
                 tr { td { (times.name) } td { (times.count) } td { (line(times.submission)) } td { (line(times.dispatch)) } }
             }
         }
+        table {
+            tr { th { "what" } th { "samples" } th { "p99, ms" } th { "bar, ms" } th {} }
+            @for bar in report.bars() {
+                tr {
+                    td { (bar.what) } td { (bar.samples) } td { (ms(bar.p99)) } td { (format!("{:.0}", bar.bar)) }
+                    td { b class=(bar.word()) { (bar.word()) } }
+                }
+            }
+        }
     }
 }
 

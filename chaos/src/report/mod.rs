@@ -8,7 +8,7 @@ mod timeline;
 use std::path::Path;
 use std::{fs, io};
 
-use crate::checks::{PROMISES, Verdict};
+use crate::checks::{BARS, ENOUGH, Failover, Kind, PROMISES, Verdict};
 use crate::history::History;
 
 pub use summary::{Overall, Summary, add_up, milliseconds, percentile};
@@ -32,6 +32,29 @@ struct Row {
     verdict: Verdict,
 }
 
+/// A time that is promised, and what was measured.
+struct Bar {
+    what: &'static str,
+    samples: usize,
+    p99: Option<f64>,
+    bar: f64,
+}
+
+impl Bar {
+    /// Whether it was kept; `None` if there are too few samples for a 99th percentile.
+    fn kept(&self) -> Option<bool> {
+        (self.samples >= ENOUGH).then(|| self.p99.is_some_and(|p99| p99 <= self.bar))
+    }
+
+    fn word(&self) -> &'static str {
+        match self.kept() {
+            Some(true) => "pass",
+            Some(false) => "fail",
+            None => "too few",
+        }
+    }
+}
+
 /// How long the cluster stood still after faults of one kind.
 struct Times {
     name: String,
@@ -52,8 +75,10 @@ impl Report {
 
     /// What it is as a whole.
     pub fn overall(&self) -> Overall {
-        let rows = self.rows();
-        Overall::of(rows.iter().map(|row| &row.verdict))
+        if self.bars().iter().any(|bar| bar.kept() == Some(false)) {
+            return Overall::Fail;
+        }
+        Overall::of(self.rows().iter().map(|row| &row.verdict))
     }
 
     fn rows(&self) -> Vec<Row> {
@@ -81,14 +106,41 @@ impl Report {
         all.into_iter().map(|(name, (count, bitten))| (name.to_owned(), count, bitten)).collect()
     }
 
-    /// Median, 99th percentile and largest of the times after faults, by kind.
+    /// What L4 asks of all rounds together.
+    fn bars(&self) -> Vec<Bar> {
+        let of = |kind, value: fn(&Failover) -> Option<f64>| {
+            let all = self.rounds.iter().flat_map(|round| &round.failovers);
+            let alone = all.filter(|failover| failover.kind == kind && failover.alone && failover.tried);
+            alone.filter_map(value).collect::<Vec<_>>()
+        };
+        let rows = [
+            ("leader lost to the next accepted submission", of(Kind::Failover, |one| one.to_submission_ms)),
+            ("leader lost to the next dispatch", of(Kind::Failover, |one| one.to_dispatch_ms)),
+            (
+                "planned hand-over to the next accepted submission",
+                of(Kind::HandOver, |one| one.to_submission_ms),
+            ),
+        ];
+        let bar = |((what, values), bar): ((&'static str, Vec<f64>), f64)| Bar {
+            what,
+            samples: values.len(),
+            p99: percentile(&values, 99.0),
+            bar,
+        };
+        rows.into_iter().zip(BARS).map(bar).collect()
+    }
+
+    /// Median, 99th percentile and largest of the times after faults, by kind. Where another fault was under way at the
+    /// same time, the wait is not this one's alone, and does not count.
     fn times(&self) -> Vec<Times> {
-        let mut kinds = std::collections::BTreeMap::<&str, Vec<&crate::checks::Failover>>::new();
-        for failover in self.rounds.iter().flat_map(|round| &round.failovers) {
+        let mut kinds = std::collections::BTreeMap::<&str, Vec<&Failover>>::new();
+        for failover in
+            self.rounds.iter().flat_map(|round| &round.failovers).filter(|failover| failover.alone)
+        {
             kinds.entry(&failover.name).or_default().push(failover);
         }
         let of = |values: Vec<f64>| [50.0, 99.0, 100.0].map(|percent| percentile(&values, percent));
-        let times = |(name, all): (&str, Vec<&crate::checks::Failover>)| Times {
+        let times = |(name, all): (&str, Vec<&Failover>)| Times {
             name: name.to_owned(),
             count: all.len(),
             submission: of(all.iter().filter_map(|failover| failover.to_submission_ms).collect()),

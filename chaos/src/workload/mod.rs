@@ -22,6 +22,7 @@ use crate::history::Recorder;
 pub use jobs::Plan;
 pub use pollers::Poller;
 pub use sessions::Sessions;
+pub use submitters::outcome_of;
 
 /// How many accepted jobs those remember who read and cancel.
 const REMEMBERED: usize = 500;
@@ -81,6 +82,7 @@ pub struct Shared {
     /// Where their randomness comes from.
     pub seed: u64,
     accepted: AtomicU64,
+    started: AtomicU64,
     numbers: AtomicU64,
     recent: Mutex<VecDeque<Uuid>>,
 }
@@ -105,6 +107,7 @@ impl Workload {
             recorder: Arc::clone(recorder),
             seed,
             accepted: AtomicU64::new(0),
+            started: AtomicU64::new(0),
             numbers: AtomicU64::new(1),
             recent: Mutex::default(),
         });
@@ -131,7 +134,7 @@ impl Workload {
 
     /// Submissions that were answered ok so far.
     pub fn accepted(&self) -> u64 {
-        self.shared.accepted.load(Ordering::Relaxed)
+        self.shared.accepted()
     }
 
     /// What everybody shares.
@@ -156,6 +159,21 @@ impl Workload {
 }
 
 impl Shared {
+    /// Submissions that were answered ok so far.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Jobs that workers have begun so far.
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a worker has begun a job.
+    fn start(&self) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A number for a job that no other job has.
     pub fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)

@@ -65,6 +65,20 @@ struct Inner {
     id: tokio::sync::RwLock<String>,
     /// Neither heartbeats nor reports leave it.
     dead: AtomicBool,
+    tally: Tally,
+}
+
+/// What it has done so far.
+#[derive(Default)]
+struct Tally {
+    /// Jobs that it has now.
+    hands: AtomicUsize,
+    /// Next completions that are to be sent to all replicas at once.
+    thrice: AtomicUsize,
+    same: AtomicUsize,
+    different: AtomicUsize,
+    refused: AtomicUsize,
+    taken: AtomicUsize,
 }
 
 impl Poller {
@@ -97,6 +111,7 @@ impl Poller {
             registration,
             id: tokio::sync::RwLock::default(),
             dead: AtomicBool::new(false),
+            tally: Tally::default(),
         });
         let mut tasks = vec![tokio::spawn(Arc::clone(&inner).give_signs_of_life(stop.clone()))];
         let draw = |slot| shared.draw(&format!("{}-{slot}", inner.name));
@@ -117,6 +132,31 @@ impl Poller {
     /// Makes it silent: it goes on working, and nothing that it says leaves it, until it wakes up again.
     pub fn play_dead(&self, dead: bool) {
         self.inner.dead.store(dead, Ordering::Release);
+    }
+
+    /// Whether it is silent.
+    pub fn plays_dead(&self) -> bool {
+        self.inner.dead.load(Ordering::Acquire)
+    }
+
+    /// How many jobs it has.
+    pub fn hands(&self) -> usize {
+        self.inner.tally.hands.load(Ordering::Acquire)
+    }
+
+    /// Reports under lost leases that were refused so far, and those that were not.
+    pub fn stale_reports(&self) -> (usize, usize) {
+        (self.inner.tally.refused.load(Ordering::Acquire), self.inner.tally.taken.load(Ordering::Acquire))
+    }
+
+    /// Has it send its next completions, so many, to all replicas at once.
+    pub fn report_everywhere(&self, count: usize) {
+        self.inner.tally.thrice.store(count, Ordering::Release);
+    }
+
+    /// Completions that were sent everywhere so far: with the same answer from all that answered, and with different ones.
+    pub fn reported_everywhere(&self) -> (usize, usize) {
+        (self.inner.tally.same.load(Ordering::Acquire), self.inner.tally.different.load(Ordering::Acquire))
     }
 
     /// Waits until it has given back what it had.
@@ -211,17 +251,25 @@ impl Inner {
     }
 
     async fn run(&self, job: &PollJobResponse, draw: &mut Draw) {
+        self.tally.hands.fetch_add(1, Ordering::AcqRel);
+        self.follow_plan(job, draw).await;
+        self.tally.hands.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    async fn follow_plan(&self, job: &PollJobResponse, draw: &mut Draw) {
         let id = |text: &str| Uuid::parse_str(text).unwrap_or_default();
         let (id, lease) = (id(&job.job_id), id(&job.execution_id));
         let Ok(plan) = serde_json::from_slice::<Plan>(&job.input_data) else { return };
         let act = |act| self.shared.recorder.act(&self.name, act);
         act(Act::Start { job: id, lease, attempt: job.attempt_number, number: plan.number });
+        self.shared.start();
         if plan.poison {
             act(Act::End { job: id, lease, end: Ending::Crashed });
             self.dead.store(true, Ordering::Release);
             return;
         }
-        let mine = self.report(job, Says::Running, false).await;
+        let dead = self.dead.load(Ordering::Acquire);
+        let mine = if dead { None } else { self.report(job, Says::Running, false).await };
         sleep(plan.work()).await;
         if mine == Some(false) {
             act(Act::End { job: id, lease, end: Ending::Cancelled });
@@ -238,7 +286,18 @@ impl Inner {
         while self.dead.load(Ordering::Acquire) {
             sleep(AGAIN_AFTER).await;
         }
-        if self.report(job, says.clone(), was_dead).await != Some(true) || fails {
+        let thrice = !was_dead && !fails && self.takes_a_turn();
+        let early = if thrice { self.report_at_all(job, &says).await } else { None };
+        let answer = match early {
+            Some(answer) => Some(answer),
+            None => self.report(job, says.clone(), was_dead).await,
+        };
+        match answer {
+            Some(false) if was_dead => self.tally.refused.fetch_add(1, Ordering::AcqRel),
+            Some(true) if was_dead => self.tally.taken.fetch_add(1, Ordering::AcqRel),
+            _ => 0,
+        };
+        if answer != Some(true) || fails {
             return;
         }
         match draw.index(10) {
@@ -253,6 +312,27 @@ impl Inner {
             }
             _ => {}
         }
+    }
+
+    /// Whether the next completion is to go everywhere.
+    fn takes_a_turn(&self) -> bool {
+        let less = |left: usize| left.checked_sub(1);
+        self.tally.thrice.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
+    }
+
+    /// Reports the same to all replicas at once; says what they answered, if one did and all that did agree.
+    async fn report_at_all(&self, job: &PollJobResponse, says: &Says) -> Option<bool> {
+        let reports = (0..self.clients.len()).map(|replica| self.report_at(replica, job, says, false));
+        let answers: Vec<bool> = join_all(reports).await.into_iter().flatten().collect();
+        let first = *answers.first()?;
+        if answers.iter().any(|answer| *answer != first) {
+            self.tally.different.fetch_add(1, Ordering::AcqRel);
+            return None;
+        }
+        if answers.len() > 1 {
+            self.tally.same.fetch_add(1, Ordering::AcqRel);
+        }
+        Some(first)
     }
 
     /// Reports until somebody answers; says whether the report was acknowledged, if it was answered at all.

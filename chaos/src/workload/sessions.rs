@@ -1,6 +1,7 @@
 //! Workers with a session, as the client library makes them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Plan, Shared};
-use crate::history::{Act, Ending, Recorder};
+use crate::history::{Act, Ending};
 
 /// First port that identifies them.
 const PORTS: u16 = 1000;
@@ -28,6 +29,8 @@ pub struct Sessions {
 struct Running {
     crash: CancellationToken,
     leave: CancellationToken,
+    /// Jobs that it runs at this moment.
+    hands: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -44,6 +47,22 @@ impl Sessions {
     /// Numbers of those that run.
     pub fn numbers(&self) -> Vec<u16> {
         self.lock().keys().copied().collect()
+    }
+
+    /// How many jobs the worker with this number runs.
+    pub fn hands_of(&self, number: u16) -> usize {
+        self.lock().get(&number).map_or(0, |running| running.hands.load(Ordering::Acquire))
+    }
+
+    /// Starts those again that have died; answers how many.
+    pub fn revive(&self) -> usize {
+        let dead: Vec<u16> = {
+            let running = self.lock();
+            let dead = running.iter().filter(|(_, running)| running.task.is_finished());
+            dead.map(|(number, _)| *number).collect()
+        };
+        dead.iter().for_each(|number| self.start_one(*number));
+        dead.len()
     }
 
     /// Starts the worker with this number.
@@ -63,10 +82,12 @@ impl Sessions {
             .heartbeat_period(HEARTBEAT)
             .token(Some(self.shared.cluster.tokens().worker.clone()))
             .build();
+        let hands = Arc::new(AtomicUsize::new(0));
         let handler = Recording {
             worker: name.clone(),
-            recorder: Arc::clone(&self.shared.recorder),
+            shared: Arc::clone(&self.shared),
             crash: crash.clone(),
+            hands: Arc::clone(&hands),
         };
         let (recorder, crashed, leaving) = (Arc::clone(&self.shared.recorder), crash.clone(), leave.clone());
         let task = tokio::spawn(async move {
@@ -83,16 +104,17 @@ impl Sessions {
             };
             recorder.act(&name, Act::Gone { why });
         });
-        self.lock().insert(number, Running { crash, leave, task });
+        self.lock().insert(number, Running { crash, leave, hands, task });
     }
 
-    /// Kills the worker with this number in the middle of what it does.
-    pub async fn crash(&self, number: u16) {
+    /// Kills the worker with this number in the middle of what it does; answers how many jobs it had then.
+    pub async fn crash(&self, number: u16) -> usize {
         let running = self.lock().remove(&number);
-        if let Some(running) = running {
-            running.crash.cancel();
-            let _ = running.task.await;
-        }
+        let Some(running) = running else { return 0 };
+        let hands = running.hands.load(Ordering::Acquire);
+        running.crash.cancel();
+        let _ = running.task.await;
+        hands
     }
 
     /// Lets all of them finish what they have.
@@ -114,8 +136,9 @@ impl Sessions {
 /// Does what the job's plan says and writes it down.
 struct Recording {
     worker: String,
-    recorder: Arc<Recorder>,
+    shared: Arc<Shared>,
     crash: CancellationToken,
+    hands: Arc<AtomicUsize>,
 }
 
 /// Notes a crash if the run is dropped before its end.
@@ -129,7 +152,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn end(&mut self, end: Ending) {
         self.ended = true;
-        self.of.recorder.act(&self.of.worker, Act::End { job: self.job, lease: self.lease, end });
+        self.of.shared.recorder.act(&self.of.worker, Act::End { job: self.job, lease: self.lease, end });
     }
 }
 
@@ -138,6 +161,7 @@ impl Drop for Run<'_> {
         if !self.ended {
             self.end(Ending::Crashed);
         }
+        self.of.hands.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -152,7 +176,9 @@ impl Handler for Recording {
         let id = |text: &str| Uuid::parse_str(text).unwrap_or_default();
         let (id, lease) = (id(&job.id), id(&job.execution_id));
         let start = Act::Start { job: id, lease, attempt: job.attempt, number: plan.number };
-        self.recorder.act(&self.worker, start);
+        self.shared.recorder.act(&self.worker, start);
+        self.shared.start();
+        self.hands.fetch_add(1, Ordering::AcqRel);
         let mut run = Run { of: self, job: id, lease, ended: false };
         if plan.poison {
             self.crash.cancel();

@@ -71,7 +71,7 @@ async fn send(shared: &Shared, replica: usize, path: &str, body: &Value, key: Op
 }
 
 /// Sends a request and says what came of it.
-pub(super) async fn outcome_of(request: reqwest::RequestBuilder) -> Outcome {
+pub async fn outcome_of(request: reqwest::RequestBuilder) -> Outcome {
     let answer = match request.send().await {
         Ok(answer) => answer,
         Err(error) if error.is_connect() => {

@@ -1,0 +1,67 @@
+//! Changes that the whole group agrees on: pauses of models that no job has, and their ends.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+
+use crate::cluster::Cluster;
+
+/// As many models as are paused at a time at the most.
+const PAUSED: usize = 200;
+
+/// Those that were made.
+pub(super) struct Changes {
+    run: u64,
+    next: u64,
+    /// Numbers of the models of whom it was acknowledged that they are paused.
+    paused: BTreeSet<u64>,
+}
+
+impl Changes {
+    /// None yet; those of different runs concern different models.
+    pub(super) fn new(run: u64) -> Self {
+        Self { run, next: 0, paused: BTreeSet::new() }
+    }
+
+    /// How many were acknowledged.
+    pub(super) fn made(&self) -> u64 {
+        self.next
+    }
+
+    /// Makes one at this replica; answers whether it was acknowledged.
+    pub(super) async fn make(&mut self, cluster: &Cluster, replica: usize) -> bool {
+        if self.paused.len() == PAUSED
+            && let Some(oldest) = self.paused.pop_first()
+        {
+            return self.change(cluster, replica, "resume", oldest).await;
+        }
+        let number = self.next;
+        let made = self.change(cluster, replica, "pause", number).await;
+        if made {
+            self.next += 1;
+            self.paused.insert(number);
+        }
+        made
+    }
+
+    /// Ends all pauses, as far as the replicas answer.
+    pub(super) async fn undo(&mut self, cluster: &Cluster) {
+        // The one after the last may have been made without an answer.
+        self.paused.insert(self.next);
+        for number in std::mem::take(&mut self.paused) {
+            for replica in 0..cluster.size() {
+                if self.change(cluster, replica, "resume", number).await {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn change(&self, cluster: &Cluster, replica: usize, what: &str, number: u64) -> bool {
+        // Long names fill the log sooner.
+        let model = format!("nobody-{}-{number}-{}", self.run, "x".repeat(150));
+        let path = format!("/api/v1/queues/{what}?model_name={model}");
+        let answer = cluster.administer(replica, Method::POST, &path, None).await;
+        answer.is_ok_and(|(status, _)| status == 200)
+    }
+}

@@ -1,0 +1,115 @@
+//! A job kills whoever takes it. After three different workers it must fail for good, and others go on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::zombie_worker::has_lost_all;
+use super::{Fault, Needs, Strike, Struck, Subject};
+use crate::history::{Outcome, Request};
+use crate::workload::{Plan, Workload, outcome_of};
+
+/// Longest wait for its end.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+/// Longest wait for the answer to its submission.
+const ANSWER_WITHIN: Duration = Duration::from_secs(6);
+/// How long dead workers stay away.
+const AWAY: Duration = Duration::from_millis(500);
+/// As many different workers must be lost before it is given up.
+const WORKERS: i64 = 3;
+
+pub(super) const FAULT: Fault = Fault {
+    name: "poison-job",
+    about: "a job kills every worker that takes it; workers come back half a second later",
+    subject: Subject::Workers,
+    needs: Needs::Nothing,
+    strike: |strike| poison(strike).boxed(),
+};
+
+async fn poison(mut strike: Strike) -> Struck {
+    let cluster = Arc::clone(&strike.cluster);
+    let shared = strike.shared().await;
+    let number = shared.next_number();
+    let plan = Plan { number, work_ms: 0, fails: 0, run_at: None, poison: true };
+    let mut body = plan.body(&mut strike.draw);
+    // What its policy allows must not matter.
+    body["max_retries"] = 10.into();
+    body["priority"] = 10.into();
+    strike.begins(&[], false, format!("job {number} kills whoever takes it"));
+    let replica = strike.draw.index(cluster.size());
+    let url = format!("http://{}/api/v1/jobs", cluster.rest(replica));
+    let send = cluster.http.post(url).bearer_auth(&cluster.tokens().submitter).json(&body);
+    let request = Request::Submit { key: None, numbers: vec![number], batch: false };
+    let outcome =
+        strike.recorder.call("poisoner", replica, request, outcome_of(send.timeout(ANSWER_WITHIN))).await;
+    let job = match &outcome {
+        Outcome::Ok { jobs, .. } => jobs.first().map(|job| job.id).ok_or("it was answered without a job")?,
+        other => return Err(format!("it was not accepted: {other:?}")),
+    };
+    let ended = keep_workers(&strike, job).await;
+    revive_all(&strike).await;
+    strike.heals();
+    let (deaths, status) = ended?;
+    let (workers, code): (i64, Option<String>) = sqlx::query_as(
+        "SELECT count(DISTINCT worker_id),
+            (SELECT error_code FROM executions WHERE job_id = $1 ORDER BY attempt_number DESC LIMIT 1)
+         FROM executions WHERE job_id = $1",
+    )
+    .bind(job)
+    .fetch_one(&cluster.pool)
+    .await
+    .map_err(|error| error.to_string())?;
+    let said =
+        format!("job {job} is {status}, code {code:?}, after {deaths} deaths of {workers} different workers");
+    if status == "failed" && code.as_deref() == Some("poison") && workers == WORKERS {
+        return Ok(said);
+    }
+    Err(said)
+}
+
+/// Replaces the workers that it kills until it is at its end; answers how many died, and its last state.
+async fn keep_workers(strike: &Strike, job: Uuid) -> Result<(usize, String), String> {
+    let (mut deaths, deadline) = (0, Instant::now() + ENDS_WITHIN);
+    loop {
+        sleep(AWAY).await;
+        deaths += revive(strike).await;
+        let look = "SELECT status FROM jobs WHERE id = $1 AND completed_at IS NOT NULL";
+        let ended =
+            sqlx::query_scalar::<_, String>(look).bind(job).fetch_optional(&strike.cluster.pool).await;
+        if let Ok(Some(status)) = ended {
+            return Ok((deaths, status));
+        }
+        if Instant::now() > deadline {
+            return Err(format!("job {job} is not at its end after {deaths} deaths"));
+        }
+    }
+}
+
+/// Brings back those that have died. A worker that polls lives on in this process: it must have lost its leases first.
+async fn revive(strike: &Strike) -> usize {
+    let silent = |workload: &Workload| workload.pollers.iter().position(crate::workload::Poller::plays_dead);
+    let (mut revived, silent, id) = {
+        let workload = strike.workload.lock().await;
+        let silent = silent(&workload);
+        let id = match silent {
+            Some(index) => workload.pollers[index].id().await,
+            None => String::new(),
+        };
+        (workload.sessions.revive(), silent, id)
+    };
+    if let Some(index) = silent
+        && has_lost_all(&strike.cluster, &id).await.is_ok()
+    {
+        strike.workload.lock().await.pollers[index].play_dead(false);
+        revived += 1;
+    }
+    revived
+}
+
+async fn revive_all(strike: &Strike) {
+    sleep(AWAY).await;
+    while revive(strike).await > 0 {}
+}

@@ -1,0 +1,83 @@
+//! The file of a replica's Raft log, and what is done when it is lost.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::cluster::{Cluster, PATIENCE};
+
+/// What the product says of a log that it cannot trust.
+pub(super) const DAMAGED: &str = "is damaged and can't be trusted";
+/// Time between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The log of the replica whose folder this is.
+pub(super) fn log_in(folder: &Path) -> PathBuf {
+    folder.join("raft.redb")
+}
+
+/// Opens a log to be damaged.
+pub(super) fn open(path: &Path) -> Result<File, String> {
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    opened.map_err(|error| format!("{} cannot be opened: {error}", path.display()))
+}
+
+/// Flips one bit.
+pub(super) fn flip(file: &File, offset: u64, bit: u64) -> io::Result<()> {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    file.write_all_at(&[byte[0] ^ (1 << (bit % 8))], offset)?;
+    file.sync_all()
+}
+
+/// How a replica that was started takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// It serves.
+    Ready,
+    /// It has ended, with an error.
+    Refused,
+}
+
+/// Starts a replica whose log was tampered with, and waits until it serves or has ended.
+///
+/// # Errors
+/// When it does neither, or ended without an error.
+pub(super) async fn try_start(cluster: &Cluster, index: usize) -> Result<Start, String> {
+    cluster.restart(index).await?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let replicas = cluster.replicas.read().await;
+        if replicas.pid(index).is_none() {
+            let status = replicas.wait_for_exit(index).await;
+            return match status {
+                Some(status) if status.code().is_some_and(|code| code != 0) => Ok(Start::Refused),
+                other => Err(format!("it ended as {other:?}")),
+            };
+        }
+        if replicas.is_ready(index).await {
+            return Ok(Start::Ready);
+        }
+        drop(replicas);
+        if Instant::now() > deadline {
+            return Err("it neither serves nor ends".to_owned());
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Removes a replica that has lost its log from the group, and has it join empty under a new id; answers the new id.
+///
+/// # Errors
+/// When that does not come about.
+pub(super) async fn replace(cluster: &Cluster, index: usize) -> Result<u64, String> {
+    cluster.remove(index).await?;
+    let id = cluster.renew(index).await?;
+    cluster.restart(index).await?;
+    cluster.join(index).await?;
+    Ok(id)
+}

@@ -1,0 +1,80 @@
+//! A bit in the middle of a replica's log is flipped, or its end is gone: it must not start, and say why. It is then
+//! replaced by an empty one under a new id.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::FutureExt;
+
+use super::raft_files::{DAMAGED, Start, flip, log_in, open, replace, try_start};
+use super::{Fault, Needs, Strike, Struck, Subject};
+
+/// Where the pages begin: before them is the head of the file, which the next start rewrites.
+const FIRST_PAGE: u64 = 4096;
+/// Not every byte is in use: so many bits are tried, and each stays flipped.
+const TRIES: usize = 12;
+
+pub(super) const FAULT: Fault = Fault {
+    name: "raft-flipped-bit",
+    about: "a follower is killed and its log damaged by one bit, or cut short; it is replaced under a new id",
+    subject: Subject::Replicas,
+    needs: Needs::Nothing,
+    strike: |strike| damage(strike).boxed(),
+};
+
+async fn damage(mut strike: Strike) -> Struck {
+    let cluster = Arc::clone(&strike.cluster);
+    let (_, follower) = strike.leader_and_follower().await?;
+    let former = cluster.id(follower).await;
+    let path = log_in(&cluster.raft_dir(follower).await);
+    strike.begins(&[follower], false, format!("the log of replica {} is damaged", follower + 1));
+    let (mut damages, mut refused) = (Vec::new(), false);
+    for _ in 0..TRIES {
+        cluster.kill(follower).await;
+        damages.push(damage_file(&path, &mut strike)?);
+        if try_start(&cluster, follower).await? == Start::Refused {
+            refused = true;
+            break;
+        }
+    }
+    if !refused {
+        strike.heals();
+        return Err(format!("it started all the same: {}", damages.join(", ")));
+    }
+    let said =
+        cluster.log(follower).await.lines().rev().find(|line| line.contains(DAMAGED)).map(str::to_owned);
+    let id = replace(&cluster, follower).await;
+    strike.heals();
+    let said = said.ok_or("it did not start, and did not say why")?;
+    let told = said.split(DAMAGED).nth(1).unwrap_or_default().trim().to_owned();
+    let done = damages.pop().unwrap_or_default();
+    Ok(format!("{done}, member {former} did not start: {told}; member {} is in its place", id?))
+}
+
+/// Does one damage; says what.
+fn damage_file(path: &Path, strike: &mut Strike) -> Result<String, String> {
+    let file = open(path)?;
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    if length <= FIRST_PAGE {
+        return Err("the log has no pages".to_owned());
+    }
+    if strike.draw.percent(20) {
+        let cut = strike.draw.between(1, FIRST_PAGE);
+        file.set_len(length - cut).and_then(|()| file.sync_all()).map_err(|error| error.to_string())?;
+        return Ok(format!("the last {cut} of {length} bytes cut off"));
+    }
+    let (offset, bit) = (used_byte(path, strike)?, strike.draw.between(0, 8));
+    flip(&file, offset, bit).map_err(|error| error.to_string())?;
+    Ok(format!("bit {bit} of byte {offset} of {length} flipped"))
+}
+
+/// A byte that is not zero: most of the others are in no use.
+fn used_byte(path: &Path, strike: &mut Strike) -> Result<u64, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let first = usize::try_from(FIRST_PAGE).unwrap_or(0);
+    let used: Vec<usize> = (first..bytes.len()).filter(|offset| bytes[*offset] != 0).collect();
+    if used.is_empty() {
+        return Err("the log is empty".to_owned());
+    }
+    Ok(*strike.draw.choose(&used) as u64)
+}

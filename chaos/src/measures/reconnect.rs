@@ -1,0 +1,218 @@
+//! Hundreds of workers lose their leader at once.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use futures::future::join_all;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::waits::{p99_ms, waits};
+use super::{Figure, report};
+use crate::cluster::{Cluster, ClusterOptions, Error};
+use crate::history::{Act, History, Outcome, Recorder, Request, RunInfo};
+use crate::workload::{Plan, Shared, Size, Workload, outcome_of};
+
+/// Load before anything happens, and after.
+const CALM: Duration = Duration::from_secs(8);
+/// How long the jobs take that show which workers are there: until all have one, nobody is to have two.
+const MARKER: Duration = Duration::from_secs(8);
+/// Most jobs of one batch.
+const BATCH: usize = 100;
+/// Longest wait for all workers.
+const ALL_WITHIN: Duration = Duration::from_secs(60);
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct ReconnectOptions {
+    /// Where all randomness comes from.
+    pub seed: u64,
+    /// How many workers.
+    pub workers: usize,
+    /// Where everything is written; must not exist.
+    pub folder: PathBuf,
+}
+
+/// Kills the leader twice: once to see when every worker has been given a job again, and once to see when jobs wait no
+/// longer than before.
+///
+/// # Errors
+/// When the cluster does not come up or something cannot be written.
+pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
+    std::fs::create_dir_all(&options.folder)?;
+    let cluster = Arc::new(Cluster::start(&options.folder.join("cluster"), ClusterOptions::default()).await?);
+    let (recorder, writer) = Recorder::create(&options.folder.join("history.jsonl"))?;
+    let recorder = Arc::new(recorder);
+    let size = Size {
+        submitters: 4,
+        pace: Duration::from_millis(40),
+        readers: 0,
+        cancellers: 0,
+        intruders: 0,
+        sessions: options.workers,
+        session_slots: 1,
+        pollers: 0,
+        poller_slots: 0,
+    };
+    let info = describe(options, &size);
+    std::fs::write(options.folder.join("run.json"), serde_json::to_vec_pretty(&info)?)?;
+    let mut workload = Workload::start(&cluster, &recorder, options.seed, &size);
+    let shared = Arc::clone(workload.shared());
+
+    all_begin(&shared, &options.folder, options.workers).await?;
+    sleep(CALM).await;
+    let before = memory(&cluster).await;
+    let (first_kill, first) = kill_leader(&cluster, &recorder).await?;
+    let (attached, accepted) = all_begin(&shared, &options.folder, options.workers).await?;
+    cluster.revive(first).await?;
+    sleep(MARKER + CALM).await;
+    let (second_kill, second) = kill_leader(&cluster, &recorder).await?;
+    sleep(CALM * 2).await;
+    let peak = memory(&cluster).await;
+    cluster.revive(second).await?;
+
+    workload.end_load().await;
+    workload.stop().await;
+    drop(shared);
+    drop(recorder);
+    if let Some(cluster) = Arc::into_inner(cluster) {
+        cluster.stop().await;
+    }
+    writer.finish()?;
+    let history = History::read(&options.folder)?;
+    let waits = waits(&history);
+    let second_of = 1_000_000;
+    let calm = p99_ms(&waits, second_kill - 6 * second_of, second_kill);
+    // The first second from which on jobs wait no longer than twice as long as before.
+    let normal = (0..12)
+        .rev()
+        .take_while(|second| {
+            let from = second_kill + second * second_of;
+            p99_ms(&waits, from, from + second_of) <= (2.0 * calm).max(50.0)
+        })
+        .last()
+        .unwrap_or(12);
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let since = |at: u64| (at - first_kill) as f64 / 1000.0;
+    #[expect(clippy::cast_precision_loss, reason = "a few seconds")]
+    let normal = normal as f64;
+    let figures = [
+        Figure::new("until a submission was accepted again", "ms", since(accepted), None),
+        Figure::new("until every worker had been given a job again", "ms", since(attached), Some(3000.0)),
+        Figure::new("p99 of the wait for a worker, calm", "ms", calm, None),
+        Figure::new("until p99 of the wait was normal again", "s", normal, Some(5.0)),
+        Figure::new("memory of the largest replica, calm", "MiB", before, None),
+        Figure::new("memory of the largest replica, afterwards", "MiB", peak, Some(before * 2.0 + 64.0)),
+    ];
+    report(&options.folder, &figures)
+}
+
+fn describe(options: &ReconnectOptions, size: &Size) -> RunInfo {
+    RunInfo {
+        seed: options.seed,
+        duration_s: 0.0,
+        network: "loopback".to_owned(),
+        faults: vec!["kill-leader".to_owned()],
+        replicas: usize::from(ClusterOptions::default().replicas),
+        slots: size.slots(),
+        started_at: Utc::now(),
+        command: format!(
+            "cargo run --release -p cortex-chaos -- reconnect --seed {} --workers {}",
+            options.seed, options.workers
+        ),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        planted: None,
+    }
+}
+
+/// Kills the leader; answers when, and which replica it was.
+async fn kill_leader(cluster: &Cluster, recorder: &Recorder) -> Result<(u64, usize), Error> {
+    let leader = cluster.leader_other_than(None).await?;
+    let at = recorder.now();
+    cluster.kill(leader).await;
+    Ok((at, leader))
+}
+
+/// Submits a long job for every worker and waits until each has begun one; answers when that was, and when the first of
+/// these jobs was accepted.
+async fn all_begin(shared: &Arc<Shared>, folder: &Path, workers: usize) -> Result<(u64, u64), Error> {
+    let begun = shared.recorder.now();
+    let first = submit(shared, workers).await?;
+    let deadline = Instant::now() + ALL_WITHIN;
+    loop {
+        let starts = starts_since(folder, begun)?;
+        if let Some(at) = starts.get(workers - 1) {
+            return Ok((*at, first));
+        }
+        if Instant::now() > deadline {
+            return Err(format!("only {} of {workers} workers had a job in time", starts.len()).into());
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// When each worker has begun its first job since then, in order.
+fn starts_since(folder: &Path, begun: u64) -> Result<Vec<u64>, Error> {
+    let (mut seen, mut starts) = (BTreeSet::new(), Vec::new());
+    for (at, worker, act) in History::read(folder)?.acts {
+        if at >= begun && matches!(act, Act::Start { .. }) && seen.insert(worker) {
+            starts.push(at);
+        }
+    }
+    Ok(starts)
+}
+
+/// Submits so many long jobs, in batches at all replicas; answers when the first batch was accepted.
+async fn submit(shared: &Arc<Shared>, count: usize) -> Result<u64, Error> {
+    let cluster = &shared.cluster;
+    let batches = (0..count.div_ceil(BATCH)).map(|batch| async move {
+        let numbers: Vec<u64> = (0..BATCH.min(count - batch * BATCH)).map(|_| shared.next_number()).collect();
+        let mut draw = shared.draw(&format!("markers-{}", numbers[0]));
+        let jobs: Vec<_> = numbers
+            .iter()
+            .map(|number| {
+                let work_ms = u64::try_from(MARKER.as_millis()).unwrap_or(u64::MAX);
+                let plan = Plan { number: *number, work_ms, fails: 0, run_at: None, poison: false };
+                let mut body = plan.body(&mut draw);
+                body["priority"] = 10.into();
+                body
+            })
+            .collect();
+        // With a key, so that a batch whose answer is lost can be sent again.
+        let key = draw.uuid().to_string();
+        let deadline = Instant::now() + ALL_WITHIN;
+        let mut replica = batch % cluster.size();
+        while Instant::now() < deadline {
+            let url = format!("http://{}/api/v1/jobs/batch", cluster.rest(replica));
+            let send = cluster.http.post(url).bearer_auth(&cluster.tokens().submitter);
+            let send = send.header("Idempotency-Key", &key).json(&json!({"jobs": jobs}));
+            let request = Request::Submit { key: Some(key.clone()), numbers: numbers.clone(), batch: true };
+            let call = outcome_of(send.timeout(Duration::from_secs(6)));
+            if let Outcome::Ok { .. } = shared.recorder.call("marker", replica, request, call).await {
+                return Some(shared.recorder.now());
+            }
+            replica = (replica + 1) % cluster.size();
+            sleep(Duration::from_millis(10)).await;
+        }
+        None
+    });
+    let accepted: Vec<Option<u64>> = join_all(batches).await;
+    let all: Option<Vec<u64>> = accepted.into_iter().collect();
+    Ok(all.and_then(|all| all.into_iter().min()).ok_or("a batch was not accepted")?)
+}
+
+/// Memory in use by the largest replica, in MiB.
+async fn memory(cluster: &Cluster) -> f64 {
+    let mut largest = 0.0_f64;
+    for index in 0..cluster.size() {
+        let Some(pid) = cluster.pid(index).await else { continue };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = resident.and_then(|text| text.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        largest = largest.max(kib.unwrap_or(0.0) / 1024.0);
+    }
+    largest
+}

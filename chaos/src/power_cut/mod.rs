@@ -1,0 +1,195 @@
+//! Cuts the power of the replicas' disks: what was not made durable is gone, as if the machines had lost their current.
+//!
+//! The Raft log of each replica lies on a file system of its own, in a file. A cut shuts the file system down without
+//! flushing its journal, so whatever has not been synced never reaches the file. Then the replica is killed, the file
+//! system mounted anew, and the replica started again: whatever the group has acknowledged must be there, on every
+//! replica, and no replica may have gone back behind a term that it was seen in.
+
+mod disk;
+mod load;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::future::join_all;
+use serde::Serialize;
+use tokio::time::sleep;
+
+use crate::cluster::{Cluster, ClusterOptions, Error};
+use crate::draw::Draw;
+use crate::history::View;
+use disk::Disk;
+use load::{Acknowledged, Load};
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct PowerCutOptions {
+    /// Where all randomness comes from.
+    pub seed: u64,
+    /// How often.
+    pub cuts: u32,
+    /// Where everything is written; must not exist.
+    pub folder: PathBuf,
+    /// The planted defect, if any.
+    pub planted: Option<String>,
+}
+
+/// One cut and what came of it.
+#[derive(Debug, Clone, Serialize)]
+struct Cut {
+    number: u32,
+    /// Indices of the replicas that it struck.
+    replicas: Vec<usize>,
+    /// Changes that were acknowledged up to now.
+    acknowledged: u64,
+    /// Changes of the leader up to now.
+    transfers: u64,
+    /// Per replica, the highest term and applied index before, and those afterwards.
+    before: Vec<(u64, u64)>,
+    after: Vec<(u64, u64)>,
+    violations: Vec<String>,
+}
+
+/// Cuts so often; answers whether nothing that was acknowledged got lost. Prints a table and writes `power-cut.json`.
+///
+/// # Errors
+/// When this is not root, or the cluster does not come up.
+pub async fn run(options: &PowerCutOptions) -> Result<bool, Error> {
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err("a power cut needs root, to mount file systems".into());
+    }
+    let mut cluster_options = ClusterOptions::default();
+    if let Some(defect) = &options.planted {
+        cluster_options.environment.push(("CORTEX_PLANT".to_owned(), defect.clone()));
+    }
+    let folder = options.folder.join("cluster");
+    let disks = disks(&folder, usize::from(cluster_options.replicas)).await?;
+    let cluster = Arc::new(Cluster::start(&folder, cluster_options).await?);
+    let outcome = cut_again_and_again(options, &cluster, &disks).await;
+    if let Some(cluster) = Arc::into_inner(cluster) {
+        cluster.stop().await;
+    }
+    for disk in &disks {
+        disk.unmount().await?;
+    }
+    let cuts = outcome?;
+    std::fs::write(options.folder.join("power-cut.json"), serde_json::to_vec_pretty(&cuts)?)?;
+    let broken: usize = cuts.iter().map(|cut| cut.violations.len()).sum();
+    println!("{} cuts, {broken} violations", cuts.len());
+    Ok(broken == 0)
+}
+
+/// A file system for each replica, mounted where its Raft log will be.
+async fn disks(folder: &Path, replicas: usize) -> Result<Vec<Disk>, Error> {
+    let mut disks = Vec::new();
+    for id in 1..=replicas {
+        let mount = folder.join("cluster").join(format!("raft-{id}"));
+        disks.push(Disk::make(&folder.join(format!("disk-{id}.img")), &mount).await?);
+    }
+    Ok(disks)
+}
+
+async fn cut_again_and_again(
+    options: &PowerCutOptions,
+    cluster: &Arc<Cluster>,
+    disks: &[Disk],
+) -> Result<Vec<Cut>, Error> {
+    let (mut draw, mut acknowledged, mut cuts) =
+        (Draw::new(options.seed, "power-cut"), Acknowledged::default(), Vec::new());
+    println!("cut  replicas  acknowledged  transfers  terms before > after            violations");
+    for number in 1..=options.cuts {
+        let load = Load::start(cluster, options.seed + u64::from(number), acknowledged);
+        sleep(draw.milliseconds(500, 2500)).await;
+        let struck: Vec<usize> =
+            if draw.percent(75) { (0..disks.len()).collect() } else { vec![draw.index(disks.len())] };
+        // All at the same moment: what only some have on disk must be enough.
+        for index in &struck {
+            disks[*index].cut()?;
+        }
+        join_all(struck.iter().map(|index| cluster.kill(*index))).await;
+        let (seen, before) = load.end().await;
+        acknowledged = seen;
+        for index in &struck {
+            disks[*index].unmount().await?;
+            disks[*index].mount().await?;
+        }
+        let mut violations = Vec::new();
+        for index in &struck {
+            cluster.restart(*index).await?;
+        }
+        let after = settle(cluster, &before, &mut violations).await;
+        for index in 0..disks.len() {
+            violations.extend(acknowledged.missing(cluster, index).await);
+        }
+        let cut = Cut {
+            number,
+            replicas: struck,
+            acknowledged: acknowledged.changes,
+            transfers: acknowledged.transfers,
+            before: before.iter().map(of).collect(),
+            after: after.iter().map(of).collect(),
+            violations,
+        };
+        print(&cut);
+        let broken = !cut.violations.is_empty();
+        cuts.push(cut);
+        if broken {
+            // Whatever is found after this would be of the same making.
+            break;
+        }
+    }
+    Ok(cuts)
+}
+
+/// Waits until all replicas serve and know as much as before; says where they do not.
+async fn settle(cluster: &Cluster, before: &[View], violations: &mut Vec<String>) -> Vec<View> {
+    let mut after = Vec::new();
+    for (index, before) in before.iter().enumerate() {
+        let ready = || async { cluster.replicas.read().await.is_ready(index).await };
+        if let Err(error) = cluster.until("the replica is ready", ready).await {
+            violations.push(format!("replica {} is not back: {error}", index + 1));
+            after.push(View::default());
+            continue;
+        }
+        let knows = || async { cluster.view(index).await.is_some_and(|view| view.applied >= before.applied) };
+        let knows = cluster.until("the replica has applied as much as before", knows).await;
+        let view = cluster.view(index).await.unwrap_or_default();
+        if knows.is_err() {
+            violations.push(format!(
+                "replica {} had applied {:?} and has {:?}",
+                index + 1,
+                before.applied,
+                view.applied
+            ));
+        }
+        if view.term < before.term {
+            violations.push(format!(
+                "replica {} was in term {} and is in {}",
+                index + 1,
+                before.term,
+                view.term
+            ));
+        }
+        after.push(view);
+    }
+    after
+}
+
+fn of(view: &View) -> (u64, u64) {
+    (view.term, view.applied.unwrap_or(0))
+}
+
+fn print(cut: &Cut) {
+    let terms =
+        |views: &[(u64, u64)]| views.iter().map(|(term, _)| term.to_string()).collect::<Vec<_>>().join(" ");
+    let replicas = cut.replicas.iter().map(|index| (index + 1).to_string()).collect::<Vec<_>>().join(" ");
+    let moved = format!("{} > {}", terms(&cut.before), terms(&cut.after));
+    println!(
+        "{:3}  {replicas:8}  {:12}  {:9}  {moved:30}  {}",
+        cut.number,
+        cut.acknowledged,
+        cut.transfers,
+        cut.violations.len()
+    );
+    cut.violations.iter().for_each(|violation| println!("     {violation}"));
+}
