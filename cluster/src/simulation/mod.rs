@@ -31,7 +31,7 @@ use crate::leadership::Leadership;
 /// How long the members may take to agree once all is mended.
 const CALM: Duration = Duration::from_secs(10);
 /// Seeds of a run that names no number.
-const FEW: u64 = 20;
+const FEW: u64 = 8;
 
 /// What came of a seed.
 struct Outcome {
@@ -115,6 +115,8 @@ fn describe(world: &World) -> String {
 }
 
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// A number from the environment.
@@ -146,6 +148,9 @@ mod tests {
             }
             extent = (extent.0 + outcome.extent.0, extent.1 + outcome.extent.1, extent.2 + outcome.extent.2);
             slowest = slowest.max(outcome.calm_after);
+            if (seed - first + 1).is_multiple_of(100) {
+                println!("{} seeds, {} failed", seed - first + 1, failed.len());
+            }
         }
         let (epochs, entries, acknowledged) = extent;
         println!(
@@ -158,7 +163,8 @@ mod tests {
 
     #[test]
     fn the_same_seed_does_the_same() {
-        for seed in 0..3 {
+        let mut digests = BTreeSet::new();
+        for seed in 0..2 {
             let (first, second) = (simulate(Shape::of(seed)), simulate(Shape::of(seed)));
             let differs = first.lines.iter().zip(&second.lines).position(|(a, b)| a != b);
             if let Some(at) = differs {
@@ -166,9 +172,10 @@ mod tests {
                 panic!("seed {seed} differs after\n{before}\nin\n{}\n{}", first.lines[at], second.lines[at]);
             }
             assert_eq!((first.digest, first.lines.len()), (second.digest, second.lines.len()), "seed {seed}");
+            digests.insert(first.digest);
             assert!(first.extent.0 > 1, "seed {seed} saw no change of leaders");
         }
-        assert_ne!(simulate(Shape::of(0)).digest, simulate(Shape::of(1)).digest);
+        assert_eq!(digests.len(), 2, "another seed does the same");
     }
 
     /// The simulation itself is of no use if it lets a defect pass.
