@@ -2,6 +2,8 @@
 
 #[path = "storage/lists.rs"]
 mod lists;
+#[path = "storage/retries.rs"]
+mod retries;
 #[path = "storage/submissions.rs"]
 mod submissions;
 mod support;

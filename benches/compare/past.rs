@@ -77,7 +77,9 @@ pub async fn plant(url: &str, jobs: i64, ago: &str) -> Result<(), Failure> {
         );
         sqlx::query(AssertSqlSafe(counted)).execute(&mut database).await?;
     }
-    for upkeep in ["VACUUM (ANALYZE) jobs", "VACUUM (ANALYZE) executions", "CHECKPOINT"] {
+    for upkeep in
+        ["VACUUM (ANALYZE) jobs", "VACUUM (ANALYZE) job_tags", "VACUUM (ANALYZE) executions", "CHECKPOINT"]
+    {
         sqlx::query(upkeep).execute(&mut database).await?;
     }
     let stored = left(&mut database).await?;
