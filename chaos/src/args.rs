@@ -48,6 +48,9 @@ pub struct RunArgs {
     /// Kinds of faults, comma-separated; all that this machine allows by default
     #[arg(long, value_delimiter = ',')]
     pub faults: Vec<String>,
+    /// Pause of each client between two submissions, such as 0.5s on a slow machine
+    #[arg(long, default_value = "0.05s", value_parser = duration)]
+    pub pace: Duration,
     /// Where everything is written; must not exist
     #[arg(long, value_name = "DIR", default_value = "target/chaos/run")]
     pub output: PathBuf,

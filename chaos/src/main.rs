@@ -66,7 +66,7 @@ async fn dispatch(command: Command) -> Result<bool, Error> {
                 duration: args.duration,
                 faults,
                 folder: args.output,
-                size: Size::default(),
+                size: Size { pace: args.pace, ..Size::default() },
                 planted: None,
             };
             run::run(&options).await?;
