@@ -56,6 +56,9 @@ pub struct RunArgs {
     /// How replicas and stores are connected: through relays on loopback, or netns for network namespaces (needs root)
     #[arg(long, default_value = "loopback", value_parser = network)]
     pub network: NetworkKind,
+    /// Pause of each client between two submissions, such as 0.5s on a slow machine
+    #[arg(long, default_value = "0.05s", value_parser = duration)]
+    pub pace: Duration,
     /// Where everything is written; must not exist
     #[arg(long, value_name = "DIR", default_value = "target/chaos/run")]
     pub output: PathBuf,

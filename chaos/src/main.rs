@@ -110,7 +110,7 @@ async fn run_once(args: RunArgs) -> Result<bool, Error> {
         faults: kinds(&args.faults)?,
         folder: args.output,
         network: args.network,
-        size: Size::default(),
+        size: Size { pace: args.pace, ..Size::default() },
         planted: None,
     };
     run::run(&options).await?;

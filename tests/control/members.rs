@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
-use cortex::dev::{PortBlock, Signal};
+use cortex::dev::{PortBlock, ReplicaOptions, Signal};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
@@ -187,4 +187,38 @@ async fn a_cluster_that_lost_its_memory_leads_once_it_has_adopted_the_database()
     // With the jobs of before.
     scene.start_worker(&["m"], 2, Duration::ZERO);
     scene.reach("m", "completed", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lost_its_disk_joins_under_a_new_id_and_so_does_one_that_is_new() {
+    let mut scene = Scene::start().await;
+    let (leader, follower) = (scene.leader().await, scene.follower().await);
+    let former = scene.cluster.id(follower);
+    assert!(scene.cluster.renew_replica(follower).is_err(), "it runs");
+    scene.cluster.kill(follower, Signal::SIGKILL);
+    scene.cluster.wait_for_exit(follower).await;
+    let path = format!("{MEMBERS}/{former}");
+    assert_eq!(scene.ask(leader, Method::DELETE, &path, None).await.0, 204);
+
+    assert_eq!(scene.cluster.renew_replica(follower).unwrap(), 4);
+    scene.cluster.restart(follower).await.unwrap();
+    let another = scene.cluster.add_replica(ReplicaOptions::default()).await.unwrap();
+    assert_eq!((another, scene.cluster.id(another)), (3, 5));
+    for replica in [follower, another] {
+        let peer = scene.cluster.advertised_peer(replica);
+        let body = json!({"id": scene.cluster.id(replica), "peer": peer.to_string()});
+        eventually("the replica is taken in", async || {
+            scene.ask(leader, Method::POST, MEMBERS, Some(body.clone())).await.0 == 201
+        })
+        .await;
+        eventually("it serves", async || scene.cluster.is_ready(replica).await).await;
+    }
+    let mut members: Vec<u64> = [1, 2, 3, 4, 5].into_iter().filter(|id| *id != former).collect();
+    assert_eq!(ids(&scene.get(leader, "/api/v1/cluster").await), members);
+
+    members.pop();
+    assert_eq!(scene.ask(leader, Method::DELETE, &format!("{MEMBERS}/5"), None).await.0, 204);
+    scene.cluster.retire_replica(another).await;
+    assert_eq!(ids(&scene.get(follower, "/api/v1/cluster").await), members);
+    assert_eq!(scene.cluster.leader().await, Some(leader));
 }

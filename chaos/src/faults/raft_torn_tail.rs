@@ -1,14 +1,14 @@
 //! A replica dies in the middle of a write to its log, which is left half done: it must come back as it was.
 //!
 //! The file has two slots for the record of a commit. Commits take turns, and a single bit says which one counts; so what
-//! a crash tears is the slot that does not count, and whatever was appended to the file without being referred to.
+//! a crash tears is the slot that does not count. What was cut off at the end is damage: see [`super::raft_flipped_bit`].
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use futures::FutureExt;
 
-use super::raft_files::{Start, log_in, open, try_start};
+use super::raft_files::{Start, log_in, open, replace, try_start};
 use super::{Fault, Needs, Strike, Struck, Subject};
 
 /// Where the byte is whose lowest bit names the slot that counts.
@@ -35,6 +35,9 @@ async fn tear(mut strike: Strike) -> Struck {
     cluster.kill(follower).await;
     let torn = tear_file(&path, &mut strike);
     let started = try_start(&cluster, follower).await;
+    if started == Ok(Start::Refused) {
+        replace(&cluster, follower).await?;
+    }
     strike.heals();
     let torn = torn?;
     if started? == Start::Refused {
@@ -56,12 +59,8 @@ fn tear_file(path: &std::path::Path, strike: &mut Strike) -> Result<String, Stri
     let mut flags = [0];
     file.read_exact_at(&mut flags, FLAGS).map_err(failed)?;
     let spare = SLOTS[1 - usize::from(flags[0] & 1)];
-    let (begin, length) = (strike.draw.index(SLOT - 1), file.metadata().map_err(failed)?.len());
+    let begin = strike.draw.index(SLOT - 1);
     file.write_all_at(&tail[begin..], spare + begin as u64).map_err(failed)?;
-    let appended = strike.draw.between(1, 4096);
-    file.set_len(length + appended).map_err(failed)?;
-    file.write_all_at(&tail[..tail.len().min(usize::try_from(appended).unwrap_or(1))], length)
-        .map_err(failed)?;
     file.sync_all().map_err(failed)?;
-    Ok(format!("the record of a commit torn from byte {begin} on, {appended} bytes appended to {length}"))
+    Ok(format!("the record of a commit torn from byte {begin} on"))
 }

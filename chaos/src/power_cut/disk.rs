@@ -52,12 +52,14 @@ impl Disk {
     }
 }
 
-#[expect(unsafe_code, reason = "nix makes a function that takes a pointer")]
-mod ioctl {
-    // EXT4_IOC_SHUTDOWN.
-    nix::ioctl_read!(shutdown, b'X', 125, u32);
-}
-use ioctl::shutdown;
+// EXT4_IOC_SHUTDOWN.
+nix::ioctl_read!(
+    /// Shuts a file system down, in the way that the pointer says.
+    shutdown,
+    b'X',
+    125,
+    u32
+);
 
 async fn run(program: &str, arguments: &[&str]) -> Result<(), Error> {
     let output = Command::new(program).args(arguments).output().await;

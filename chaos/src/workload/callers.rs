@@ -22,10 +22,10 @@ const CANCEL_EVERY: Duration = Duration::from_millis(250);
 const INTRUDE_EVERY: Duration = Duration::from_millis(200);
 
 /// Looks at one job at all replicas in turn, then at another.
-pub(super) async fn read(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
+pub(super) async fn read(shared: Arc<Shared>, number: usize, slower: u32, stop: CancellationToken) {
     let client = format!("reader-{number}");
     let mut draw = shared.draw(&client);
-    while pause(LOOK_EVERY, &stop).await {
+    while pause(LOOK_EVERY * slower, &stop).await {
         let Some(job) = shared.recent(&mut draw) else { continue };
         for _ in 0..LOOKS {
             let replica = draw.index(shared.cluster.size());
@@ -33,7 +33,7 @@ pub(super) async fn read(shared: Arc<Shared>, number: usize, stop: CancellationT
             let get = shared.cluster.http.get(url).bearer_auth(&shared.cluster.tokens().viewer);
             let look = outcome_of(get.timeout(ANSWER_WITHIN));
             shared.recorder.call(&client, replica, Request::Get { job }, look).await;
-            if !pause(LOOK_EVERY, &stop).await {
+            if !pause(LOOK_EVERY * slower, &stop).await {
                 return;
             }
         }
@@ -41,10 +41,10 @@ pub(super) async fn read(shared: Arc<Shared>, number: usize, stop: CancellationT
 }
 
 /// Cancels jobs, and tries some again that may have failed.
-pub(super) async fn cancel(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
+pub(super) async fn cancel(shared: Arc<Shared>, number: usize, slower: u32, stop: CancellationToken) {
     let client = format!("canceller-{number}");
     let mut draw = shared.draw(&client);
-    while pause(CANCEL_EVERY, &stop).await {
+    while pause(CANCEL_EVERY * slower, &stop).await {
         let Some(job) = shared.recent(&mut draw) else { continue };
         let replica = draw.index(shared.cluster.size());
         let url = format!("http://{}/api/v1/jobs/{job}", shared.cluster.rest(replica));
@@ -59,10 +59,10 @@ pub(super) async fn cancel(shared: Arc<Shared>, number: usize, stop: Cancellatio
 }
 
 /// Tries what must be refused, at every replica.
-pub(super) async fn intrude(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
+pub(super) async fn intrude(shared: Arc<Shared>, number: usize, slower: u32, stop: CancellationToken) {
     let client = format!("intruder-{number}");
     let mut draw = shared.draw(&client);
-    while pause(INTRUDE_EVERY, &stop).await {
+    while pause(INTRUDE_EVERY * slower, &stop).await {
         let replica = draw.index(shared.cluster.size());
         let (request, send) = attempt(&shared, replica, &mut draw);
         let outcome = outcome_of(send.timeout(ANSWER_WITHIN));

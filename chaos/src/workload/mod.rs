@@ -24,6 +24,8 @@ pub use pollers::Poller;
 pub use sessions::Sessions;
 pub use submitters::outcome_of;
 
+/// Pause of a client between two submissions, unless something else is asked for.
+const PACE: Duration = Duration::from_millis(50);
 /// How many accepted jobs those remember who read and cancel.
 const REMEMBERED: usize = 500;
 
@@ -32,7 +34,7 @@ const REMEMBERED: usize = 500;
 pub struct Size {
     /// Clients that submit.
     pub submitters: usize,
-    /// Pause of each between two submissions.
+    /// Pause of each between two submissions. What others do takes its time by it, too.
     pub pace: Duration,
     /// Clients that read the same job again and again, everywhere.
     pub readers: usize,
@@ -54,7 +56,7 @@ impl Default for Size {
     fn default() -> Self {
         Self {
             submitters: 6,
-            pace: Duration::from_millis(50),
+            pace: PACE,
             readers: 3,
             cancellers: 2,
             intruders: 1,
@@ -70,6 +72,12 @@ impl Size {
     /// How many jobs can run at a time.
     pub fn slots(&self) -> usize {
         self.sessions * self.session_slots + self.pollers * self.poller_slots
+    }
+
+    /// How much slower than by default everybody is.
+    fn slower(&self) -> u32 {
+        let times = self.pace.as_millis() / PACE.as_millis();
+        u32::try_from(times).unwrap_or(u32::MAX).clamp(1, 1000)
     }
 }
 
@@ -121,13 +129,13 @@ impl Workload {
             clients.spawn(submitters::submit(Arc::clone(&shared), number, size.pace, load.clone()));
         }
         for number in 1..=size.readers {
-            clients.spawn(callers::read(Arc::clone(&shared), number, load.clone()));
+            clients.spawn(callers::read(Arc::clone(&shared), number, size.slower(), load.clone()));
         }
         for number in 1..=size.cancellers {
-            clients.spawn(callers::cancel(Arc::clone(&shared), number, load.clone()));
+            clients.spawn(callers::cancel(Arc::clone(&shared), number, size.slower(), load.clone()));
         }
         for number in 1..=size.intruders {
-            clients.spawn(callers::intrude(Arc::clone(&shared), number, load.clone()));
+            clients.spawn(callers::intrude(Arc::clone(&shared), number, size.slower(), load.clone()));
         }
         Self { shared, sessions, pollers, load, work, clients }
     }
