@@ -1,6 +1,6 @@
 //! L2: an expired lease is seen to, unless a fault is under way.
 
-use super::evidence::{Clock, Evidence};
+use super::evidence::Evidence;
 use super::{Judge, Promise, Verdict};
 use crate::history::{FaultRun, Stage};
 

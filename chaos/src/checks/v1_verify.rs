@@ -22,7 +22,7 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
 /// What the report says: a verdict, and checks each of which is clean, off with what it found, or unknown.
 fn read(said: &Value) -> Verdict {
     let checks = said["checks"].as_array().map_or(&[][..], Vec::as_slice);
-    let named = |outcome: &str| checks.iter().filter(move |check| check["outcome"] == outcome);
+    let named = |outcome: &'static str| checks.iter().filter(move |check| check["outcome"] == outcome);
     match said["verdict"].as_str() {
         Some("clean") => Verdict::of(checks.len().max(1) as u64, Vec::new()),
         Some("off") => {
