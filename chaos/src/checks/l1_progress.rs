@@ -1,5 +1,7 @@
 //! L1: once nothing is broken any more, everything comes to its end.
 
+use std::collections::BTreeSet;
+
 use super::evidence::{Evidence, is_end, time};
 use super::{Judge, Promise, Verdict};
 use crate::history::Stage;
@@ -31,10 +33,12 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
     let work = work_after(evidence, quiet, over) / slots;
     if over - quiet > work + BEYOND {
         violations.push(format!(
-            "from {} it took {} until every job was at its end or nothing went on; the work took {} of all slots",
+            "from {} it took {} until every job was at its end or nothing went on; the work took {} of all slots; {} \
+             leaderships began meanwhile",
             time(quiet),
             time(over - quiet),
-            time(work)
+            time(work),
+            leaderships(evidence, quiet, over)
         ));
     }
     Verdict::of(stores.last.jobs.len() as u64, violations)
@@ -48,6 +52,16 @@ fn work_after(evidence: &Evidence<'_>, quiet: u64, over: u64) -> u64 {
         ended.saturating_sub(run.began.max(quiet))
     });
     work.sum()
+}
+
+/// Epochs that replicas saw for the first time meanwhile: many of them without a fault speak of a machine that is too
+/// busy for its replicas to hear each other in time.
+fn leaderships(evidence: &Evidence<'_>, quiet: u64, over: u64) -> usize {
+    let epochs = |during: std::ops::Range<u64>| -> BTreeSet<u64> {
+        let views = evidence.history.views.iter().filter(|(at, ..)| during.contains(at));
+        views.filter_map(|(.., view)| view.epoch).collect()
+    };
+    epochs(quiet..over).difference(&epochs(0..quiet)).count()
 }
 
 #[cfg(test)]

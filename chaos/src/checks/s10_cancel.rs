@@ -152,7 +152,7 @@ mod tests {
         refuted(&story.judge(&PROMISE), "nobody asked");
         story.retry_at(1, 450, Story::lost());
         assert_eq!(story.judge(&PROMISE), Verdict::NotTried);
-        story.change(1, 700, "failed", "pending", None);
+        story.change(1, 800, "failed", "pending", None);
         refuted(&story.judge(&PROMISE), "was failed");
     }
 
