@@ -22,6 +22,7 @@ mod redis_flush;
 mod redis_forge;
 mod redis_kill;
 mod redis_pause;
+mod redis_spoil;
 mod slow_network;
 
 use std::sync::Arc;
@@ -99,6 +100,7 @@ pub const ALL: &[Fault] = &[
     redis_forge::FAULT,
     redis_kill::FAULT,
     redis_pause::FAULT,
+    redis_spoil::FAULT,
     slow_network::FAULT,
 ];
 
