@@ -29,7 +29,8 @@ postgres_folder() {
 
 # Installs what is missing where there is apt-get, and names it where there is not. Nothing is done when
 # everything is there. PostgreSQL and Redis are wanted as programs: the services that come with their
-# packages are kept from starting, because CORTEX runs its own on ports of its own.
+# packages are kept from starting, because CORTEX runs its own on ports of its own. Whatever else is needed is named by its
+# program, or as program=package where the package has another name.
 install_missing() {
     have cargo || fail "Rust is missing: install it from https://rustup.rs"
     local packages=()
@@ -38,7 +39,7 @@ install_missing() {
     have redis-server || have valkey-server || packages+=(redis-server)
     local extra
     for extra in "$@"; do
-        have "$extra" || [ -x "/usr/sbin/$extra" ] || packages+=("$extra")
+        have "${extra%=*}" || [ -x "/usr/sbin/${extra%=*}" ] || packages+=("${extra#*=}")
     done
     [ ${#packages[@]} -eq 0 ] && return
     have apt-get || fail "install these first, under whatever name your system has for them: ${packages[*]}"

@@ -231,3 +231,108 @@ async fn feed(command: &mut Command, script: &str) -> Result<(), String> {
     }
     Err(format!("{what}: {}", String::from_utf8_lossy(&output.stderr).trim()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use nix::sched::setns;
+
+    use super::*;
+
+    const PORT: u16 = 7000;
+
+    /// Runs something in a replica's namespace. A namespace is a thread's own.
+    async fn inside<T: Send + 'static>(replica: usize, run: impl FnOnce() -> T + Send + 'static) -> T {
+        let thread = move || {
+            let namespace = File::open(format!("{NAMES}/{}", name(replica))).unwrap();
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            run()
+        };
+        tokio::task::spawn_blocking(move || std::thread::spawn(thread).join().unwrap()).await.unwrap()
+    }
+
+    async fn dial() -> TcpStream {
+        inside(0, || {
+            let stream = TcpStream::connect((address(1), PORT)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            stream
+        })
+        .await
+    }
+
+    async fn says(stream: &TcpStream, text: &[u8; 4]) -> bool {
+        let (mut stream, text) = (stream.try_clone().unwrap(), *text);
+        let talk = move || {
+            let mut answer = [0; 4];
+            stream.write_all(&text).is_ok() && stream.read_exact(&mut answer).is_ok() && answer == text
+        };
+        tokio::task::spawn_blocking(talk).await.unwrap()
+    }
+
+    async fn drops_and_detours() {
+        create(2).await.unwrap();
+        let listener = inside(1, || TcpListener::bind((address(1), PORT)).unwrap()).await;
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+            }
+        });
+        let to = End::Replica(1);
+        let places = Places::from([(to, SocketAddr::from((address(1), PORT)))]);
+        let relays = Relays::start(hub(), &places, by_address(2)).await.unwrap();
+        let network = Namespaces::start(2, places, relays).await.unwrap();
+        let link = Link { from: 0, to };
+
+        let stream = dial().await;
+        assert!(says(&stream, b"open").await);
+        assert_eq!(network.affected(link).await.unwrap(), 0);
+        for condition in [Condition::Cut, Condition::Deaf, Condition::Mute, Condition::Lossy(100)] {
+            let before = network.affected(link).await.unwrap();
+            network.set(link, condition).await.unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let stream = stream.try_clone().unwrap();
+            assert!(!says(&stream, b"lost").await, "{condition:?}");
+            assert!(network.affected(link).await.unwrap() > before, "{condition:?}");
+            network.set(link, Condition::Open).await.unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let mut late = [0; 4];
+            let read = move || (&stream).read_exact(&mut late).map(|()| late);
+            let late = tokio::task::spawn_blocking(read).await.unwrap().unwrap();
+            assert_eq!(&late, b"lost", "TCP sends it again: {condition:?}");
+        }
+
+        let (delay, jitter) = (Duration::from_millis(40), Duration::ZERO);
+        network.set(link, Condition::Slow { delay, jitter }).await.unwrap();
+        assert!(!says(&stream, b"dead").await, "what is not led round yet is broken");
+        let stream = dial().await;
+        let begun = tokio::time::Instant::now();
+        assert!(says(&stream, b"slow").await);
+        assert!(begun.elapsed() >= 2 * delay);
+
+        let before = network.affected(link).await.unwrap();
+        network.set(link, Condition::LoseReplies).await.unwrap();
+        assert!(!says(&stream, b"gone").await);
+        assert!(network.affected(link).await.unwrap() > before);
+        network.set(link, Condition::Open).await.unwrap();
+        assert!(says(&dial().await, b"anew").await);
+    }
+
+    #[test]
+    fn the_kernel_drops_what_it_should_and_counts_it_and_peers_are_led_round() {
+        if !nix::unistd::Uid::effective().is_root() || !std::path::Path::new("/usr/sbin/nft").exists() {
+            eprintln!("not tried: it needs root and nftables");
+            return;
+        }
+        // Only this thread moves, and those that it starts.
+        let moved = std::thread::spawn(|| {
+            enter().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(drops_and_detours());
+        });
+        moved.join().unwrap();
+    }
+}

@@ -38,6 +38,7 @@ mod redis_flush;
 mod redis_forge;
 mod redis_kill;
 mod redis_pause;
+mod redis_spoil;
 mod rolling_restart;
 mod slow_loris;
 mod slow_network;
@@ -135,6 +136,7 @@ pub const ALL: &[Fault] = &[
     redis_forge::FAULT,
     redis_kill::FAULT,
     redis_pause::FAULT,
+    redis_spoil::FAULT,
     rolling_restart::FAULT,
     slow_loris::FAULT,
     slow_network::FAULT,
