@@ -103,6 +103,7 @@ impl Database {
 
     /// Stores jobs none of which may be there, and answers when the first of them was stored; each is dated a
     /// microsecond after the one before it, so that the order in which they came is kept.
+    #[expect(clippy::too_many_lines, reason = "one statement, and what is bound to it")]
     async fn insert_new_jobs(
         &self,
         fence: Fence,
@@ -187,16 +188,13 @@ impl Database {
             fence.epoch.0,
             &column.of_run_at() as _,
             &column.of_trace() as _,
-            &tags.iter().map(|tag| tag.id).collect::<Vec<_>>(),
-            &tags.iter().map(|tag| tag.job).collect::<Vec<_>>(),
-            &tags.iter().map(|tag| tag.ordinal).collect::<Vec<_>>(),
+            &tags.ids,
+            &tags.jobs,
+            &tags.ordinals,
         )
         .fetch_one(&mut connection)
         .await;
-        first.map_err(|error| match error.as_database_error().and_then(DatabaseError::constraint) {
-            Some(ONE_JOB_OF_AN_ID) => Refused::Known(error),
-            _ => Refused::Failed(StorageError::of_commit(error)),
-        })
+        first.map_err(refused)
     }
 
     fn sealed_inputs<'a>(&self, jobs: &[Insertion<'a>]) -> Result<Vec<Cow<'a, str>>, StorageError> {
@@ -226,6 +224,14 @@ impl Database {
     }
 }
 
+/// Why a statement stored nothing.
+fn refused(error: sqlx::Error) -> Refused {
+    match error.as_database_error().and_then(DatabaseError::constraint) {
+        Some(ONE_JOB_OF_AN_ID) => Refused::Known(error),
+        _ => Refused::Failed(StorageError::of_commit(error)),
+    }
+}
+
 /// All were new: each was stored a microsecond after the one before it.
 fn all_new(jobs: &[Insertion<'_>], first: DateTime<Utc>) -> impl Iterator<Item = Inserted> {
     (0..).zip(jobs).map(move |(index, row)| Inserted {
@@ -240,12 +246,13 @@ fn unless_empty(payload: &Payload) -> Option<&str> {
     (payload.as_str() != "{}").then_some(payload.as_str())
 }
 
-/// A tag of a job.
-struct Tag {
-    id: Uuid,
-    job: Uuid,
-    /// The job's place, from 1.
-    ordinal: i64,
+/// The rows of the jobs' tags, column by column.
+#[derive(Default)]
+struct Tags {
+    ids: Vec<Uuid>,
+    jobs: Vec<Uuid>,
+    /// The jobs' places, from 1.
+    ordinals: Vec<i64>,
 }
 
 /// The rows to store, column by column; nothing of the jobs is copied that can be borrowed.
@@ -268,13 +275,16 @@ impl<'a> Columns<'a> {
         rows.map(|row| row.trace.map(TraceContext::to_text)).collect()
     }
 
-    fn tags(&self) -> Vec<Tag> {
-        let rows = (1..).zip(self.0);
-        rows.flat_map(|(ordinal, row)| {
-            let tag = move |id| Tag { id, job: row.job.id.0, ordinal };
-            tag_ids(&row.job.tags).into_iter().map(tag)
-        })
-        .collect()
+    fn tags(&self) -> Tags {
+        let mut tags = Tags::default();
+        for (ordinal, row) in (1..).zip(self.0) {
+            for id in tag_ids(&row.job.tags) {
+                tags.ids.push(id);
+                tags.jobs.push(row.job.id.0);
+                tags.ordinals.push(ordinal);
+            }
+        }
+        tags
     }
 
     fn of_claim<C>(&self, value: impl Fn(Claim) -> Option<C>) -> Vec<Option<C>> {
