@@ -7,6 +7,7 @@ mod clock_jump;
 mod connection_flood;
 mod control_changes;
 mod duplicate_completion;
+mod extra_jobs;
 mod freeze_leader;
 mod freeze_leader_long;
 mod gaps;
