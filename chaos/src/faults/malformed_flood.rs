@@ -88,7 +88,7 @@ fn attempt(cluster: &Cluster, replica: usize, number: u64, draw: &mut Draw) -> (
         1 => {
             let deep = format!("{}{}", "[".repeat(DEPTH), "]".repeat(DEPTH));
             let text = good.to_string().replace(&format!("{{\"number\":{number}}}"), &deep);
-            ("submits what is nested too deep", 400, of(json, text.into()).bearer_auth(&tokens.submitter))
+            ("submits what is nested too deep", 422, of(json, text.into()).bearer_auth(&tokens.submitter))
         }
         2 => {
             // Says that four thousand million members follow.

@@ -10,6 +10,7 @@ mod cut_leader_postgres;
 mod cut_leader_redis;
 mod duplicate_completion;
 mod edges;
+mod extra_jobs;
 mod freeze_leader;
 mod freeze_leader_long;
 mod gaps;

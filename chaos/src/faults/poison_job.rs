@@ -23,7 +23,7 @@ const WORKERS: i64 = 3;
 
 pub(super) const FAULT: Fault = Fault {
     name: "poison-job",
-    about: "a job kills every worker that takes it; workers come back half a second later",
+    about: "a job kills every worker that takes it, after 0.3 to 1 s; workers come back half a second later",
     subject: Subject::Workers,
     needs: Needs::Nothing,
     strike: |strike| poison(strike).boxed(),
@@ -33,7 +33,9 @@ async fn poison(mut strike: Strike) -> Struck {
     let cluster = Arc::clone(&strike.cluster);
     let shared = strike.shared().await;
     let number = shared.next_number();
-    let plan = Plan { number, work_ms: 0, fails: 0, run_at: None, poison: true };
+    // A worker says that a job runs when it has run for a while: only then is its end held against the job.
+    let work_ms = strike.draw.between(300, 1000);
+    let plan = Plan { number, work_ms, fails: 0, run_at: None, poison: true };
     let mut body = plan.body(&mut strike.draw);
     // What its policy allows must not matter.
     body["max_retries"] = 10.into();
@@ -50,6 +52,11 @@ async fn poison(mut strike: Strike) -> Struck {
         other => return Err(format!("it was not accepted: {other:?}")),
     };
     let ended = keep_workers(&strike, job).await;
+    if ended.is_err() {
+        // It must not go on killing workers when this is over.
+        let url = format!("http://{}/api/v1/jobs/{job}", cluster.rest(replica));
+        let _ = cluster.http.delete(url).bearer_auth(&cluster.tokens().submitter).send().await;
+    }
     revive_all(&strike).await;
     strike.heals();
     let (deaths, status) = ended?;

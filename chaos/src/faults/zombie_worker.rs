@@ -7,11 +7,15 @@ use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Needs, Strike, Struck, Subject, extra_jobs};
 use crate::cluster::{Cluster, PATIENCE};
 
 /// Longest wait for a worker that has jobs in hand.
 const BUSY_WITHIN: Duration = Duration::from_secs(5);
+/// Jobs that are submitted so that it has some: more than the others can take.
+const EXTRA_JOBS: usize = 60;
+/// How long they take.
+const EXTRA_WORK_MS: u64 = 1500;
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How long the worker may take to say what it has to say.
@@ -32,6 +36,7 @@ async fn fall_silent(mut strike: Strike) -> Struck {
         return Err("no worker polls".to_owned());
     }
     let index = strike.draw.index(count);
+    extra_jobs::submit(&mut strike, EXTRA_JOBS, EXTRA_WORK_MS).await;
     let deadline = Instant::now() + BUSY_WITHIN;
     while workload.lock().await.pollers[index].hands() == 0 {
         if Instant::now() > deadline {

@@ -143,36 +143,29 @@ async fn cut_again_and_again(
 
 /// Waits until all replicas serve and know as much as before; says where they do not.
 async fn settle(cluster: &Cluster, before: &[View], violations: &mut Vec<String>) -> Vec<View> {
-    let mut after = Vec::new();
-    for (index, before) in before.iter().enumerate() {
-        let ready = || async { cluster.replicas.read().await.is_ready(index).await };
-        if let Err(error) = cluster.until("the replica is ready", ready).await {
-            violations.push(format!("replica {} is not back: {error}", index + 1));
-            after.push(View::default());
-            continue;
-        }
-        let knows = || async { cluster.view(index).await.is_some_and(|view| view.applied >= before.applied) };
-        let knows = cluster.until("the replica has applied as much as before", knows).await;
-        let view = cluster.view(index).await.unwrap_or_default();
-        if knows.is_err() {
-            violations.push(format!(
-                "replica {} had applied {:?} and has {:?}",
-                index + 1,
-                before.applied,
-                view.applied
-            ));
-        }
-        if view.term < before.term {
-            violations.push(format!(
-                "replica {} was in term {} and is in {}",
-                index + 1,
-                before.term,
-                view.term
-            ));
-        }
-        after.push(view);
-    }
+    let settled = before.iter().enumerate().map(|(index, before)| settle_one(cluster, index, before));
+    let (after, wrong): (Vec<View>, Vec<Vec<String>>) = join_all(settled).await.into_iter().unzip();
+    violations.extend(wrong.into_iter().flatten());
     after
+}
+
+async fn settle_one(cluster: &Cluster, index: usize, before: &View) -> (View, Vec<String>) {
+    let ready = || async { cluster.replicas.read().await.is_ready(index).await };
+    if let Err(error) = cluster.until("the replica is ready", ready).await {
+        return (View::default(), vec![format!("replica {} is not back: {error}", index + 1)]);
+    }
+    let knows = || async { cluster.view(index).await.is_some_and(|view| view.applied >= before.applied) };
+    let knows = cluster.until("the replica has applied as much as before", knows).await;
+    let view = cluster.view(index).await.unwrap_or_default();
+    let mut wrong = Vec::new();
+    if knows.is_err() {
+        let (had, has) = (before.applied, view.applied);
+        wrong.push(format!("replica {} had applied {had:?} and has {has:?}", index + 1));
+    }
+    if view.term < before.term {
+        wrong.push(format!("replica {} was in term {} and is in {}", index + 1, before.term, view.term));
+    }
+    (view, wrong)
 }
 
 fn of(view: &View) -> (u64, u64) {

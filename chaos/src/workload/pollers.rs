@@ -263,14 +263,14 @@ impl Inner {
         let act = |act| self.shared.recorder.act(&self.name, act);
         act(Act::Start { job: id, lease, attempt: job.attempt_number, number: plan.number });
         self.shared.start();
+        let dead = self.dead.load(Ordering::Acquire);
+        let mine = if dead { None } else { self.report(job, Says::Running, false).await };
+        sleep(plan.work()).await;
         if plan.poison {
             act(Act::End { job: id, lease, end: Ending::Crashed });
             self.dead.store(true, Ordering::Release);
             return;
         }
-        let dead = self.dead.load(Ordering::Acquire);
-        let mine = if dead { None } else { self.report(job, Says::Running, false).await };
-        sleep(plan.work()).await;
         if mine == Some(false) {
             act(Act::End { job: id, lease, end: Ending::Cancelled });
             return;

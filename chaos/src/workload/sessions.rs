@@ -181,6 +181,7 @@ impl Handler for Recording {
         self.hands.fetch_add(1, Ordering::AcqRel);
         let mut run = Run { of: self, job: id, lease, ended: false };
         if plan.poison {
+            tokio::time::sleep(plan.work()).await;
             self.crash.cancel();
             std::future::pending::<()>().await;
         }
