@@ -14,6 +14,8 @@ use uuid::Uuid;
 
 #[path = "ready_queue/model.rs"]
 mod model;
+#[path = "ready_queue/spoilt.rs"]
+mod spoilt;
 
 const E1: Epoch = Epoch(1);
 
@@ -343,27 +345,6 @@ async fn a_recount_sets_the_depth_right_after_an_eviction() {
     assert_eq!(queue.shapes().await.unwrap().len(), 2);
     queue.enqueue(E1, &entries).await.unwrap();
     assert_eq!(queue.depth().await.unwrap(), depth);
-}
-
-#[tokio::test]
-async fn forged_entries_do_not_stop_the_queue() {
-    let redis = Redis::start().await;
-    let queue = redis.queue("forged");
-    queue.enqueue(E1, &[entry(1, "a", 5, 1), entry(2, "a", 5, 2)]).await.unwrap();
-    let far = id(3);
-    let () = redis.raw(&format!("ZADD forged:{{forged}}:shape:0:0:a -inf x inf {far}")).await;
-    let () = redis.raw("ZADD forged:{forged}:shapes 7 nonsense").await;
-    let () = redis.raw("HSET forged:{forged}:claims y nan z 1").await;
-    let () = redis.raw(&format!("HSET forged:{{forged}}:claims {} 0~nan~0:0:a", id(4))).await;
-    assert_eq!(queue.peek(9, None).await.unwrap(), jobs([1, 2, 3]));
-    assert_eq!(ids(&claim_any(&queue, 9, &["a"]).await), jobs([1, 2, 3]));
-    let claims = queue.claims_older_than(Duration::ZERO).await.unwrap();
-    assert_eq!(claims, jobs([1, 2, 3, 4]));
-    assert_eq!(queue.put_back(E1, &claims).await.unwrap(), 3);
-    queue.recount(E1).await.unwrap();
-    assert_eq!(queue.depth().await.unwrap(), [1, 0, 0, 0, 2, 0, 0, 0, 0, 0]);
-    assert_eq!(queue.remove(E1, &[(far, shape("a"))]).await.unwrap(), 1);
-    assert_eq!(queue.depth().await.unwrap(), [0, 0, 0, 0, 2, 0, 0, 0, 0, 0]);
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use crate::security::RedisTls;
 
 use super::error::QueueError;
 use super::keys::Keys;
-use super::version;
+use super::{scripts, version};
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -167,6 +167,8 @@ impl ReadyQueue {
                 moved = true;
                 self.change(self.0.place.cluster()?);
             }
+            // Somebody else has written under the queue's names. The caller finds it incomplete next time.
+            _ if error.code() == Some("WRONGTYPE") => self.discard_strangers().await,
             _ => {}
         }
         // An idle connection is found broken only when it is used, and an attempt to connect that
@@ -177,6 +179,18 @@ impl ReadyQueue {
                 Repeat::Unsent => error.is_connection_refusal(),
             };
         if again { Ok(request.send(self.connection()).await?) } else { Err(error.into()) }
+    }
+
+    async fn discard_strangers(&self) {
+        let call = self.reading(&scripts::DISCARD);
+        match Request::Script(&call).send::<usize>(self.connection()).await {
+            Ok(keys) => {
+                tracing::warn!(keys, "Keys of the ready queue were of the wrong kind; they are thrown away.");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "Keys of the ready queue are of the wrong kind; they could not be thrown away.");
+            }
+        }
     }
 
     fn connection(&self) -> Connection {

@@ -13,6 +13,8 @@
 //! - Every change is one script per batch and so happens entirely or not at all.
 //! - A job is in its shape's set or among the claims, and counts in the depth of its priority in both:
 //!   the sum of [`ReadyQueue::depth`] is [`ReadyQueue::total`] unless a key was evicted.
+//! - A key under its names that is of another kind than its own is thrown away by whoever meets it, and
+//!   the index counts as incomplete. The operation fails once.
 //! - An error is an error: no operation answers 0 or an empty list when Redis could not be asked.
 //!
 //! Keys, all beginning `<prefix>:{<prefix>}:` so that a cluster keeps them in one slot: `epoch`,

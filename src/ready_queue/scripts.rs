@@ -43,6 +43,7 @@ pub(super) static REMOVE: LazyLock<Script> = fenced!("remove.lua");
 pub(super) static GENERATION: LazyLock<Script> = fenced!("generation.lua");
 pub(super) static BEGIN_REBUILD: LazyLock<Script> = fenced!("begin_rebuild.lua");
 pub(super) static RESET: LazyLock<Script> = reading!("reset.lua");
+pub(super) static DISCARD: LazyLock<Script> = reading!("discard.lua");
 pub(super) static RECOUNT: LazyLock<Script> = fenced!("recount.lua");
 
 pub(super) static VERSION: LazyLock<Script> =

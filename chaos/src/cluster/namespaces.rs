@@ -173,7 +173,7 @@ impl Namespaces {
         let heard = |when: &str| format!("add rule inet chaos heard {heard} {when}{drop}\n");
         Ok(match condition {
             Condition::Open => String::new(),
-            Condition::Cut => said("") + &heard(""),
+            Condition::Cut | Condition::Lossy(100..) => said("") + &heard(""),
             Condition::Deaf => said(""),
             Condition::Mute => heard(""),
             Condition::Lossy(percent) => {

@@ -19,8 +19,13 @@ while at <= #ARGV do
   end
   -- A claimed job that is queued again was put back by the database; two entries would count twice.
   drop_claims(ids)
+  -- A key of another kind is nobody's. No registry may name it, so it is found here only.
+  local key = SHAPE_PREFIX .. shape
+  if redis.call('TYPE', key).ok ~= 'zset' then
+    redis.call('DEL', key)
+  end
   -- NX: a job that is already in place keeps it, so that repeating a call changes nothing.
-  local new = redis.call('ZADD', SHAPE_PREFIX .. shape, 'NX', unpack(members))
+  local new = redis.call('ZADD', key, 'NX', unpack(members))
   heads[#heads + 1] = ARGV[at - 2 * count]
   heads[#heads + 1] = shape
   change_depth(priority, new)
