@@ -46,16 +46,13 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
         never_back(views, &mut violations);
     }
     let over = evidence.history.stage(Stage::Over);
+    let mut doubts = Vec::new();
     match over {
-        Some(over) => agree(&seen, over, &mut violations),
-        None if violations.is_empty() && !seen.is_empty() => {
-            return Verdict::Unknown {
-                why: "the run ended before quiet: nobody knows whether they agree".to_owned(),
-            };
-        }
-        None => {}
+        Some(over) => agree(&seen, end(evidence).max(over), &mut violations, &mut doubts),
+        None if seen.is_empty() => {}
+        None => doubts.push("the run ended before quiet: nobody knows whether they agree".to_owned()),
     }
-    Verdict::of(seen.len() as u64, violations)
+    Verdict::with_doubts(seen.len() as u64, violations, &doubts)
 }
 
 /// When somebody looked for the last time.
