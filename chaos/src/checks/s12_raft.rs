@@ -145,11 +145,15 @@ fn agree(seen: &[Seen<'_>], end: u64, violations: &mut Vec<String>, doubts: &mut
         return;
     };
     // Who has led for less than that at the end may not have been heard of by everybody who looked.
-    if leader.at.saturating_add(SETTLED) > end {
+    let own = seen.iter().rev().filter(|view| view.replica == leader.replica);
+    let same =
+        |view: &&Seen<'_>| (&view.view.role, view.view.epoch) == (&leader.view.role, leader.view.epoch);
+    let since = own.take_while(same).last().map_or(leader.at, |first| first.at);
+    if since.saturating_add(SETTLED) > end {
         doubts.push(format!(
             "replica {} leads since {} only, and the run ended at {}",
             leader.view.id,
-            time(leader.at),
+            time(since),
             time(end)
         ));
         return;
