@@ -22,6 +22,9 @@ pub(super) const PROMISE: Promise = Promise {
 /// How long a view has to last to count, in microseconds.
 const LASTS: u64 = 200_000;
 
+/// How long a leader has to have led at the end for everybody to know, in microseconds.
+const SETTLED: u64 = 2_000_000;
+
 /// A view with its replica, and until when it was the last one.
 struct Seen<'a> {
     at: u64,
@@ -43,16 +46,19 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
         never_back(views, &mut violations);
     }
     let over = evidence.history.stage(Stage::Over);
+    let mut doubts = Vec::new();
     match over {
-        Some(over) => agree(&seen, over, &mut violations),
-        None if violations.is_empty() && !seen.is_empty() => {
-            return Verdict::Unknown {
-                why: "the run ended before quiet: nobody knows whether they agree".to_owned(),
-            };
-        }
-        None => {}
+        Some(over) => agree(&seen, end(evidence).max(over), &mut violations, &mut doubts),
+        None if seen.is_empty() => {}
+        None => doubts.push("the run ended before quiet: nobody knows whether they agree".to_owned()),
     }
-    Verdict::of(seen.len() as u64, violations)
+    Verdict::with_doubts(seen.len() as u64, violations, &doubts)
+}
+
+/// When somebody looked for the last time.
+fn end(evidence: &Evidence<'_>) -> u64 {
+    let views = evidence.history.views.last().map(|(at, ..)| *at);
+    views.max(evidence.history.depths.last().map(|(at, ..)| *at)).unwrap_or(0)
 }
 
 fn seen<'a>(evidence: &Evidence<'a>) -> Vec<Seen<'a>> {
@@ -125,7 +131,7 @@ fn never_back(views: &[&Seen<'_>], violations: &mut Vec<String>) {
 }
 
 /// The last view of every replica that was a member at the end.
-fn agree(seen: &[Seen<'_>], over: u64, violations: &mut Vec<String>) {
+fn agree(seen: &[Seen<'_>], end: u64, violations: &mut Vec<String>, doubts: &mut Vec<String>) {
     let mut last: BTreeMap<usize, &Seen<'_>> = BTreeMap::new();
     for view in seen {
         last.insert(view.replica, view);
@@ -134,10 +140,24 @@ fn agree(seen: &[Seen<'_>], over: u64, violations: &mut Vec<String>) {
         last.values().filter(|seen| seen.view.role == "leader").max_by_key(|seen| seen.view.term)
     else {
         if !last.is_empty() {
-            violations.push(format!("nobody leads at the end, {}", time(over)));
+            violations.push(format!("nobody leads at the end, {}", time(end)));
         }
         return;
     };
+    // Who has led for less than that at the end may not have been heard of by everybody who looked.
+    let own = seen.iter().rev().filter(|view| view.replica == leader.replica);
+    let same =
+        |view: &&Seen<'_>| (&view.view.role, view.view.epoch) == (&leader.view.role, leader.view.epoch);
+    let since = own.take_while(same).last().map_or(leader.at, |first| first.at);
+    if since.saturating_add(SETTLED) > end {
+        doubts.push(format!(
+            "replica {} leads since {} only, and the run ended at {}",
+            leader.view.id,
+            time(since),
+            time(end)
+        ));
+        return;
+    }
     for view in last.values() {
         let same = (view.view.leader, view.view.term) == (Some(leader.view.id), leader.view.term)
             && view.view.epoch == leader.view.epoch;
@@ -230,6 +250,11 @@ mod tests {
 
     #[test]
     fn without_an_end_it_is_unknown_and_without_views_not_tried() {
+        let mut story = agreed();
+        story.views.last_mut().unwrap().3.epoch = Some(19);
+        refuted(&story.judge(&PROMISE), "epoch Some(19)");
+        story.view(8000, 1, 2, ("leader", 2), (2, 21), 30);
+        undecided(&story.judge(&PROMISE));
         let mut story = agreed();
         story.stages.clear();
         undecided(&story.judge(&PROMISE));

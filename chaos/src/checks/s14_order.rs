@@ -94,10 +94,11 @@ fn told(
         faults = near.map(|fault| fault.name.as_str()).collect();
     }
     format!(
-        "lease {:?} of job {} (priority {priority}) was granted at {}{when} by epoch {:?}, while job {job} (priority \
+        "lease {:?} of job {} (priority {priority}, {}) was granted at {}{when} by epoch {:?}, while job {job} (priority \
          {urgent}) waited for {} ms and went on for {}; faults: {faults:?}",
         grant.new_lease,
         grant.job_id,
+        if grant.old_status.is_none() { "placed with its submission" } else { "from the queue" },
         grant.at,
         grant.epoch,
         (grant.at - since).num_milliseconds(),

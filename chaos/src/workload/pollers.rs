@@ -100,7 +100,8 @@ impl Poller {
             ip_address: "127.0.0.1".to_owned(),
             port: i32::from(PORTS) + i32::try_from(number).unwrap_or(0),
             max_concurrent_jobs: i32::try_from(slots).unwrap_or(1),
-            heartbeat_interval_seconds: 1,
+            // The least that is accepted.
+            heartbeat_interval_seconds: 5,
             ..WorkerRegistration::default()
         };
         let inner = Arc::new(Inner {
