@@ -25,7 +25,7 @@ use crate::history::{Act, Ending, Says};
 
 /// First port that identifies them.
 const PORTS: u16 = 2000;
-/// How often they give a sign of life: after three missed ones they are lost.
+/// How often they give a sign of life: more often than they must.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long one poll waits for a job.
 const WAIT_MS: i32 = 500;
@@ -100,7 +100,8 @@ impl Poller {
             ip_address: "127.0.0.1".to_owned(),
             port: i32::from(PORTS) + i32::try_from(number).unwrap_or(0),
             max_concurrent_jobs: i32::try_from(slots).unwrap_or(1),
-            heartbeat_interval_seconds: 1,
+            // The least that is accepted.
+            heartbeat_interval_seconds: 5,
             ..WorkerRegistration::default()
         };
         let inner = Arc::new(Inner {
