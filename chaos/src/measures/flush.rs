@@ -55,7 +55,7 @@ pub async fn flush(options: &FlushOptions) -> Result<bool, Error> {
     wait_in_line(&cluster, options.waiting).await?;
     let (recorder, writer) = Recorder::create(&options.folder.join("history.jsonl"))?;
     let recorder = Arc::new(recorder);
-    let size = Size { cancellers: 0, intruders: 0, ..Size::default() };
+    let size = Size { timed: false, cancellers: 0, intruders: 0, ..Size::default() };
     let info = describe(options, &size);
     std::fs::write(options.folder.join("run.json"), serde_json::to_vec_pretty(&info)?)?;
     let mut workload = Workload::start(&cluster, &recorder, options.seed, &size);

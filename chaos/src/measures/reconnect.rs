@@ -49,6 +49,7 @@ pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
     let size = Size {
         submitters: 4,
         pace: Duration::from_millis(40),
+        timed: false,
         readers: 0,
         cancellers: 0,
         intruders: 0,

@@ -14,7 +14,7 @@ pub(super) fn waits(history: &History) -> Vec<(u64, u64)> {
             });
         }
     }
-    // Jobs with a time of their own, and second attempts, wait because they are meant to.
+    // Second attempts wait because they are meant to.
     let starts = history.acts.iter().filter_map(|(at, _, act)| match act {
         Act::Start { number, attempt: 1, .. } => Some((*at, *number)),
         _ => None,

@@ -36,6 +36,8 @@ pub struct Size {
     pub submitters: usize,
     /// Pause of each between two submissions. What others do takes its time by it, too.
     pub pace: Duration,
+    /// Whether some jobs have a time before which they must not run.
+    pub timed: bool,
     /// Clients that read the same job again and again, everywhere.
     pub readers: usize,
     /// Clients that cancel, and try failed jobs again.
@@ -57,6 +59,7 @@ impl Default for Size {
         Self {
             submitters: 6,
             pace: PACE,
+            timed: true,
             readers: 3,
             cancellers: 2,
             intruders: 1,
@@ -126,7 +129,7 @@ impl Workload {
         let pollers = pollers.collect();
         let mut clients = JoinSet::new();
         for number in 1..=size.submitters {
-            clients.spawn(submitters::submit(Arc::clone(&shared), number, size.pace, load.clone()));
+            clients.spawn(submitters::submit(Arc::clone(&shared), number, size.clone(), load.clone()));
         }
         for number in 1..=size.readers {
             clients.spawn(callers::read(Arc::clone(&shared), number, size.slower(), load.clone()));

@@ -25,7 +25,7 @@ use crate::history::{Act, Ending, Says};
 
 /// First port that identifies them.
 const PORTS: u16 = 2000;
-/// How often they give a sign of life: after three missed ones they are lost.
+/// How often they give a sign of life: more often than they must.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long one poll waits for a job.
 const WAIT_MS: i32 = 500;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Plan, Shared, pause};
+use super::{Plan, Shared, Size, pause};
 use crate::history::{Outcome, Request, Seen};
 
 /// Longest wait of a client for its answer.
@@ -20,17 +20,21 @@ const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// Submits one job or batch after the other. A key is sent again, to the next replica, until it is answered ok: also
 /// then once more, now and again.
-pub(super) async fn submit(shared: Arc<Shared>, number: usize, pace: Duration, stop: CancellationToken) {
+pub(super) async fn submit(shared: Arc<Shared>, number: usize, size: Size, stop: CancellationToken) {
     let client = format!("submitter-{number}");
     let mut draw = shared.draw(&client);
     let mut replica = number % shared.cluster.size();
-    while pause(pace, &stop).await {
+    while pause(size.pace, &stop).await {
         let batch = draw.percent(5);
         let count = if batch { draw.between(2, BATCH + 1) } else { 1 };
         let numbers: Vec<_> = (0..count).map(|_| shared.next_number()).collect();
         let key = draw.percent(60).then(|| draw.uuid().to_string());
-        let mut bodies: Vec<_> =
-            numbers.iter().map(|number| Plan::draw(*number, &mut draw).body(&mut draw)).collect();
+        let mut draw_body = |number: &u64| {
+            let mut plan = Plan::draw(*number, &mut draw);
+            plan.run_at = plan.run_at.filter(|_| size.timed);
+            plan.body(&mut draw)
+        };
+        let mut bodies: Vec<_> = numbers.iter().map(&mut draw_body).collect();
         let (path, body) = if batch {
             ("/api/v1/jobs/batch", json!({"jobs": bodies}))
         } else {
