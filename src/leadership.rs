@@ -6,7 +6,7 @@
 //!       ▲                                │                                  │
 //!       │        Raft: not leading       │       Raft: not leading, or a    │
 //!       ├────────────────────────────────┘       store fenced a write off   │
-//!       └───────────────────────────────────────────────────────────────────┤
+//!       └────── or PostgreSQL is silent: the others get their turn ───────────┤
 //!                                                a commit's outcome unknown: │
 //!                                                TakingOver again ◄──────────┘
 //! ```
@@ -47,6 +47,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const TAKE_OVER_WITHIN: Duration = Duration::from_secs(5);
 /// How long PostgreSQL may refuse a new leader before another replica gets its turn.
 const HAND_OVER_AFTER: Duration = Duration::from_secs(3);
+/// How long PostgreSQL may be silent before another replica gets its turn. A refused connection is an answer: then it is
+/// down for all, or restarts.
+const SILENCE: Duration = Duration::from_secs(1);
 /// How long a stopping leader may take to finish its batches.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 /// How long a planned hand-over may take before the others have to elect somebody.
@@ -95,6 +98,8 @@ enum Over {
     Fenced,
     /// Start over with the same epoch.
     Unsure,
+    /// PostgreSQL does not answer this replica.
+    Unheard,
     /// This replica is leaving.
     Retired,
 }
@@ -122,7 +127,7 @@ pub async fn run(parts: Parts) -> Result<(), RaftStopped> {
             {
                 match parts.lead(Claim { term, epoch, cluster_id }, &mut leadership).await {
                     Over::Fenced => spent = Some(epoch),
-                    Over::Retired => parts.hand_over().await,
+                    Over::Retired | Over::Unheard => parts.hand_over().await,
                     Over::Deposed | Over::Unsure => {}
                 }
                 continue;
@@ -168,7 +173,10 @@ impl Parts {
         self.route.send_replace(Route::Here(commands));
         tracing::info!(term = claim.term, epoch = claim.epoch, "This replica leads.");
         let starting = self.start_loops(&reign);
-        let over = reign.last(claim, leadership, &self.retire).await;
+        let over = tokio::select! {
+            over = reign.last(claim, leadership, &self.retire) => over,
+            () = self.postgres_falls_silent() => Over::Unheard,
+        };
         self.route.send_replace(Route::Nowhere);
         self.metrics().leader.set(0);
         starting.abort();
@@ -176,10 +184,21 @@ impl Parts {
         let draining = reign.drain();
         match over {
             // What is still under way is fenced off or finishes; nobody needs to wait for it.
-            Over::Deposed | Over::Fenced => drop(tokio::spawn(draining)),
+            Over::Deposed | Over::Fenced | Over::Unheard => drop(tokio::spawn(draining)),
             Over::Unsure | Over::Retired => draining.await,
         }
         over
+    }
+
+    /// Ends once PostgreSQL is out of reach while there are others whom it may answer.
+    async fn postgres_falls_silent(&self) {
+        loop {
+            self.leader.database.falls_silent(SILENCE).await;
+            if self.node.status().members.len() > 1 {
+                tracing::warn!("PostgreSQL answers this replica no more; the leadership is handed over.");
+                return;
+            }
+        }
     }
 
     /// Tries until it works or Raft says otherwise.

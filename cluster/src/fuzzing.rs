@@ -106,7 +106,10 @@ fn entry(index: u64) -> Entry {
     if index.is_multiple_of(3) {
         return Entry::new_blank(log_id(index));
     }
-    let command = ControlCommand::Set { key: format!("key-{index}"), value: "x".repeat(usize::try_from(index).unwrap_or(0) * 10) };
+    let command = ControlCommand::Set {
+        key: format!("key-{index}"),
+        value: "x".repeat(usize::try_from(index).unwrap_or(0) * 10),
+    };
     Entry::new_normal(log_id(index), command)
 }
 

@@ -6,7 +6,8 @@
 //!       ▲                                      │            │ quorum answers
 //!       │                      half a lease    ▼            │
 //!       ├──────────────────────────────── Leading(Stale) ───┘
-//!       │   a whole lease without quorum, or another leader
+//!       │   a whole lease without quorum (and then no heartbeats, so that
+//!       │   those who hear them can elect another), or another leader
 //!       ▼
 //!    Stopped   (the Raft core ended: full disk, I/O error, removed, shut down)
 //! ```
@@ -37,6 +38,9 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// How soon the return of a quorum is noticed.
 const RECOVER: Duration = Duration::from_millis(10);
+
+/// For how many leases a leader without a quorum is silent, before it speaks up for one.
+const SILENT_LEASES: u32 = 4;
 
 /// What this replica is to the cluster right now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -104,6 +108,8 @@ struct Verdict {
     claim: Option<Claim>,
     /// Whether an epoch must be claimed now.
     propose: bool,
+    /// Whether the others may hear that this replica leads.
+    speaks: bool,
     /// When time alone changes the verdict.
     until: Option<Instant>,
 }
@@ -112,7 +118,8 @@ struct Verdict {
 fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
     let Some(term) = seen.leads else {
         let (leader, until) = seen.follows.clone().unzip();
-        return Verdict { publish: Leadership::Following { leader }, claim: None, propose: false, until };
+        let publish = Leadership::Following { leader };
+        return Verdict { publish, claim: None, propose: false, speaks: true, until };
     };
     let claim = claim.filter(|claim| claim.term == term);
     let proven = seen.acked.max(claim.map(|claim| claim.proven));
@@ -128,6 +135,7 @@ fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
                 publish: Leadership::Leading { term, epoch, cluster_id, quorum },
                 claim: Some(claim),
                 propose: false,
+                speaks: true,
                 until: if stale { lost_at.min(Some(seen.now + RECOVER)) } else { stale_at },
             }
         }
@@ -137,9 +145,17 @@ fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
             // Right after the election no quorum has answered yet; the claim
             // itself asks it.
             propose: !lost,
+            speaks: !lost || lost_at.is_some_and(|at| speaks(seen.now.saturating_duration_since(at), lease)),
             until: lost.then(|| seen.now + RECOVER),
         },
     }
+}
+
+/// Whether a leader that has been without a quorum for `lost` sends heartbeats. One that is heard and hears nobody would
+/// keep the others from electing another; but where they are too few to do so, they need it to speak up now and then.
+fn speaks(lost: Duration, lease: Duration) -> bool {
+    let cycle = lease * (SILENT_LEASES + 1);
+    lost.as_nanos() % cycle.as_nanos().max(1) >= (lease * SILENT_LEASES).as_nanos()
 }
 
 /// Watches openraft and publishes [`Leadership`] until the core ends.
@@ -162,11 +178,15 @@ impl Watcher {
         let mut roles = self.raft.server_metrics();
         let mut claim: Option<Claim> = None;
         let mut proposal: Option<oneshot::Receiver<Option<Claim>>> = None;
+        let mut speaks = true;
         loop {
             let role = roles.borrow_watched().clone();
             let verdict = judge(&self.look(&role), claim, self.lease);
             claim = verdict.claim;
             self.show(verdict.publish);
+            if std::mem::replace(&mut speaks, verdict.speaks) != verdict.speaks {
+                self.raft.runtime_config().heartbeat(verdict.speaks);
+            }
             if verdict.propose && proposal.is_none() {
                 proposal = Some(self.propose(role.vote.leader_id.term));
             }
@@ -267,6 +287,9 @@ impl Watcher {
                     let leader = leader.as_ref().map(|leader| leader.id);
                     tracing::info!(node_id = self.node_id, ?leader, "This replica follows.");
                 }
+                Leadership::Stopped { reason, .. } if self.stop.is_cancelled() => {
+                    tracing::info!(node_id = self.node_id, reason, "This replica takes part no more.");
+                }
                 Leadership::Stopped { reason, .. } => {
                     tracing::error!(node_id = self.node_id, reason, "This replica takes part no more.");
                 }
@@ -360,6 +383,20 @@ mod tests {
         assert_eq!(
             (lost.publish, lost.claim, lost.propose),
             (Leadership::Following { leader: None }, None, false)
+        );
+    }
+
+    #[test]
+    fn a_leader_without_a_quorum_is_silent_for_longer_than_an_election_takes_and_then_speaks_up() {
+        let start = Instant::now();
+        let speaks = |now| judge(&seen(millis(start, now), Some(5), Some(start)), None, LEASE).speaks;
+        assert!(speaks(299), "not lost yet");
+        assert!(!speaks(300) && !speaks(1499));
+        assert!(speaks(1500) && speaks(1799), "for one lease");
+        assert!(!speaks(1800));
+        assert!(
+            judge(&seen(millis(start, 900), None, None), None, LEASE).speaks,
+            "a follower's business is its own"
         );
     }
 

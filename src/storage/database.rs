@@ -51,6 +51,8 @@ const WRITE_SETTINGS: [(&str, &str); 9] = [
 
 /// A connection that was idle for so long is tried before it is used.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
+/// Pause between two questions whether PostgreSQL is there.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 /// A sign of life that waits longer for a connection asks for the reason instead.
 const PING_PATIENCE: Duration = Duration::from_millis(500);
 /// The oldest PostgreSQL that the statements are made for, as `server_version_num` says it.
@@ -158,6 +160,26 @@ impl Database {
         };
         sqlx::raw_sql("SELECT 1").execute(&mut *connection?).await?;
         Ok(())
+    }
+
+    /// Ends once PostgreSQL has said nothing for `patience`, on a connection of its own. To refuse is to answer.
+    pub async fn falls_silent(&self, patience: Duration) {
+        let mut own = None;
+        loop {
+            let asked = tokio::time::timeout(patience, async {
+                let connection = match &mut own {
+                    Some(connection) => connection,
+                    None => own.insert(PgConnection::connect_with(&self.plain).await?),
+                };
+                sqlx::raw_sql("SELECT 1").execute(connection).await
+            });
+            match asked.await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) => own = None,
+                Err(_) => return,
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
     }
 
     /// Whether PostgreSQL answers and is new enough. Says why it lets nobody in.

@@ -24,6 +24,17 @@ struct Waiting {
     /// Jobs that wait, those on their way included; unknown where the ready queue holds jobs that were not
     /// expected.
     waiting: Option<u64>,
+    /// No job that was expected and waits is more urgent.
+    urgency: u8,
+}
+
+/// The jobs that wait for the same slots as another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rivals {
+    /// How many, at most.
+    pub(super) jobs: u64,
+    /// The highest of their priorities, at most.
+    pub(super) urgency: u8,
 }
 
 /// How many jobs of a shape had arrived before a claim.
@@ -32,12 +43,14 @@ pub(super) struct Glimpse(u64);
 
 impl Backlog {
     /// A job was committed as queued and will be told to the ready queue.
-    pub(super) fn expect(&mut self, shape: &Shape) {
+    pub(super) fn expect(&mut self, shape: &Shape, priority: u8) {
         if let Some(now) = self.shapes.get_mut(shape) {
             now.coming += 1;
             now.waiting = now.waiting.map(|waiting| waiting + 1);
+            now.urgency = now.urgency.max(priority);
         } else {
-            self.shapes.insert(shape.clone(), Waiting { coming: 1, arrived: 0, waiting: Some(1) });
+            let first = Waiting { coming: 1, arrived: 0, waiting: Some(1), urgency: priority };
+            self.shapes.insert(shape.clone(), first);
         }
     }
 
@@ -65,10 +78,13 @@ impl Backlog {
         self.shapes.iter().map(|(shape, now)| (shape, Glimpse(now.arrived)))
     }
 
-    /// Jobs that wait of those shapes, at most.
-    pub(super) fn waiting(&self, of: impl Fn(&Shape) -> bool) -> u64 {
+    /// The jobs of those shapes that wait.
+    pub(super) fn rivals(&self, of: impl Fn(&Shape) -> bool) -> Rivals {
         let wanted = self.shapes.iter().filter(|(shape, _)| of(shape));
-        wanted.fold(0, |sum, (_, now)| sum.saturating_add(now.waiting.unwrap_or(u64::MAX)))
+        wanted.fold(Rivals { jobs: 0, urgency: 0 }, |sum, (_, now)| Rivals {
+            jobs: sum.jobs.saturating_add(now.waiting.unwrap_or(u64::MAX)),
+            urgency: sum.urgency.max(now.urgency),
+        })
     }
 
     /// A claim has taken so many jobs of the shape; `emptied` holds what was known before it, if it found no
@@ -107,11 +123,11 @@ mod tests {
     fn a_shape_is_forgotten_once_its_last_job_was_claimed() {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
         for _ in 0..2 {
-            backlog.expect(&a);
+            backlog.expect(&a, 5);
         }
         backlog.arrive(&a, 2);
         backlog.claimed(&a, 1, None);
-        assert_eq!(backlog.waiting(|_| true), 1);
+        assert_eq!(backlog.rivals(|_| true).jobs, 1);
         backlog.claimed(&a, 1, None);
         assert!(backlog.is_empty());
     }
@@ -120,17 +136,17 @@ mod tests {
     fn a_claim_that_found_no_more_corrects_the_number() {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
         for _ in 0..5 {
-            backlog.expect(&a);
+            backlog.expect(&a, 5);
         }
         backlog.arrive(&a, 3);
         let seen = glimpse(&backlog, &a);
         // Three were there; one of them was gone in the meantime, one more arrives during the claim.
         backlog.arrive(&a, 1);
         backlog.claimed(&a, 2, seen);
-        assert_eq!(backlog.waiting(|_| true), 2, "one is on its way, one may have come too late");
+        assert_eq!(backlog.rivals(|_| true).jobs, 2, "one is on its way, one may have come too late");
         let seen = glimpse(&backlog, &a);
         backlog.claimed(&a, 1, seen);
-        assert_eq!(backlog.waiting(|_| true), 1);
+        assert_eq!(backlog.rivals(|_| true).jobs, 1);
         backlog.arrive(&a, 1);
         let seen = glimpse(&backlog, &a);
         backlog.claimed(&a, 1, seen);
@@ -142,10 +158,23 @@ mod tests {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
         backlog.note([a.clone()]);
         backlog.claimed(&a, 1, None);
-        assert_eq!(backlog.waiting(|shape| *shape == a), u64::MAX);
-        assert_eq!(backlog.waiting(|shape| *shape != a), 0);
+        assert_eq!(backlog.rivals(|shape| *shape == a).jobs, u64::MAX);
+        assert_eq!(backlog.rivals(|shape| *shape != a).jobs, 0);
         let seen = glimpse(&backlog, &a);
         backlog.claimed(&a, 1, seen);
         assert!(backlog.is_empty());
+    }
+
+    #[test]
+    fn the_most_urgent_job_counts_until_none_of_its_shape_waits() {
+        let (mut backlog, a, b) = (Backlog::default(), shape("a"), shape("b"));
+        backlog.expect(&a, 3);
+        backlog.expect(&a, 8);
+        backlog.expect(&b, 5);
+        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 3, urgency: 8 });
+        assert_eq!(backlog.rivals(|shape| *shape == b).urgency, 5);
+        backlog.arrive(&a, 2);
+        backlog.claimed(&a, 2, None);
+        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 1, urgency: 5 });
     }
 }

@@ -72,16 +72,16 @@ impl Core {
     /// Queues a committed fact for the ready queue.
     pub(super) fn feed(&self, item: FeedItem) {
         let added = match &item {
-            FeedItem::Add(entry) => Some(entry.shape.clone()),
+            FeedItem::Add(entry) => Some((entry.shape.clone(), entry.priority)),
             FeedItem::Remove(..) | FeedItem::Settle(_) => None,
         };
         // Before it is told: from its commit on the job waits.
-        if let Some(shape) = &added {
-            self.backlog().expect(shape);
+        if let Some((shape, priority)) = &added {
+            self.backlog().expect(shape, *priority);
         }
         let told = self.feed.0.get().is_some_and(|feed| feed.push(item, 0).is_ok());
         if !told {
-            if let Some(shape) = &added {
+            if let Some((shape, _)) = &added {
                 self.backlog().arrive(shape, 1);
             }
             self.queue_lacks.store(true, Ordering::Release);

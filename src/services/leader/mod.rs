@@ -161,6 +161,8 @@ struct Core {
     dispatching: Dispatching,
     /// Something could not be told to the ready queue.
     queue_lacks: AtomicBool,
+    /// The ready queue was taken over and is not being rebuilt: the backlog has every shape of which jobs wait.
+    queue_known: AtomicBool,
     /// Jobs that wait, by the counters and what was added since.
     waiting: AtomicI64,
     /// Jobs that are being stored.
@@ -277,6 +279,11 @@ impl Core {
 
     fn fleet(&self) -> std::sync::MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether jobs that wait are in the backlog. If not, one that comes now might overtake them.
+    fn knows_who_waits(&self) -> bool {
+        self.queue_known.load(Ordering::Acquire) && !self.queue_lacks.load(Ordering::Acquire)
     }
 
     fn backlog(&self) -> std::sync::MutexGuard<'_, Backlog> {

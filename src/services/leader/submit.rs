@@ -9,6 +9,7 @@ use std::time::Duration;
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
+use super::backlog::Rivals;
 use super::dispatch::{FETCH_SECONDS, Placed};
 use super::feed::FeedItem;
 use super::{Core, Leader, SUBMISSION_SLOTS};
@@ -210,11 +211,11 @@ impl Core {
         }
     }
 
-    /// Reserves a slot for each job that a worker can take at once without overtaking a job that waits for
-    /// the same slot.
+    /// Reserves a slot for each job that a worker can take at once without taking one from a job that waits for
+    /// the same slots, and without overtaking a more urgent one: that may be kept waiting by Redis.
     fn place_directly(&self, jobs: &[&NewJob]) -> Vec<Option<Placed>> {
         let paused = self.parts.control.paused();
-        if !self.parts.scheduling || paused.all {
+        if !self.parts.scheduling || paused.all || !self.knows_who_waits() {
             return jobs.iter().map(|_| None).collect();
         }
         let backlog = self.backlog();
@@ -223,7 +224,7 @@ impl Core {
         let mut order: Vec<usize> = (0..jobs.len()).filter(|index| jobs[*index].run_at.is_none()).collect();
         order.sort_by_key(|index| Reverse(jobs[*index].priority));
         let mut placed: Vec<Option<Placed>> = jobs.iter().map(|_| None).collect();
-        let mut rivals: HashMap<GroupId, u64> = HashMap::new();
+        let mut rivals: HashMap<GroupId, Rivals> = HashMap::new();
         for index in order {
             let job = jobs[index];
             if paused.holds(&job.shape.model_name) {
@@ -236,9 +237,9 @@ impl Core {
                 let rivals = rivals.entry(*group);
                 let rivals = rivals.or_insert_with(|| {
                     let goes_on = |shape: &Shape| !paused.holds(&shape.model_name);
-                    backlog.waiting(|shape| goes_on(shape) && pool.runs(*group, shape))
+                    backlog.rivals(|shape| goes_on(shape) && pool.runs(*group, shape))
                 });
-                u64::from(pool.free_in(*group)) > *rivals
+                u64::from(pool.free_in(*group)) > rivals.jobs && job.priority >= rivals.urgency
             };
             let Some(group) = able.into_iter().find(to_spare) else { continue };
             let model = &job.shape.model_name;

@@ -43,6 +43,7 @@ impl Leader {
             rounds: Lanes::new(&ROUND_SLOTS),
             dispatching: Dispatching::default(),
             queue_lacks: AtomicBool::new(false),
+            queue_known: AtomicBool::new(false),
             waiting: AtomicI64::new(waiting),
             arriving: Arc::new(AtomicU64::new(0)),
             next_due: std::sync::Mutex::new(None),
@@ -91,6 +92,7 @@ impl Leader {
             core.queue_lacks.store(true, std::sync::atomic::Ordering::Release);
             core.nudges.reconcile.notify_one();
         }
+        core.queue_known.store(true, std::sync::atomic::Ordering::Release);
         Ok(())
     }
 }

@@ -232,6 +232,7 @@ impl Leader {
             memory.compared = Some(now);
             self.compare_queue(memory).await?;
         }
+        core.queue_known.store(true, Ordering::Release);
         core.publish_depth().await
     }
 
@@ -240,6 +241,7 @@ impl Leader {
     async fn rebuild_queue(&self) -> Result<(), UpkeepError> {
         let core = &self.core;
         let epoch = core.parts.fence.epoch;
+        core.queue_known.store(false, Ordering::Release);
         let generation = core.parts.ambient.uuid().to_string();
         core.parts.queue.begin_rebuild(epoch, &generation).await?;
         let mut after: Option<QueuedJob> = None;
