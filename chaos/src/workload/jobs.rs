@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
+use cortex::domain::ambient::{Ambient, System};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -37,7 +38,7 @@ impl Plan {
         };
         let run_at = draw.percent(5).then(|| {
             let wait = TimeDelta::milliseconds(draw.between(200, 3000).cast_signed());
-            (Utc::now() + wait).to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+            (System.now() + wait).to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
         });
         Self { number, work_ms, fails, run_at, poison: false }
     }
