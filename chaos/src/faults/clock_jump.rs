@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use cortex::domain::ambient::{Ambient, System};
 use futures::FutureExt;
 use tokio::time::sleep;
 
@@ -84,7 +85,7 @@ async fn has_jumped(cluster: &Cluster, index: usize, minutes: i64) -> bool {
         Ok(DateTime::parse_from_rfc2822(date.to_str()?)?.to_utc())
     };
     let Ok(date) = dated().await else { return false };
-    let off = date - Utc::now();
+    let off = date - System.now();
     if minutes < 0 { off < -SLACK } else { (off - TimeDelta::minutes(minutes)).abs() < SLACK }
 }
 

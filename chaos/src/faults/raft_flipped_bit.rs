@@ -47,7 +47,8 @@ async fn damage(mut strike: Strike) -> Struck {
     strike.heals();
     let said = said.ok_or("it did not start, and did not say why")?;
     let told = said.split(DAMAGED).nth(1).unwrap_or_default().trim().to_owned();
-    let done = damages.pop().unwrap_or_default();
+    // Those before the last one have hit what is in no use, or are no damage to what counts.
+    let done = damages.join(", then ");
     Ok(format!("{done}, member {former} did not start: {told}; member {} is in its place", id?))
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use cortex::domain::ambient::{Ambient, System};
 use futures::{StreamExt, TryStreamExt, stream};
 use reqwest::Method;
 use serde_json::json;
@@ -118,7 +118,7 @@ fn describe(options: &FlushOptions, size: &Size) -> RunInfo {
         faults: vec!["flush-all".to_owned()],
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: size.slots(),
-        started_at: Utc::now(),
+        started_at: System.now(),
         command: format!(
             "cargo run --release -p cortex-chaos -- flush --seed {} --waiting {}",
             options.seed, options.waiting

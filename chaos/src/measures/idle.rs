@@ -74,7 +74,7 @@ pub fn burn(share: u32) {
     let busy = STRETCH * share.min(100) / 100;
     let mut sum = 0_u64;
     while nix::unistd::getppid() == parent {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         while began.elapsed() < busy {
             sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(7));
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use cortex::domain::ambient::{Ambient, System};
 use futures::future::join_all;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -119,7 +119,7 @@ fn describe(options: &ReconnectOptions, size: &Size) -> RunInfo {
         faults: vec!["kill-leader".to_owned()],
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: size.slots(),
-        started_at: Utc::now(),
+        started_at: System.now(),
         command: format!(
             "cargo run --release -p cortex-chaos -- reconnect --seed {} --workers {}",
             options.seed, options.workers

@@ -36,3 +36,17 @@ pub(super) fn p99_ms(waits: &[(u64, u64)], from: u64, to: u64) -> f64 {
     let place = (within.len() * 99).div_ceil(100).saturating_sub(1);
     within.get(place).map_or(0.0, |wait| *wait as f64 / 1000.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::p99_ms;
+
+    #[test]
+    fn the_percentile_is_of_those_that_were_submitted_in_the_stretch() {
+        let waits: Vec<(u64, u64)> = (1..=200).map(|number| (number, number * 1000)).collect();
+        assert!((p99_ms(&waits, 1, 101) - 99.0).abs() < f64::EPSILON);
+        assert!((p99_ms(&waits, 101, 201) - 199.0).abs() < f64::EPSILON);
+        assert!((p99_ms(&waits, 7, 8) - 7.0).abs() < f64::EPSILON, "of one it is that one");
+        assert!(p99_ms(&waits, 300, 400).abs() < f64::EPSILON);
+    }
+}
