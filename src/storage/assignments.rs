@@ -50,6 +50,17 @@ const REDIS_TRUSTED: &str = "WITH fence AS MATERIALIZED (SELECT cortex_pass($2, 
         RETURNING id
     ) DELETE FROM leases WHERE job_id = ANY(ARRAY(SELECT id FROM believed))";
 
+#[cfg(feature = "planted-defects")]
+async fn trust_redis(
+    connection: &mut super::connections::Single,
+    fence: Fence,
+    jobs: &[Uuid],
+) -> Result<(), StorageError> {
+    let trusting = sqlx::query(REDIS_TRUSTED).bind(jobs).bind(fence.cluster_id.0).bind(fence.epoch.0);
+    trusting.execute(connection).await?;
+    Ok(())
+}
+
 impl Database {
     /// Takes those of the claimed jobs that are still `queued`, each under its new lease. Until its
     /// worker says that it runs, a lease is good for `fetch_seconds` beyond the job's timeout. Fenced, and
@@ -72,9 +83,7 @@ impl Database {
         let mut connection = self.for_fenced_statement().await?;
         #[cfg(feature = "planted-defects")]
         if crate::planted::planted(crate::planted::Plant::RedisTrusted) {
-            let trusting =
-                sqlx::query(REDIS_TRUSTED).bind(&jobs).bind(fence.cluster_id.0).bind(fence.epoch.0);
-            trusting.execute(&mut connection).await?;
+            trust_redis(&mut connection, fence, &jobs).await?;
         }
         let rows = sqlx::query!(
             r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($7, $8) AS passed

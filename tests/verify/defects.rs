@@ -195,7 +195,7 @@ impl Left {
         let found: BTreeSet<_> = off(&report).into_iter().collect();
         let counts =
             |name: &&str| !["attempts_without_gaps", "times_in_order", "keys_have_jobs"].contains(name);
-        let verdict = if expected.iter().any(|name| counts(name)) { Verdict::Off } else { Verdict::Clean };
+        let verdict = if expected.iter().any(counts) { Verdict::Off } else { Verdict::Clean };
         let shown = report.findings().all(|(_, finding)| finding.count > 0 && !finding.samples.is_empty());
         let agree = found == expected.iter().copied().collect()
             && (report.verdict, status) == (verdict, i32::from(verdict == Verdict::Off))
