@@ -27,6 +27,10 @@ pub const REJECTED: &str = "rejected";
 /// How many different workers a job may take down, whatever its retry policy says.
 pub const MOST_LOST_WORKERS: usize = 3;
 
+/// How many workers may be lost to which a job was given and that had not said yet that they run it. One alone says nothing:
+/// it may have been gone before. A job that kills a worker at once must come to its end all the same.
+pub const MOST_EARLY_LOSSES: u32 = 10;
+
 /// How long a handed-back job waits before it is offered again, in milliseconds.
 const REJECTED_DELAY_MS: i64 = 1_000;
 
@@ -72,6 +76,8 @@ pub struct JobState {
     pub error_stack: Option<String>,
     /// Workers that were lost while they ran the job, each once.
     pub lost_workers: Vec<WorkerId>,
+    /// How often a worker was lost after the job was given to it and before it said that it runs.
+    pub early_losses: u32,
     /// The live lease, if any; a job driven from outside runs without one.
     pub lease: Option<Lease>,
     pub trace: Option<TraceContext>,
@@ -232,15 +238,19 @@ impl JobState {
 
     fn lose_worker(&mut self, lease: LeaseId, now: DateTime<Utc>, unit: f64) {
         let Some(lease) = self.lease.clone().filter(|held| held.id == lease) else { return };
-        if lease.running && !self.lost_workers.contains(&lease.worker_id) {
+        if !lease.running {
+            self.early_losses += 1;
+        } else if !self.lost_workers.contains(&lease.worker_id) {
             self.lost_workers.push(lease.worker_id);
         }
-        if !lease.running || self.lost_workers.len() < MOST_LOST_WORKERS {
+        let (lost, early) = (self.lost_workers.len(), self.early_losses);
+        let message = if lease.running && lost >= MOST_LOST_WORKERS {
+            format!("{lost} different workers were lost while they ran the job; it is not tried again.")
+        } else if !lease.running && early >= MOST_EARLY_LOSSES {
+            format!("{early} times a worker was lost before it ran the job; it is not tried again.")
+        } else {
             return self.lose_lease(&lease, failure(WORKER_LOST, LOST), now, unit);
-        }
-        let lost = self.lost_workers.len();
-        let message =
-            format!("{lost} different workers were lost while they ran the job; it is not tried again.");
+        };
         self.end_attempt(Some(&lease), ExecutionStatus::Failed, failure(POISON, &message), now);
         self.give_up(JobStatus::Failed, now);
     }
@@ -331,6 +341,7 @@ impl JobState {
                 self.execution_duration_ms = None;
                 self.output_data = None;
                 self.lost_workers.clear();
+                self.early_losses = 0;
                 (self.error_message, self.error_stack) = (None, None);
                 self.wait_until(now);
             }

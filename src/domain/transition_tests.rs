@@ -32,6 +32,7 @@ fn job(status: JobStatus) -> JobState {
         error_message: None,
         error_stack: None,
         lost_workers: Vec::new(),
+        early_losses: 0,
         lease: leased.then(|| Lease {
             id: LeaseId(Uuid::from_u128(9)),
             worker_id,
@@ -294,6 +295,23 @@ fn a_worker_that_is_lost_before_it_ran_the_job_was_not_taken_down_by_it() {
     let mut state = job(JobStatus::Assigned);
     state.apply(&JobEvent::WorkerLost { lease: holder().lease.unwrap() }, at(5), 0.5).unwrap();
     assert_eq!((state.status, state.lost_workers.len()), (JobStatus::Queued, 0));
+}
+
+#[test]
+fn a_job_that_kills_every_worker_at_once_comes_to_its_end() {
+    let mut state = job(JobStatus::Assigned);
+    let assigned = state.clone();
+    for loss in 1..=MOST_EARLY_LOSSES {
+        let (status, lease) = (JobStatus::Assigned, assigned.lease.clone());
+        state = JobState { early_losses: state.early_losses, status, lease, ..assigned.clone() };
+        state.apply(&JobEvent::WorkerLost { lease: holder().lease.unwrap() }, at(5), 0.5).unwrap();
+        let expected = if loss < MOST_EARLY_LOSSES { JobStatus::Queued } else { JobStatus::Failed };
+        assert_eq!((state.status, state.early_losses), (expected, loss));
+    }
+    assert!(state.error_message.as_deref().unwrap().starts_with("10 times a worker was lost before"));
+    assert_eq!(state.executions.last().unwrap().error.clone().unwrap().code.as_deref(), Some(POISON));
+    state.apply(&JobEvent::Retry, at(9), 0.5).unwrap();
+    assert_eq!((state.status, state.early_losses), (JobStatus::Pending, 0), "somebody knows better");
 }
 
 #[test]

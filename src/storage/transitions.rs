@@ -42,7 +42,7 @@ impl FencedTransaction {
                    timeout_seconds, next_retry_at, retry_backoff_seconds, queued_at, assigned_at,
                    assigned_worker_id, started_at, completed_at, execution_duration_ms,
                    output_data::text AS output_data, error_message, error_stack, lease_id,
-                   lease_expires_at, lost_workers, trace_context, clock_timestamp() AS "moment!"
+                   lease_expires_at, lost_workers, early_losses, trace_context, clock_timestamp() AS "moment!"
                FROM jobs WHERE id = ANY($1) ORDER BY id FOR UPDATE"#,
             &ids
         )
@@ -85,6 +85,7 @@ impl FencedTransaction {
                 output_data: row.output_data.map(output),
                 error_message: row.error_message.map(|stored| text(Column::ErrorMessage, stored)),
                 error_stack: row.error_stack.map(|stored| text(Column::ErrorStack, stored)),
+                early_losses: row.early_losses.cast_unsigned(),
                 lost_workers: row.lost_workers.unwrap_or_default().into_iter().map(WorkerId).collect(),
                 lease,
                 trace: row.trace_context.as_deref().and_then(TraceContext::from_text),
@@ -114,13 +115,14 @@ impl FencedTransaction {
                  completed_at = c.completed_at, execution_duration_ms = c.execution_duration_ms,
                  output_data = c.output_data::jsonb, error_message = c.error_message,
                  error_stack = c.error_stack, lease_id = c.lease_id, lease_expires_at = c.lease_expires_at,
-                 lost_workers = c.lost_workers::uuid[], updated_at = now()
+                 lost_workers = c.lost_workers::uuid[], early_losses = c.early_losses, updated_at = now()
              FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[], $5::int[], $6::timestamptz[],
                          $7::timestamptz[], $8::uuid[], $9::timestamptz[], $10::timestamptz[], $11::bigint[],
-                         $12::text[], $13::text[], $14::text[], $15::uuid[], $16::timestamptz[], $17::text[])
+                         $12::text[], $13::text[], $14::text[], $15::uuid[], $16::timestamptz[], $17::text[],
+                         $18::int[])
                  AS c (id, status, retry_count, next_retry_at, retry_backoff_seconds, queued_at, assigned_at,
                        assigned_worker_id, started_at, completed_at, execution_duration_ms, output_data,
-                       error_message, error_stack, lease_id, lease_expires_at, lost_workers)
+                       error_message, error_stack, lease_id, lease_expires_at, lost_workers, early_losses)
              WHERE j.id = c.id",
             &column(jobs, |job| job.id.0),
             &column(jobs, |job| job.status.as_str()) as _,
@@ -139,6 +141,7 @@ impl FencedTransaction {
             &column(jobs, |job| job.lease.as_ref().map(|lease| lease.id.0)) as _,
             &column(jobs, |job| deadline(job)) as _,
             &column(jobs, |job| array(&job.lost_workers)) as _,
+            &column(jobs, |job| job.early_losses.cast_signed()),
         )
         .execute(self.connection()?)
         .await?;
