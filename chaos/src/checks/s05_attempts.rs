@@ -49,8 +49,10 @@ fn count(job: &Job, trail: &Trail<'_>, stores: &Stores<'_>, violations: &mut Vec
         let Some(now) = change.retries else { continue };
         let spent = spends(change, stores);
         let more = now - retries;
-        // A cancellation or a last failure and the retry after it may be one change.
-        if more < spent || more > spent && !trail.may_be_retried() {
+        // Changes that come together are written as one: a cancellation or a last failure and the retry after it, or a
+        // failed attempt and the cancellation after it.
+        let folded = i32::from(cancelled_after_a_failure(change, stores));
+        if more < spent || more > spent + folded && !trail.may_be_retried() {
             violations.push(format!(
                 "job {}: {} to {} at {} took its retries from {retries} to {now}, which is not {spent} more",
                 job.id,
@@ -77,6 +79,13 @@ fn count(job: &Job, trail: &Trail<'_>, stores: &Stores<'_>, violations: &mut Vec
         violations
             .push(format!("job {} has {} retries, and {retries} by its trail", job.id, job.retry_count));
     }
+}
+
+/// Whether the attempt had failed when the job was cancelled: then its retry may have been granted already.
+fn cancelled_after_a_failure(change: &Audit, stores: &Stores<'_>) -> bool {
+    let ended = change.old_lease.and_then(|lease| stores.leases.get(&lease)?.execution);
+    change.new_status.as_deref() == Some("cancelled")
+        && ended.is_some_and(|execution| matches!(execution.status.as_str(), "failed" | "timeout"))
 }
 
 /// How many retries a change spends.
@@ -143,6 +152,22 @@ mod tests {
         let mut story = three();
         story.last().jobs[0].retry_count = 2;
         refuted(&story.judge(&PROMISE), "by its trail");
+    }
+
+    #[test]
+    fn a_cancellation_may_come_with_the_failure_before_it() {
+        for (status, told) in [("failed", false), ("cancelled", true)] {
+            let mut story = Story::submitted(1);
+            story.row(1, 1, "cancelled").retry_count = 1;
+            story.change(1, 0, "", "assigned", Some(1));
+            story.change(1, 100, "assigned", "cancelled", None).retries = Some(1);
+            story.execution(1, 1, status).lasts(0, 100);
+            if told {
+                refuted(&story.judge(&PROMISE), "which is not 0 more");
+            } else {
+                kept(&story.judge(&PROMISE), 1);
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Workers of a run take every model, so each waiting job is one that the worker of any grant could have taken. The
 //! moments of decisions are not in the history, those of the changes are: jobs that were claimed together may be
 //! granted by transactions side by side. So one that is granted shortly afterwards counts as having gone along.
+//!
+//! The queue cannot be asked while Redis, PostgreSQL or the leader is struck: there the second begins when that is over. A
+//! job that is placed with its submission has not been in the queue, so for it there is no such excuse.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -24,6 +27,19 @@ pub(super) const PROMISE: Promise = Promise {
 const WAITED: TimeDelta = TimeDelta::seconds(1);
 /// What two transactions of the scheduler side by side may differ.
 const SIDE_BY_SIDE: TimeDelta = TimeDelta::milliseconds(500);
+
+/// How long after a fault its traces may last, in microseconds: what the promise allows, and the scheduler.
+const AFTERMATH: u64 = 1_500_000;
+/// Faults that strike neither replicas nor stores.
+const HARMLESS: [&str; 7] = [
+    "connection-flood",
+    "duplicate-completion",
+    "malformed-flood",
+    "poison-job",
+    "slow-loris",
+    "worker-crash",
+    "zombie-worker",
+];
 
 fn judge(evidence: &Evidence<'_>) -> Verdict {
     let Some(stores) = &evidence.stores else { return Verdict::not_dumped() };
@@ -47,7 +63,8 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
             let passed_over = before
                 .flat_map(|jobs| jobs.iter().take_while(|(at, _)| *at + WAITED < change.at))
                 .find(|(at, job)| left.get(&(*job, *at)).is_none_or(|left| *left > change.at + SIDE_BY_SIDE));
-            if let Some((at, job)) = passed_over {
+            let excused = change.old_status.is_some() && queue_is_struck(evidence, change.at);
+            if let Some((at, job)) = passed_over.filter(|_| !excused) {
                 let (urgent, left) = (priorities.get(job).copied().unwrap_or(0), left.get(&(*job, *at)));
                 // Thousands of grants may pass over one job: only the first are told.
                 let tells = violations.len() < TOLD;
@@ -64,6 +81,14 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
         }
     }
     Verdict::of(cases, violations)
+}
+
+/// Whether a fault keeps jobs from being taken out of the queue in order, or has until a moment ago.
+fn queue_is_struck(evidence: &Evidence<'_>, at: DateTime<Utc>) -> bool {
+    let Some(clock) = evidence.clock else { return false };
+    let at = u64::try_from(clock.latest(at)).unwrap_or(0);
+    let mut struck = evidence.history.faults.iter().filter(|fault| !HARMLESS.contains(&fault.name.as_str()));
+    struck.any(|fault| in_fault(fault, at, AFTERMATH))
 }
 
 /// When each wait ended.
@@ -129,6 +154,23 @@ mod tests {
     fn within_a_second_and_side_by_side_order_is_not_promised() {
         kept(&two(900, None).judge(&PROMISE), 1);
         kept(&two(3000, Some(3400)).judge(&PROMISE), 1);
+    }
+
+    #[test]
+    fn while_the_queue_is_struck_only_what_does_not_come_from_it_counts() {
+        let struck = |mut story: Story, fault| {
+            story.fault(500, 2000, fault, false);
+            story.judge(&PROMISE)
+        };
+        kept(&struck(two(3000, None), "redis-kill"), 1);
+        refuted(&struck(two(3000, None), "worker-crash"), "waited for 3000 ms");
+        refuted(&struck(two(4000, None), "redis-kill"), "waited for 4000 ms");
+        let mut placed = Story::submitted(1);
+        placed.row(1, 1, "queued").priority = 9;
+        placed.row(2, 2, "assigned").priority = 3;
+        placed.change(1, 0, "", "queued", None);
+        placed.change(2, 1900, "", "assigned", Some(2));
+        refuted(&struck(placed, "redis-kill"), "placed with its submission");
     }
 
     #[test]
