@@ -6,8 +6,10 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::event::Failure;
 use super::ids::{JobId, LeaseId, WorkerId};
 use super::payload::Payload;
+use super::transition::{POISON, WORKER_LOST};
 
 /// Where an attempt is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -97,4 +99,30 @@ pub struct Usage {
     pub cpu_usage_percent: Option<f64>,
     pub memory_usage_mb: Option<f64>,
     pub gpu_usage_percent: Option<f64>,
+}
+
+/// What is to be written to an execution.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the columns of the specification's table")]
+pub struct ExecutionChange {
+    pub lease: LeaseId,
+    pub worker_id: WorkerId,
+    pub status: ExecutionStatus,
+    pub started_at: Option<DateTime<Utc>>,
+    pub expires_at: DateTime<Utc>,
+    pub completed_at: Option<DateTime<Utc>>,
+    pub duration_ms: Option<i64>,
+    pub output_data: Option<Payload>,
+    pub error: Option<Failure>,
+    pub usage: Usage,
+}
+
+impl ExecutionChange {
+    /// Whether the attempt ended badly in a way that speaks against its worker. For being lost a worker's silence
+    /// answers.
+    pub fn blames_worker(&self) -> bool {
+        let code = self.error.as_ref().and_then(|error| error.code.as_deref());
+        matches!(self.status, ExecutionStatus::Failed | ExecutionStatus::Timeout)
+            && !matches!(code, Some(WORKER_LOST | POISON))
+    }
 }

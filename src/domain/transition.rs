@@ -7,6 +7,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 pub use super::event::{Failure, JobEvent, JobPatch, Refusal, Reporter};
+pub use super::execution::ExecutionChange;
 use super::execution::{ExecutionStatus, Usage};
 use super::ids::{JobId, LeaseId, WorkerId};
 use super::job::JobStatus;
@@ -27,8 +28,7 @@ pub const REJECTED: &str = "rejected";
 /// How many different workers a job may take down, whatever its retry policy says.
 pub const MOST_LOST_WORKERS: usize = 3;
 
-/// How many workers may be lost to which a job was given and that had not said yet that they run it. One alone says nothing:
-/// it may have been gone before. A job that kills a worker at once must come to its end all the same.
+/// How many workers may be lost with a job that they have not begun: one alone may have been gone before.
 pub const MOST_EARLY_LOSSES: u32 = 10;
 
 /// How long a handed-back job waits before it is offered again, in milliseconds.
@@ -83,32 +83,6 @@ pub struct JobState {
     pub trace: Option<TraceContext>,
     /// What happened to leases of this job while events were applied.
     pub executions: Vec<ExecutionChange>,
-}
-
-/// What is to be written to an execution.
-#[derive(Debug, Clone, PartialEq)]
-#[expect(missing_docs, reason = "the columns of the specification's table")]
-pub struct ExecutionChange {
-    pub lease: LeaseId,
-    pub worker_id: WorkerId,
-    pub status: ExecutionStatus,
-    pub started_at: Option<DateTime<Utc>>,
-    pub expires_at: DateTime<Utc>,
-    pub completed_at: Option<DateTime<Utc>>,
-    pub duration_ms: Option<i64>,
-    pub output_data: Option<Payload>,
-    pub error: Option<Failure>,
-    pub usage: Usage,
-}
-
-impl ExecutionChange {
-    /// Whether the attempt ended badly in a way that speaks against its worker. For being lost a worker's silence
-    /// answers.
-    pub fn blames_worker(&self) -> bool {
-        let code = self.error.as_ref().and_then(|error| error.code.as_deref());
-        matches!(self.status, ExecutionStatus::Failed | ExecutionStatus::Timeout)
-            && !matches!(code, Some(WORKER_LOST | POISON))
-    }
 }
 
 /// Why an attempt ended that its worker handed back with `message`.
@@ -243,14 +217,16 @@ impl JobState {
         } else if !self.lost_workers.contains(&lease.worker_id) {
             self.lost_workers.push(lease.worker_id);
         }
-        let (lost, early) = (self.lost_workers.len(), self.early_losses);
-        let message = if lease.running && lost >= MOST_LOST_WORKERS {
-            format!("{lost} different workers were lost while they ran the job; it is not tried again.")
-        } else if !lease.running && early >= MOST_EARLY_LOSSES {
-            format!("{early} times a worker was lost before it ran the job; it is not tried again.")
-        } else {
-            return self.lose_lease(&lease, failure(WORKER_LOST, LOST), now, unit);
+        let losses = match (lease.running, self.lost_workers.len(), self.early_losses) {
+            (true, lost @ MOST_LOST_WORKERS.., _) => {
+                format!("{lost} different workers were lost while they ran")
+            }
+            (false, _, early @ MOST_EARLY_LOSSES..) => {
+                format!("{early} times a worker was lost before it ran")
+            }
+            _ => return self.lose_lease(&lease, failure(WORKER_LOST, LOST), now, unit),
         };
+        let message = format!("{losses} the job; it is not tried again.");
         self.end_attempt(Some(&lease), ExecutionStatus::Failed, failure(POISON, &message), now);
         self.give_up(JobStatus::Failed, now);
     }
