@@ -19,7 +19,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use self::listeners::{grpc_tls, listen, serve};
 use self::stores::{open_database, open_queue};
-pub(crate) use self::stores::{options as database_options, queue, whole_story};
+pub(crate) use self::stores::{options as database_options, queue};
 use crate::api::grpc::ServingStatus;
 use crate::api::{self, Api, Gate, Observe};
 use crate::config::Config;
@@ -41,6 +41,7 @@ use crate::services::sessions::Sessions;
 use crate::services::watching::Watching;
 use crate::storage::{Database, Fence, StorageError};
 use crate::telemetry::traces::{ExportError, ExportOptions};
+use crate::telemetry::whole_story;
 use crate::telemetry::{Metrics, Tracer};
 
 /// How long a store may take to answer a health check.

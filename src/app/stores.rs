@@ -1,6 +1,5 @@
 //! Opens the stores.
 
-use std::error::Error;
 use std::time::Duration;
 
 use sqlx::migrate::MigrateError;
@@ -11,6 +10,7 @@ use crate::config::{self, Config};
 use crate::ready_queue::{QueueError, ReadyQueue};
 use crate::security;
 use crate::storage::{Database, DatabaseOptions, StorageError};
+use crate::telemetry::whole_story;
 
 /// Pause between two tries to reach PostgreSQL at the start.
 const RECONNECT: Duration = Duration::from_millis(500);
@@ -86,19 +86,4 @@ pub(super) async fn open_queue(config: &config::Queue) -> Result<ReadyQueue, App
         Ok(Ok(())) => {}
     }
     Ok(queue)
-}
-
-/// An error with all that lies behind it.
-pub(crate) fn whole_story(error: &dyn Error) -> String {
-    let mut story = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !story.ends_with(&text) {
-            story.push_str(": ");
-            story.push_str(&text);
-        }
-        source = cause.source();
-    }
-    story
 }

@@ -9,6 +9,7 @@ use super::output::{CommandError, finish, print_line};
 use crate::app;
 use crate::config::Config;
 use crate::storage::{Database, DatabaseOptions};
+use crate::telemetry;
 
 /// Brings the schema up to date and says so.
 pub async fn run(args: MigrateArgs) -> ExitCode {
@@ -17,7 +18,7 @@ pub async fn run(args: MigrateArgs) -> ExitCode {
 
 async fn migrate(args: MigrateArgs) -> Result<(), CommandError> {
     let database = database(args.database_url, args.config)?;
-    database.check().await.map_err(|error| CommandError::Failed(app::whole_story(&error)))?;
+    database.check().await.map_err(|error| CommandError::Failed(telemetry::whole_story(&error)))?;
     database.migrate().await.map_err(|error| CommandError::Failed(error.to_string()))?;
     print_line("The database schema is up to date.")
 }

@@ -15,6 +15,7 @@ use crate::app;
 use crate::config::Config;
 use crate::domain::ambient::System;
 use crate::storage::{Database, DatabaseOptions};
+use crate::telemetry;
 use crate::verify::{self, Checked, Options, Outcome, Report, Verdict};
 
 /// Arguments of `cortex verify`.
@@ -48,7 +49,7 @@ pub async fn run(args: VerifyArgs) -> ExitCode {
 }
 
 async fn look(args: &VerifyArgs) -> Result<Verdict, CommandError> {
-    let failed = |error: &dyn std::error::Error| CommandError::Failed(app::whole_story(error));
+    let failed = |error: &dyn std::error::Error| CommandError::Failed(telemetry::whole_story(error));
     let config = Config::load(&args.config).map_err(|error| failed(&error))?;
     let options = DatabaseOptions { max_connections: 2, ..app::database_options(&config.database) };
     let database = Database::connect_lazily(&options).map_err(|error| failed(&error))?;

@@ -22,6 +22,7 @@ pub use report::{Checked, Finding, Outcome, Report, Sample, Verdict};
 use crate::domain::ambient::Ambient;
 use crate::ready_queue::ReadyQueue;
 use crate::storage::{AuditLimits, Database};
+use crate::telemetry::whole_story;
 
 /// Findings of each check that are remembered until the second look.
 const KEEP: usize = 100_000;
@@ -154,7 +155,7 @@ impl Stores<'_> {
     /// Looks at these groups, one after the other: nobody who serves requests is to feel it.
     async fn look(&self, groups: &[Group]) -> Looks {
         let (schema, rows_readable) = self.schema().await;
-        let queue_readable = self.queue.ping().await.map_err(|error| rows::whole_story(&error));
+        let queue_readable = self.queue.ping().await.map_err(|error| whole_story(&error));
         let mut looks = Looks::new();
         for &group in groups {
             let looked = if group == Group::Schema {

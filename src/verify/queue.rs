@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::catalog::Group;
-use super::rows::whole_story;
 use super::{Looked, Odd, Stores};
 use crate::domain::ids::JobId;
 use crate::domain::job::JobStatus;
 use crate::domain::matching::Shape;
 use crate::ready_queue::{QueueError, Score, StoredEntry};
 use crate::storage::{QueuedJob, StorageError, StoredPlace};
+use crate::telemetry::whole_story;
 
 /// Age from which `reconcile_queue` settles a claim.
 const STALE_CLAIM: Duration = Duration::from_secs(8);

@@ -3,6 +3,7 @@
 use super::catalog::Group;
 use super::{Looked, Odd, Stores};
 use crate::storage::{AuditRow, StorageError};
+use crate::telemetry::whole_story;
 
 impl Stores<'_> {
     /// Whether the schema is ours, and whether anything else of it can be understood.
@@ -57,19 +58,4 @@ fn gathered(rows: Result<Vec<AuditRow>, StorageError>) -> Looked {
         odd.rows.push((row.id, row.detail));
     }
     Ok(found)
-}
-
-/// An error with all that lies behind it.
-pub(super) fn whole_story(error: &dyn std::error::Error) -> String {
-    let mut story = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !story.ends_with(&text) {
-            story.push_str(": ");
-            story.push_str(&text);
-        }
-        source = cause.source();
-    }
-    story
 }
