@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -23,7 +24,8 @@ const SAID_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) const FAULT: Fault = Fault {
     name: "zombie-worker",
-    about: "a worker falls silent until its leases are lost, up to 3 s longer, and reports what it did",
+    about: "a worker falls silent until its leases are lost, and reports what it did: as soon as another one has such a \
+            job, or up to 3 s later",
     subject: Subject::Workers,
     needs: Needs::Nothing,
     strike: |strike| fall_silent(strike).boxed(),
@@ -50,9 +52,17 @@ async fn fall_silent(mut strike: Strike) -> Struck {
         poller.play_dead(true);
         (poller.name().to_owned(), poller.id().await, poller.stale_reports())
     };
+    // While another has the job, a report could be taken for that one's.
+    let meanwhile = strike.draw.percent(50);
+    let longer = strike.draw.milliseconds(0, 3000);
     strike.begins(&[], false, format!("{name} falls silent"));
-    let lost = has_lost_all(&strike.cluster, &id).await;
-    sleep(strike.draw.milliseconds(0, 3000)).await;
+    let lost = if meanwhile {
+        another_has_one(&strike.cluster, &id).await
+    } else {
+        let lost = has_lost_all(&strike.cluster, &id).await;
+        sleep(longer).await;
+        lost
+    };
     let had = workload.lock().await.pollers[index].hands();
     workload.lock().await.pollers[index].play_dead(false);
     strike.heals();
@@ -74,6 +84,25 @@ async fn fall_silent(mut strike: Strike) -> Struck {
         return Err(format!("it had {had} jobs in hand and said nothing"));
     }
     Ok(format!("of {had} reports under lost leases {refused} were refused and {taken} taken"))
+}
+
+/// Waits until a job that a worker has lost since this call is in the hands of another one.
+async fn another_has_one(cluster: &Cluster, worker: &str) -> Result<(), String> {
+    let worker = Uuid::parse_str(worker).map_err(|error| error.to_string())?;
+    let since = sqlx::query_scalar::<_, DateTime<Utc>>("SELECT now()").fetch_one(&cluster.pool).await;
+    let since = since.map_err(|error| error.to_string())?;
+    let elsewhere = "SELECT EXISTS (SELECT FROM executions lost \
+         JOIN leases l ON l.job_id = lost.job_id JOIN executions live ON live.id = l.id \
+         WHERE lost.worker_id = $1 AND lost.completed_at >= $2 AND live.worker_id <> $1)";
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let found = sqlx::query_scalar(elsewhere).bind(worker).bind(since).fetch_one(&cluster.pool).await;
+        if found.unwrap_or(false) {
+            return Ok(());
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    Err("no job of its came to another worker".to_owned())
 }
 
 /// Waits until a worker has no lease any more.
