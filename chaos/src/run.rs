@@ -24,6 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const CALM: Duration = Duration::from_secs(2);
 /// What L1 allows beyond the work itself, and as much again before the wait is given up.
 const QUIET: Duration = Duration::from_secs(60);
+/// By when a leader has compared the queue with the tables once more.
+const COMPARES_WITHIN: Duration = Duration::from_secs(12);
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -212,14 +214,23 @@ async fn watch_depth(cluster: Arc<Cluster>, recorder: Arc<Recorder>, stop: Cance
 
 /// Asks `cortex verify` and keeps what it says.
 async fn verify(folder: &Path, cluster: &Cluster) -> Result<(), Error> {
+    let mut said = ask_verify(cluster).await?;
+    if said["verdict"] == "off" {
+        // What was done to the queue behind the product's back shows when it compares.
+        sleep(COMPARES_WITHIN).await;
+        said = ask_verify(cluster).await?;
+    }
+    fs::write(folder.join("verify.json"), serde_json::to_vec_pretty(&said)?)?;
+    Ok(())
+}
+
+async fn ask_verify(cluster: &Cluster) -> Result<serde_json::Value, Error> {
     let config = cluster.folder().join("cluster").join("replica-1.yaml");
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
     command.arg("verify").arg("--config").arg(config).args(["--output", "json"]).stdin(Stdio::null());
     let output = command.output().await?;
     // What is no JSON is kept as a text: it is not a clean answer either way.
-    let said = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+    Ok(serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
         serde_json::json!({"error": String::from_utf8_lossy(&output.stderr), "status": output.status.code()})
-    });
-    fs::write(folder.join("verify.json"), serde_json::to_vec_pretty(&said)?)?;
-    Ok(())
+    }))
 }

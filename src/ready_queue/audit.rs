@@ -31,6 +31,19 @@ pub struct QueueAudit {
     pub shapes: Vec<RegisteredShape>,
 }
 
+impl QueueAudit {
+    /// Where the depth is not the number of jobs, as after an eviction: priority, depth and jobs. `None` where the
+    /// jobs could not be counted.
+    pub fn miscounted(&self) -> Option<Vec<(u8, i64, u64)>> {
+        let said = |priority: u8| {
+            let priority = priority.to_string();
+            self.depth.iter().find(|(of, _)| *of == priority).map_or(0, |(_, jobs)| *jobs)
+        };
+        let all = (1..).zip(self.counted?).map(|(priority, jobs)| (priority, said(priority), jobs));
+        Some(all.filter(|(_, said, jobs)| i64::try_from(*jobs) != Ok(*said)).collect())
+    }
+}
+
 /// A shape in the registry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RegisteredShape {

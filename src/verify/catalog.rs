@@ -120,6 +120,8 @@ const REAPED: &str = "the leader's `reap_leases` ends such leases every second; 
      (`cortex cluster status`) or the leader does not know them: `cortex cluster transfer`, or restart the leader";
 const RECONCILED: &str = "the leader's `reconcile_queue` looks every second; if it stays, nobody leads \
      (`cortex cluster status`) or the leader cannot write to Redis: see its log, and `cortex cluster transfer`";
+const COMPARED: &str = "the leader's `reconcile_queue` compares every 10 s and sets it right; if it stays, delete the \
+     queue's keys in Redis, all that begin with `queue.queue_prefix`, and the queue is rebuilt from PostgreSQL";
 const REBUILT: &str = "delete the queue's keys in Redis, all that begin with `queue.queue_prefix`: the leader's \
      `reconcile_queue` notices within a second and rebuilds the queue from PostgreSQL";
 const BY_HAND: &str = "`cortex jobs cancel ID`, and `cortex jobs retry ID` if it is to run; find out who has written \
@@ -249,14 +251,14 @@ pub static CHECKS: [Check; 29] = [
         "queue_depth_matches_entries",
         Group::QueueState,
         "the depth of a priority differs from the jobs in the sets and the claims, as after an eviction",
-        REBUILT,
+        COMPARED,
     ),
     drift(
         "queue_shapes_found_in_order",
         Group::QueueState,
         "a set of jobs stands behind its best job in the registry of sets, so that the job is found too late, or has \
          a name that stands for no requirements",
-        REBUILT,
+        COMPARED,
     ),
     drift(
         "claims_settled",

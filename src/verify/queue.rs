@@ -54,6 +54,7 @@ impl Stores<'_> {
     async fn state(&self) -> Result<Found, Failed> {
         let stored = self.database.stored_epoch().await?;
         let state = self.queue.audit().await?;
+        let miscounted = state.miscounted();
         let (mut whole, mut epoch, mut depth, mut shapes) =
             (Odd::default(), Odd::default(), Odd::default(), Odd::default());
         if state.generation.is_none() {
@@ -68,18 +69,10 @@ impl Stores<'_> {
             );
             epoch.push("epoch", detail);
         }
-        if let Some(counted) = state.counted {
-            let said: BTreeMap<_, _> = state.depth.into_iter().collect();
-            for (priority, jobs) in (1..).map(|priority: u8| priority.to_string()).zip(counted) {
-                let said = said.get(&priority).copied().unwrap_or(0);
-                if i64::try_from(jobs) != Ok(said) {
-                    depth.push(
-                        format!("priority {priority}"),
-                        format!("the depth says {said}, there are {jobs}"),
-                    );
-                }
-            }
-        } else {
+        for (priority, said, jobs) in miscounted.iter().flatten() {
+            depth.push(format!("priority {priority}"), format!("the depth says {said}, there are {jobs}"));
+        }
+        if miscounted.is_none() {
             depth.push("claims", "there are too many claims to count them");
         }
         for shape in state.shapes {

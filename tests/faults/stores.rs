@@ -20,9 +20,13 @@ const AT_ONCE: usize = 256;
 
 impl Scene {
     async fn empty_redis(&self) {
+        self.at_redis(&redis::cmd("FLUSHALL")).await;
+    }
+
+    async fn at_redis(&self, command: &redis::Cmd) {
         let client = redis::Client::open(self.stores.redis_url.as_str()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
+        command.exec_async(&mut connection).await.unwrap();
     }
 
     fn queue(&self) -> ReadyQueue {
@@ -52,6 +56,25 @@ async fn an_emptied_redis_is_filled_again_and_every_waiting_job_runs() {
     }
     scene.check(&tally).await;
     until("nothing is left in the queue", async || queue.total().await.is_ok_and(|total| total == 0)).await;
+}
+
+#[tokio::test]
+async fn a_depth_that_is_wrong_is_counted_anew() {
+    let scene = Scene::with(|builder, _| builder).await;
+    let replica = scene.http_of(&[0])[0];
+    let accepted = submit(&scene.http, replica, json!({"priority": 4})).await;
+    let mut tally = Tally::default();
+    tally.note(accepted);
+    let queue = scene.queue();
+    let right = async || queue.depth().await.is_ok_and(|depth| depth == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    until("the job is in the queue", right).await;
+    // The sum stays right.
+    let depth = format!("{prefix}:{{{prefix}}}:depth", prefix = scene.stores.queue_prefix);
+    for (priority, by) in [(4, 2), (7, -2)] {
+        scene.at_redis(redis::cmd("HINCRBY").arg(&depth).arg(priority).arg(by)).await;
+    }
+    assert!(!right().await, "the depth is not kept in {depth}");
+    until("the depth is right again", right).await;
 }
 
 #[tokio::test]

@@ -12,31 +12,22 @@ pub(super) const PROMISE: Promise = Promise {
     judge: Judge::Alone(judge),
 };
 
-/// Faults after which the numbers that the queue keeps of itself may be off: whoever writes there past the product does
-/// not keep them. Nothing is run or lost by them, and `cortex verify` says what sets them right.
-const FORGERIES: [&str; 2] = ["redis-forge", "redis-spoil"];
-
 fn judge(evidence: &Evidence<'_>) -> Verdict {
     match &evidence.history.verify {
         None => Verdict::Unknown { why: "`cortex verify` was not asked".to_owned() },
-        Some(said) => {
-            let forged = evidence.history.faults.iter().any(|fault| FORGERIES.contains(&fault.name.as_str()));
-            read(said, forged)
-        }
+        Some(said) => read(said),
     }
 }
 
 /// What the report says: a verdict, and checks each of which is clean, off with what it found, or unknown.
-fn read(said: &Value, forged: bool) -> Verdict {
+fn read(said: &Value) -> Verdict {
     let checks = said["checks"].as_array().map_or(&[][..], Vec::as_slice);
     let named = |outcome: &'static str| checks.iter().filter(move |check| check["outcome"] == outcome);
     match said["verdict"].as_str() {
         Some("clean") => Verdict::of(checks.len().max(1) as u64, Vec::new()),
         Some("off") => {
             let told = |check: &Value| format!("{}: {check}", check["name"].as_str().unwrap_or("a check"));
-            let counts = |check: &&Value| {
-                check["severity"] != "notice" && !(forged && check["name"] == "queue_depth_matches_entries")
-            };
+            let counts = |check: &&Value| check["severity"] != "notice";
             let mut found: Vec<_> = named("off").filter(counts).map(told).collect();
             if named("off").next().is_none() {
                 found.push(said.to_string());
@@ -77,22 +68,6 @@ mod tests {
             {"name": "only noticed", "severity": "notice", "outcome": "off", "count": 1}]});
         refuted(&said(report), "counters");
         refuted(&said(json!({"verdict": "off"})), "off");
-    }
-
-    #[test]
-    fn the_depth_of_a_queue_that_was_forged_may_be_off_and_nothing_else() {
-        for (fault, name, severity, broken) in [
-            ("redis-forge", "queue_depth_matches_entries", "drift", false),
-            ("redis-forge", "other", "drift", true),
-            ("redis-kill", "queue_depth_matches_entries", "drift", true),
-        ] {
-            let mut story = Story::new();
-            story.fault(1, 2, fault, false);
-            let check = json!({"name": name, "outcome": "off", "severity": severity});
-            story.verify = Some(json!({"verdict": "off", "checks": [check]}));
-            let verdict = story.judge(&PROMISE);
-            if broken { refuted(&verdict, name) } else { kept(&verdict, 1) }
-        }
     }
 
     #[test]

@@ -316,6 +316,13 @@ impl Leader {
             self.drop_strangers().await?;
         }
         memory.bloated = bloated && !memory.bloated;
+        // Whatever an eviction or somebody else did to its keys.
+        let audit = core.parts.queue.audit().await?;
+        let miscounted = audit.miscounted().unwrap_or_default();
+        if !miscounted.is_empty() || audit.shapes.iter().any(|shape| shape.too_late) {
+            tracing::warn!(?miscounted, "The ready queue says of itself what is not so; it is counted anew.");
+            core.parts.queue.recount(core.parts.fence.epoch).await?;
+        }
         Ok(())
     }
 
