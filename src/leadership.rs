@@ -17,7 +17,9 @@
 //! - Once PostgreSQL has fenced an epoch off, it is never led with again. Redis is no authority: what it
 //!   refuses makes this replica take over again, and PostgreSQL decides.
 //! - A replica that was removed from its group stays, to say so to those who ask; it takes no part any more.
-//! - Stepping down: loops first, then what the batchers hold, then the hand-over.
+//! - Stepping down: loops first, then what the batchers hold; meanwhile the others elect, and the next leader's fence
+//!   waits for transactions under way and stops those that come later.
+//! - Whoever may be elected opens the connections that a leader needs while the election goes on.
 //!
 //! Not here: who wins an election (`cortex-cluster`), and what a leader does (`services::leader`).
 
@@ -125,13 +127,12 @@ pub async fn run(parts: Parts) -> Result<(), RaftStopped> {
             Leadership::Leading { term, epoch, cluster_id, .. }
                 if spent != Some(epoch) && !parts.retire.is_cancelled() =>
             {
-                match parts.lead(Claim { term, epoch, cluster_id }, &mut leadership).await {
-                    Over::Fenced => spent = Some(epoch),
-                    Over::Retired | Over::Unheard => parts.hand_over().await,
-                    Over::Deposed | Over::Unsure => {}
+                if let Over::Fenced = parts.lead(Claim { term, epoch, cluster_id }, &mut leadership).await {
+                    spent = Some(epoch);
                 }
                 continue;
             }
+            Leadership::Following { leader: None } => parts.expect_to_lead(),
             Leadership::Leading { .. } | Leadership::Following { .. } | Leadership::Stopped { .. } => {}
         }
         tokio::select! {
@@ -161,11 +162,22 @@ impl Parts {
         self.route.send_replace(route);
     }
 
+    /// There is no leader: it may be this replica soon.
+    fn expect_to_lead(&self) {
+        let database = self.leader.database.clone();
+        drop(tokio::spawn(async move { database.warm_up().await }));
+    }
+
     /// Takes over, leads, and steps down.
     async fn lead(&self, claim: Claim, leadership: &mut watch::Receiver<Leadership>) -> Over {
         let reign = match self.take_over(claim, leadership).await {
             Ok(reign) => reign,
-            Err(over) => return over,
+            Err(over) => {
+                if let Over::Retired = over {
+                    self.hand_over().await;
+                }
+                return over;
+            }
         };
         self.metrics().leader.set(1);
         self.metrics().failovers.inc();
@@ -184,8 +196,13 @@ impl Parts {
         let draining = reign.drain();
         match over {
             // What is still under way is fenced off or finishes; nobody needs to wait for it.
-            Over::Deposed | Over::Fenced | Over::Unheard => drop(tokio::spawn(draining)),
-            Over::Unsure | Over::Retired => draining.await,
+            Over::Deposed | Over::Fenced => drop(tokio::spawn(draining)),
+            Over::Unheard => {
+                drop(tokio::spawn(draining));
+                self.hand_over().await;
+            }
+            Over::Retired => drop(tokio::join!(draining, self.hand_over())),
+            Over::Unsure => draining.await,
         }
         over
     }

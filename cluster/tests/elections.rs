@@ -155,5 +155,15 @@ async fn a_transfer_to_a_dead_voter_ends_at_its_deadline() {
     let leader = replicas.iter().find(|replica| replica.id == led.id).unwrap();
     let outcome = leader.node.transfer(Some(dead_id), Duration::from_millis(100)).await;
     assert!(matches!(outcome, Err(TransferError::Timeout { to, .. }) if to == dead_id), "{outcome:?}");
-    leader_of(&replicas).await;
+    // Whoever leads then takes changes again.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let led = leader_of(&replicas).await;
+        let leader = replicas.iter().find(|replica| replica.id == led.id).unwrap();
+        let change = ControlCommand::Unset { key: "x".into() };
+        match leader.node.propose(change).await {
+            Ok(_) => break,
+            Err(error) => assert!(Instant::now() < deadline, "no change is taken: {error}"),
+        }
+    }
 }

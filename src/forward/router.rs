@@ -26,9 +26,9 @@ use crate::telemetry::Tracer;
 use crate::telemetry::traces::{self, Span, SpanKind};
 
 /// Shortest pause before a command is tried again by the same route, in milliseconds.
-const SHORTEST_PAUSE_MS: f64 = 10.0;
+const SHORTEST_PAUSE_MS: f64 = 5.0;
 /// Longest such pause, in milliseconds.
-const LONGEST_PAUSE_MS: f64 = 50.0;
+const LONGEST_PAUSE_MS: f64 = 25.0;
 
 /// Carries out commands wherever the leader is.
 pub struct Router {

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
@@ -49,6 +50,8 @@ const WRITE_SETTINGS: [(&str, &str); 9] = [
     ("cortex.indexes_tags", "on"),
 ];
 
+/// Connections of each kind that a leader needs at once.
+const WARM: usize = 3;
 /// A connection that was idle for so long is tried before it is used.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// Pause between two questions whether PostgreSQL is there.
@@ -144,6 +147,13 @@ impl Database {
         }
         connection.close().await?;
         Ok(())
+    }
+
+    /// Opens connections ahead of a take-over, which would have to wait for each of them.
+    pub async fn warm_up(&self) {
+        let some = || (0..WARM).flat_map(|_| [&self.writes, &self.reads]).map(Connections::acquire);
+        // Held until all are open; those that fail will be missed later.
+        drop(join_all(some()).await);
     }
 
     /// Whether PostgreSQL answers.

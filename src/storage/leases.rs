@@ -33,14 +33,13 @@ impl Database {
     /// All live leases, for a leader that has just taken over: nobody else writes. Rows of `leases` that are
     /// missing or left over are set right first, which reads all jobs.
     pub async fn take_over_leases(&self, fence: Fence) -> Result<Vec<LiveLease>, StorageError> {
-        let found = self.live_leases().await?;
         let expected = sqlx::query!(
             r#"SELECT (SELECT sum(assigned + running)::bigint FROM job_counters)
                    - (SELECT count(*) FROM jobs WHERE driven_until IS NOT NULL) AS "live!",
                    (SELECT count(*) FROM leases) AS "rows!""#
-        )
-        .fetch_one(&self.reads)
-        .await?;
+        );
+        let expected = async { Ok(expected.fetch_one(&self.reads).await?) };
+        let (found, expected) = tokio::try_join!(self.live_leases(), expected)?;
         let agrees = |count: i64| usize::try_from(count) == Ok(found.len());
         if agrees(expected.live) && agrees(expected.rows) {
             return Ok(found);

@@ -290,15 +290,15 @@ impl Core {
         self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the leadership; the first reason stands.
-    fn end(&self, reason: End) {
+    /// Ends the leadership; the first reason stands. Answers whether it is this one.
+    fn end(&self, reason: End) -> bool {
         self.end.send_if_modified(|end| {
             let first = end.is_none();
             if first {
                 *end = Some(reason);
             }
             first
-        });
+        })
     }
 
     /// Draws the consequences of a failed transaction.
@@ -306,8 +306,9 @@ impl Core {
         match error {
             StorageError::Fenced | StorageError::ForeignCluster(_) => {
                 self.parts.metrics.fenced_writes.inc();
-                tracing::warn!(epoch = %self.parts.fence.epoch, "PostgreSQL fenced a write off; this replica stops leading.");
-                self.end(End::Fenced);
+                if self.end(End::Fenced) {
+                    tracing::warn!(epoch = %self.parts.fence.epoch, "PostgreSQL fenced a write off; this replica stops leading.");
+                }
             }
             StorageError::OutcomeUnknown(cause) => {
                 tracing::warn!(%cause, "The outcome of a commit is unknown; the leader starts over from PostgreSQL.");

@@ -99,9 +99,14 @@ impl Leader {
 
 /// Workers that are online or hold leases, the live leases, and how many jobs wait.
 async fn load(parts: &LeaderParts) -> Result<(Fleet, i64), StorageError> {
-    let leases = parts.database.take_over_leases(parts.fence).await?;
+    let database = &parts.database;
+    let (leases, workers, now, stats) = tokio::try_join!(
+        database.take_over_leases(parts.fence),
+        database.workers(None),
+        database.now(),
+        database.stats(),
+    )?;
     let holders: HashSet<_> = leases.iter().map(|lease| lease.worker_id).collect();
-    let (workers, now) = (parts.database.workers(None).await?, parts.database.now().await?);
     let here = parts.ambient.instant();
     let mut fleet = Fleet::new(parts.patience);
     for worker in &workers.workers {
@@ -118,7 +123,6 @@ async fn load(parts: &LeaderParts) -> Result<(Fleet, i64), StorageError> {
     for worker in workers.workers.iter().filter(|worker| worker.removed_at.is_some()) {
         fleet.remove(worker.id);
     }
-    let stats = parts.database.stats().await?;
     Ok((fleet, stats.pending + stats.queued))
 }
 
