@@ -149,10 +149,8 @@ impl FencedTransaction {
 
     /// Gives up what was written and keeps the connection if it still works.
     pub async fn roll_back(mut self) {
-        if let Some(mut connection) = self.connection.take()
-            && sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await.is_err()
-        {
-            connection.close_on_drop();
+        if let Some(connection) = self.connection.take() {
+            end(connection).await;
         }
     }
 }
@@ -161,11 +159,16 @@ impl Drop for FencedTransaction {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => {
-                let (pool, vault) = (self.pool.clone(), std::mem::take(&mut self.vault));
-                drop(runtime.spawn(Self { connection: Some(connection), pool, vault }.roll_back()));
-            }
+            Ok(runtime) => drop(runtime.spawn(end(connection))),
             Err(_) => connection.close_on_drop(),
         }
+    }
+}
+
+/// Rolls back. Has nothing but the connection: a runtime that ends drops its new tasks at once, and a transaction among
+/// them would begin the next one, for ever.
+async fn end(mut connection: PoolConnection<Postgres>) {
+    if sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await.is_err() {
+        connection.close_on_drop();
     }
 }

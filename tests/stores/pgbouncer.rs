@@ -4,11 +4,19 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use cortex::dev::{PortBlock, Signal};
-use cortex::storage::{Database, DatabaseOptions};
+use cortex::domain::ambient::{Ambient, System};
+use cortex::domain::ids::{ClusterId, Epoch, JobId, WorkerId};
+use cortex::domain::job::{JobDefaults, JobDraft};
+use cortex::domain::retry::RetryPolicy;
+use cortex::domain::worker::WorkerDraft;
+use cortex::storage::{Database, DatabaseOptions, Fence, Insertion, StorageError};
 use nix::unistd::{Uid, User};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::scene::{Ended, Replicas};
@@ -27,14 +35,19 @@ struct PgBouncer {
 impl PgBouncer {
     /// Starts one in front of PostgreSQL.
     async fn start(stores: &Stores) -> Self {
+        let postgres: PgConnectOptions = stores.database_url.parse().unwrap();
+        Self::start_to(stores, postgres.get_port()).await
+    }
+
+    /// The same to another port.
+    async fn start_to(stores: &Stores, port: u16) -> Self {
         let (scratch, ports) = (Scratch::new(), PortBlock::reserve(1).unwrap());
         let postgres: PgConnectOptions = stores.database_url.parse().unwrap();
         let (file, users) = (scratch.path().join("pgbouncer.ini"), scratch.path().join("users.txt"));
         let settings = format!(
-            "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
+            "[databases]\n* = host=127.0.0.1 port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
              unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\n\
              default_pool_size = {SERVERS}\nmax_client_conn = 500\n",
-            postgres.get_port(),
             ports.first(),
             users.display(),
         );
@@ -126,6 +139,94 @@ async fn many_migrate_and_read_at_once_through_few_servers() {
         (SELECT oid FROM pg_database WHERE datname = current_database())";
     let left: i64 = sqlx::query_scalar(left).fetch_one(&pool).await.unwrap();
     assert_eq!(left, 0, "advisory locks that nobody will release");
+}
+
+/// Has COMMIT take its time for what is written to jobs or workers, so that the way to its server can be cut meanwhile.
+async fn commits_linger(pool: &sqlx::PgPool) {
+    let statements = "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER linger AFTER INSERT ON jobs DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION linger();
+        CREATE CONSTRAINT TRIGGER linger AFTER INSERT ON workers DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION linger()";
+    sqlx::raw_sql(statements).execute(pool).await.unwrap();
+}
+
+/// Passes bytes on between `PgBouncer` and PostgreSQL, until it is cut.
+struct Relay {
+    port: u16,
+    cut: watch::Sender<()>,
+}
+
+impl Relay {
+    async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (relay, cut) = (listener.local_addr().unwrap().port(), watch::Sender::new(()));
+        let cuts = cut.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut cut = cuts.subscribe();
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                    tokio::select! {
+                        _ = cut.changed() => {}
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                    }
+                });
+            }
+        });
+        Self { port: relay, cut }
+    }
+
+    /// Cuts all connections while a COMMIT lingers, and waits until that is over.
+    async fn cut_a_commit(&self, pool: &sqlx::PgPool) {
+        let lingers = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        let linger =
+            async |count: i64| sqlx::query_scalar::<_, i64>(lingers).fetch_one(pool).await.unwrap() == count;
+        eventually("a commit is under way", async || linger(1).await).await;
+        self.cut.send_replace(());
+        eventually("the commit has ended", async || linger(0).await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_whose_server_is_lost_behind_pgbouncer_has_an_unknown_outcome() {
+    let stores = Stores::fresh().await;
+    let postgres: PgConnectOptions = stores.database_url.parse().unwrap();
+    let relay = Relay::to(postgres.get_port()).await;
+    let bouncer = PgBouncer::start_to(&stores, relay.port).await;
+    let database = bouncer.database();
+    database.migrate().await.unwrap();
+    let fence = Fence { cluster_id: ClusterId(System.uuid()), epoch: Epoch(1) };
+    database.take_over(fence, 1, 1).await.unwrap();
+    let pool = stores.pool(1).await;
+    commits_linger(&pool).await;
+
+    let worker = WorkerDraft {
+        name: "w".into(),
+        hostname: "h".into(),
+        ip_address: "127.0.0.1".into(),
+        port: 1,
+        capabilities: Map::new(),
+        max_concurrent_jobs: 1,
+        heartbeat_interval_seconds: 30,
+        version: None,
+        metadata: Map::new(),
+    };
+    let mut transaction = database.begin(fence).await.unwrap();
+    transaction.register_worker(&worker.check(WorkerId(System.uuid())).unwrap()).await.unwrap();
+    let (committed, ()) = tokio::join!(transaction.commit(), relay.cut_a_commit(&pool));
+    assert!(matches!(committed, Err(StorageError::OutcomeUnknown(_))), "{committed:?}");
+
+    // The same of a statement that commits by itself.
+    let draft = json!({"name": "n", "model_name": "m", "model_version": "1", "input_data": {"a": 1}});
+    let draft: JobDraft = serde_json::from_value(draft).unwrap();
+    let defaults = JobDefaults { retry: RetryPolicy::default(), timeout_seconds: 60 };
+    let job = draft.check(JobId(System.uuid()), &defaults).unwrap();
+    let jobs = [Insertion { job: &job, claim: None, trace: None }];
+    let (stored, ()) = tokio::join!(database.insert_jobs(fence, 0, &jobs, 30), relay.cut_a_commit(&pool));
+    assert!(matches!(stored, Err(StorageError::OutcomeUnknown(_))), "{stored:?}");
 }
 
 #[tokio::test]
