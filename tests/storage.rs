@@ -202,6 +202,34 @@ async fn another_cluster_s_database_is_left_alone() {
     assert!(matches!(refused, Err(StorageError::ForeignCluster(_))), "{refused:?}");
 }
 
+#[test]
+fn a_transaction_that_is_open_when_its_runtime_ends_ends_with_it() {
+    let begins = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = begins();
+    let url = runtime.block_on(async {
+        let setting = Setting::fresh().await;
+        let fence = setting.lead(1).await;
+        let transaction = setting.database.begin(fence).await.unwrap();
+        tokio::spawn(async move {
+            let _held = transaction;
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        setting.url
+    });
+    // Tasks that are spawned from now on are dropped at once.
+    drop(runtime);
+    begins().block_on(async {
+        let pool = sqlx::PgPool::connect(&url).await.unwrap();
+        let open = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+        support::eventually("no transaction is open", async || {
+            sqlx::query_scalar::<_, i64>(open).fetch_one(&pool).await.unwrap() == 0
+        })
+        .await;
+    });
+}
+
 #[tokio::test]
 async fn a_job_is_assigned_once_and_only_while_it_is_queued() {
     let setting = Setting::fresh().await;
