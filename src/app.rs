@@ -354,10 +354,13 @@ async fn close_when_removed(node: Node, sessions: Arc<Sessions>, serving: Servin
     }
 }
 
-/// Waits until another replica leads, so that requests that are still open can be carried to it.
+/// Waits until another replica leads: it may need this one's vote, and requests that are still open can be carried to it.
 async fn wait_until_retired(node: &Node) {
     let mut leadership = node.leadership();
-    let followed = leadership.wait_for(|now| !matches!(now, Leadership::Leading { .. }));
+    let led = |now: &Leadership| {
+        matches!(now, Leadership::Following { leader: Some(_) } | Leadership::Stopped { .. })
+    };
+    let followed = leadership.wait_for(led);
     drop(tokio::time::timeout(CLOSE_WITHIN, followed).await);
 }
 
