@@ -48,6 +48,8 @@ use crate::telemetry::{Metrics, Tracer};
 const CHECK_WITHIN: Duration = Duration::from_secs(1);
 /// How long open requests may take after the signal to stop.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long the others may take to elect the next leader. If they all stop, they never do.
+const ELECT_WITHIN: Duration = Duration::from_millis(500);
 /// How long spans that wait may take to be sent at the end.
 const SPANS_WITHIN: Duration = Duration::from_secs(3);
 /// Threads that serve other replicas, so that Raft is heard however busy the API is.
@@ -357,11 +359,10 @@ async fn close_when_removed(node: Node, sessions: Arc<Sessions>, serving: Servin
 /// Waits until another replica leads: it may need this one's vote, and requests that are still open can be carried to it.
 async fn wait_until_retired(node: &Node) {
     let mut leadership = node.leadership();
-    let led = |now: &Leadership| {
-        matches!(now, Leadership::Following { leader: Some(_) } | Leadership::Stopped { .. })
-    };
-    let followed = leadership.wait_for(led);
-    drop(tokio::time::timeout(CLOSE_WITHIN, followed).await);
+    let retired = leadership.wait_for(|now| !matches!(now, Leadership::Leading { .. }));
+    drop(tokio::time::timeout(CLOSE_WITHIN, retired).await);
+    let followed = leadership.wait_for(|now| !matches!(now, Leadership::Following { leader: None }));
+    drop(tokio::time::timeout(ELECT_WITHIN, followed).await);
 }
 
 async fn finish<T>(task: JoinHandle<T>) {
