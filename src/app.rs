@@ -356,13 +356,19 @@ async fn close_when_removed(node: Node, sessions: Arc<Sessions>, serving: Servin
     }
 }
 
-/// Waits until another replica leads: it may need this one's vote, and requests that are still open can be carried to it.
+/// Waits until this replica leads no more and another one has claimed the leadership, for which it may need this one's
+/// disk and vote; requests that are still open are carried to it.
 async fn wait_until_retired(node: &Node) {
-    let mut leadership = node.leadership();
-    let retired = leadership.wait_for(|now| !matches!(now, Leadership::Leading { .. }));
+    let (mut leadership, mut control) = (node.leadership(), node.control());
+    let leads = |now: &Leadership| matches!(now, Leadership::Leading { .. });
+    if !leads(&leadership.borrow()) {
+        return;
+    }
+    let own = control.borrow().epoch;
+    let retired = leadership.wait_for(|now| !leads(now));
     drop(tokio::time::timeout(CLOSE_WITHIN, retired).await);
-    let followed = leadership.wait_for(|now| !matches!(now, Leadership::Following { leader: None }));
-    drop(tokio::time::timeout(ELECT_WITHIN, followed).await);
+    let claimed = control.wait_for(|control| control.epoch > own);
+    drop(tokio::time::timeout(ELECT_WITHIN, claimed).await);
 }
 
 async fn finish<T>(task: JoinHandle<T>) {
