@@ -24,7 +24,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, ServerState};
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -33,8 +33,12 @@ use crate::control::{ControlCommand, ControlOutcome};
 use crate::raft::{Raft, Role};
 use crate::transport::Contact;
 
-/// Pause before a claim that failed is repeated.
-const RETRY: Duration = Duration::from_millis(20);
+/// Pause before a claim that failed is repeated: openraft refuses it until a quorum has answered the new leader.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Time between heartbeats while a claim is under way. What openraft has not heard of by then, it hears with the next one,
+/// and everybody waits for the new epoch.
+const PULSE: Duration = Duration::from_millis(3);
 
 /// How soon the return of a quorum is noticed.
 const RECOVER: Duration = Duration::from_millis(10);
@@ -242,7 +246,18 @@ impl Watcher {
         tokio::spawn(async move {
             let proven = Instant::now();
             let command = ControlCommand::LeaderEpoch { cluster_id, leader_id };
-            let written = timeout(lease * 2, raft.client_write(command)).await;
+            let pulse = async {
+                loop {
+                    sleep(PULSE).await;
+                    // Fails when the core has ended, which the write will tell.
+                    let _ = raft.trigger().heartbeat().await;
+                }
+            };
+            let written = tokio::select! {
+                biased;
+                written = timeout(lease * 2, raft.client_write(command)) => written,
+                never = pulse => never,
+            };
             let claim = match written {
                 Ok(Ok(written)) => match written.data {
                     ControlOutcome::Applied { cluster_id: Some(cluster_id) } => {
@@ -259,7 +274,7 @@ impl Watcher {
                 Err(_) => None,
             };
             if claim.is_none() {
-                tokio::time::sleep(RETRY).await;
+                sleep(RETRY).await;
             }
             // The watcher may have ended meanwhile; then nobody asks.
             let _ = done.send(claim);
