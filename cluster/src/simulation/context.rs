@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::disk::{Backend, Disk};
 use super::history::History;
+use super::network::Connections;
 use crate::control::ControlState;
 use crate::raft::{Entry, LogId};
 
@@ -31,6 +32,7 @@ pub(super) struct Context {
     /// By the path of the file that is on it.
     pub disks: BTreeMap<PathBuf, (u64, Disk)>,
     pub history: RefCell<History>,
+    pub connections: Connections,
     /// How likely a disk is slow.
     pub slow_disks: f64,
 }
@@ -48,7 +50,8 @@ impl Context {
     pub fn new(seed: u64, hosts: impl Iterator<Item = u64>, slow_disks: f64) -> Rc<Self> {
         let disks = hosts.map(|id| (data_dir(id).join("raft.redb"), (id, Disk::default()))).collect();
         let rng = RefCell::new(SmallRng::seed_from_u64(seed));
-        Rc::new(Context { rng, disks, history: RefCell::default(), slow_disks })
+        let (history, connections) = (RefCell::default(), Connections::default());
+        Rc::new(Context { rng, disks, history, connections, slow_disks })
     }
 
     /// Makes it that of this thread.

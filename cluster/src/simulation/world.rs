@@ -232,7 +232,7 @@ impl World {
         let lost = host.disk.end(end, &mut self.rng);
         *host.slot.borrow_mut() = Slot::default();
         (host.phase, host.may_stop) = (Phase::Down, false);
-        self.sim.crash(name(id));
+        self.context.connections.ending(|| self.sim.crash(name(id)));
         self.note(format!("member {id} ends: {end:?}, {lost} writes lost"));
         self.history().ended(id);
     }
@@ -242,7 +242,7 @@ impl World {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         host.phase = Phase::Up;
         self.note(format!("member {id} is started"));
-        self.sim.bounce(name(id));
+        self.context.connections.ending(|| self.sim.bounce(name(id)));
     }
 
     /// Destroys what a member that is down has on disk.

@@ -12,6 +12,7 @@ mod upkeep;
 mod worker;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 pub use self::polls::Polled;
@@ -34,6 +35,8 @@ pub const FETCH_WITHIN: Duration = Duration::from_secs(30);
 pub struct Fleet {
     workers: HashMap<WorkerId, FleetWorker>,
     leases: HashMap<LeaseId, FleetLease>,
+    /// Slots that are reserved on workers that have gone since, and may come back before the commit.
+    reserved_on_gone: HashMap<WorkerId, u32>,
     pool: Pool,
     patience: Patience,
 }
@@ -55,6 +58,7 @@ impl Fleet {
         let limit = silence_limit(worker_timeout, interval);
         let entry =
             self.workers.entry(worker.id).or_insert_with(|| FleetWorker::new(now + interval.min(limit)));
+        entry.reserved += self.reserved_on_gone.remove(&worker.id).unwrap_or(0);
         let failures = u32::try_from(worker.consecutive_failures).unwrap_or(u32::MAX);
         entry.register(worker, limit, heard, Trust::after(failures, self.patience, now));
         self.refresh(worker.id);
@@ -118,8 +122,9 @@ impl Fleet {
 
     /// The assignment did not come about. A call that waited for it goes on waiting.
     pub fn unreserve(&mut self, id: WorkerId, poller: Option<Poller>) {
+        self.settle(id);
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.unreserve(poller);
+            worker.give_back(poller);
             self.refresh(id);
         }
     }
@@ -141,9 +146,7 @@ impl Fleet {
             reached: Reached::Not,
             assignment: None,
         };
-        if let Some(worker) = self.workers.get_mut(&worker_id) {
-            worker.reserved = worker.reserved.saturating_sub(1);
-        }
+        self.settle(worker_id);
         let Some(worker) = self.workers.get_mut(&worker_id).filter(|worker| !worker.draining) else {
             self.leases.insert(id, lease);
             return false;
@@ -200,11 +203,14 @@ impl Fleet {
     }
 
     /// The holder said that the job runs.
-    pub fn mark_running(&mut self, lease: LeaseId, now: Instant) {
-        if let Some(lease) = self.leases.get_mut(&lease) {
+    pub fn mark_running(&mut self, id: LeaseId, now: Instant) {
+        if let Some(lease) = self.leases.get_mut(&id) {
             lease.running = true;
             lease.deadline = now + lease.timeout;
             lease.assignment = None;
+            if let Some(worker) = self.workers.get_mut(&lease.worker_id) {
+                worker.unfetched.retain(|waiting| *waiting != id);
+            }
         }
     }
 
@@ -263,7 +269,11 @@ impl Fleet {
     /// The worker has gone offline. Answers how many leases it leaves behind as orphans.
     pub fn remove(&mut self, worker: WorkerId) -> usize {
         self.pool.remove(worker);
-        self.workers.remove(&worker).map_or(0, |worker| worker.leases.len())
+        let Some(gone) = self.workers.remove(&worker) else { return 0 };
+        if gone.reserved > 0 {
+            self.reserved_on_gone.insert(worker, gone.reserved);
+        }
+        gone.leases.len()
     }
 
     /// Leases whose worker has gone, or has come back without them.
@@ -275,6 +285,18 @@ impl Fleet {
         orphans.map(|(id, lease)| (lease.job_id, *id)).collect()
     }
 
+    /// An assignment is not on its way any more.
+    fn settle(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.reserved = worker.reserved.saturating_sub(1);
+        } else if let Entry::Occupied(mut reserved) = self.reserved_on_gone.entry(id) {
+            *reserved.get_mut() -= 1;
+            if *reserved.get() == 0 {
+                reserved.remove();
+            }
+        }
+    }
+
     /// Tells placement what has changed of a worker.
     fn refresh(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get(&id) {
@@ -283,5 +305,7 @@ impl Fleet {
     }
 }
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;

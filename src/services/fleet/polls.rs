@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::worker::{Health, Poller, Polls, Reached, Way};
+use super::worker::{FleetLease, Health, Poller, Polls, Reached, Way};
 use super::{FETCH_WITHIN, Fleet};
 use crate::domain::ids::{DeliveryId, JobId, LeaseId, WorkerId};
 use crate::services::command::{Assignment, Heartbeat, HeartbeatAnswer};
@@ -34,6 +34,7 @@ impl Fleet {
         worker.changed = true;
         if worker.health == Health::Draining {
             worker.health = Health::Well;
+            self.pool.put(&worker.candidate(id));
         }
         let again = worker.leases.iter().find(|lease| {
             let reached = self.leases.get(lease).map(|lease| lease.reached);
@@ -70,18 +71,23 @@ impl Fleet {
     }
 
     /// The fetch was committed. Answers what the worker needs, if it is still in memory.
-    pub fn fetched(&mut self, lease: LeaseId, by: DeliveryId, now: Instant) -> Option<Box<Assignment>> {
-        let lease = self.leases.get_mut(&lease)?;
+    pub fn fetched(&mut self, id: LeaseId, by: DeliveryId, now: Instant) -> Option<Box<Assignment>> {
+        let lease = self.leases.get_mut(&id)?;
         lease.reached = Reached::Fetched(by, now);
+        if let Some(worker) = self.workers.get_mut(&lease.worker_id) {
+            // A session may have put it back meanwhile.
+            worker.unfetched.retain(|waiting| *waiting != id);
+        }
         lease.assignment.take()
     }
 
-    /// The fetch did not come about.
+    /// The fetch did not come about. The job may have reached the worker on another way meanwhile.
     pub fn unfetch(&mut self, id: LeaseId) {
-        let Some(lease) = self.leases.get_mut(&id) else { return };
-        lease.reached = Reached::Not;
+        let waits = |lease: &&FleetLease| lease.reached == Reached::Not && !lease.running;
+        let Some(lease) = self.leases.get(&id).filter(waits) else { return };
         let worker_id = lease.worker_id;
         if let Some(worker) = self.workers.get_mut(&worker_id)
+            && worker.leases.contains(&id)
             && !worker.unfetched.contains(&id)
         {
             worker.unfetched.push_front(id);
@@ -121,7 +127,7 @@ impl Fleet {
                 matches!(lease.reached, Reached::Fetched(_, at) if now.duration_since(at) >= patience);
             let unknown_to_worker =
                 !lease.running && says_less && !listed.contains(&lease.job_id) && sent_long_ago;
-            let never_fetched = worker.is_leaving() && lease.reached == Reached::Not;
+            let never_fetched = worker.is_leaving() && lease.reached == Reached::Not && !lease.running;
             if unknown_to_worker || never_fetched {
                 given_back.push((lease.job_id, *id));
             }

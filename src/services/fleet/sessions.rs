@@ -74,7 +74,7 @@ impl Fleet {
         let (Some(worker), Some(lease)) = (self.workers.get_mut(&worker_id), self.leases.get_mut(&id)) else {
             return;
         };
-        if lease.reached != Reached::Not {
+        if lease.reached != Reached::Not || lease.running || !worker.leases.contains(&id) {
             return;
         }
         worker.unfetched.retain(|waiting| *waiting != id);

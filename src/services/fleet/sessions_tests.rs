@@ -447,3 +447,32 @@ fn a_removed_worker_is_told_that_its_leases_end_and_leaves_them_as_orphans() {
     assert_eq!(fleet.orphans(), [(job(1), lease(1))]);
     assert_eq!(fleet.dismiss(WORKER), []);
 }
+
+#[test]
+fn a_job_that_a_call_fetched_while_a_session_began_waits_no_more() {
+    let now = start();
+    let (mut fleet, line) = (fleet(2, now), Arc::<Line>::default());
+    fleet.adopt(&live(1), now);
+    assert!(matches!(fleet.poll(WORKER, DeliveryId(id(7)), true, now), Polled::Fetch(_)));
+    assert_eq!(fleet.attach(line.attach(FIRST, 2, &[]), now).unwrap().unsent, [lease(1)]);
+    fleet.fetched(lease(1), DeliveryId(id(7)), now);
+    fleet.push(Box::new(assignment(1)));
+    assert!(line.take().is_empty());
+    assert!(matches!(fleet.poll(WORKER, DeliveryId(id(8)), true, now), Polled::Wait(_)));
+    assert!(fleet.drain(WORKER).is_empty());
+}
+
+#[test]
+fn a_lease_that_its_worker_came_back_without_is_neither_pushed_nor_fetched() {
+    let now = start();
+    let (mut fleet, line) = (fleet(2, now), Arc::<Line>::default());
+    fleet.adopt(&live(1), now);
+    fleet.remove(WORKER);
+    fleet.admit(&worker(2), TIMEOUT, now, now);
+    fleet.attach(line.attach(FIRST, 2, &[]), now).unwrap();
+    fleet.push(Box::new(assignment(1)));
+    assert!(line.take().is_empty());
+    fleet.unfetch(lease(1));
+    assert!(matches!(fleet.poll(WORKER, DeliveryId(id(7)), true, now), Polled::Wait(_)));
+    assert_eq!(fleet.orphans(), [(job(1), lease(1))]);
+}

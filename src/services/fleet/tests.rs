@@ -272,3 +272,54 @@ fn what_a_worker_says_of_itself_is_kept_until_it_says_something_else() {
     fleet.heartbeat(&Heartbeat { metadata: Some(empty.clone()), ..heartbeat(&[]) }, now).unwrap();
     assert_eq!(metadata(&mut fleet), Some(empty));
 }
+
+#[test]
+fn a_slot_reserved_on_a_worker_that_went_and_came_back_is_not_given_to_another_job() {
+    let (now, holder) = (start(), WorkerId(id(1)));
+    let mut fleet = fleet(1, now);
+    let poller = fleet.reserve(holder).unwrap();
+    fleet.remove(holder);
+    fleet.admit(&worker(1), TIMEOUT, now, now);
+    assert!(fleet.reserve(holder).is_none(), "the first assignment is on its way");
+    assert!(fleet.grant(assignment(1), poller, now));
+    assert_eq!(fleet.pool().free_slots(), 0);
+    fleet.release(LeaseId(id(101)), true);
+
+    let poller = fleet.reserve(holder).unwrap();
+    fleet.remove(holder);
+    fleet.unreserve(holder, poller);
+    fleet.admit(&worker(1), TIMEOUT, now, now);
+    assert_eq!(fleet.pool().free_slots(), 1, "it was given back while the worker was gone");
+}
+
+#[test]
+fn a_worker_that_was_leaving_and_fetches_a_job_is_offered_others_at_once() {
+    let now = start();
+    let mut fleet = fleet(2, now);
+    let poller = fleet.reserve(WorkerId(id(1))).unwrap();
+    assert!(fleet.grant(assignment(1), poller, now));
+    fleet.heartbeat(&Heartbeat { status: WorkerStatus::Offline, ..heartbeat(&[]) }, now).unwrap();
+    assert_eq!(fleet.pool().free_slots(), 0);
+    assert!(matches!(fleet.poll(WorkerId(id(1)), DeliveryId(id(7)), true, now), Polled::Fetch(_)));
+    assert_eq!(fleet.pool().free_slots(), 1);
+}
+
+#[test]
+fn a_job_that_runs_does_not_wait_to_be_fetched() {
+    let (now, holder) = (start(), WorkerId(id(1)));
+    let mut fleet = fleet(2, now);
+    let poller = fleet.reserve(holder).unwrap();
+    assert!(fleet.grant(assignment(1), poller, now));
+    fleet.mark_running(LeaseId(id(101)), now);
+    assert!(matches!(fleet.poll(holder, DeliveryId(id(7)), false, now), Polled::Wait(_)));
+
+    let poller = fleet.reserve(holder).unwrap();
+    assert!(fleet.grant(assignment(2), poller, now));
+    assert!(matches!(fleet.poll(holder, DeliveryId(id(7)), false, now), Polled::Fetch(_)));
+    fleet.mark_running(LeaseId(id(102)), now);
+    fleet.unfetch(LeaseId(id(102)));
+    assert!(matches!(fleet.poll(holder, DeliveryId(id(7)), false, now), Polled::Wait(_)));
+    let leaving = Heartbeat { status: WorkerStatus::Offline, ..heartbeat(&[1, 2]) };
+    assert!(fleet.heartbeat(&leaving, now).unwrap().1.is_empty());
+    assert!(fleet.drain(holder).is_empty());
+}

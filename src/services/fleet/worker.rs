@@ -247,8 +247,7 @@ impl FleetWorker {
     }
 
     /// Gives a reserved call back.
-    pub(super) fn unreserve(&mut self, poller: Option<Poller>) {
-        self.reserved = self.reserved.saturating_sub(1);
+    pub(super) fn give_back(&mut self, poller: Option<Poller>) {
         if let Way::Polls(polls) = &mut self.way {
             polls.pollers.extend(poller);
         }
