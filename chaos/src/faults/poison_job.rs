@@ -13,8 +13,8 @@ use super::{Fault, Needs, Strike, Struck, Subject};
 use crate::history::{Outcome, Request};
 use crate::workload::{Plan, Workload, outcome_of};
 
-/// Longest wait for its end.
-const ENDS_WITHIN: Duration = Duration::from_secs(120);
+/// Longest wait for its end: ten silent workers may have to be given up, one after the other.
+const ENDS_WITHIN: Duration = Duration::from_secs(180);
 /// Longest wait for the answer to its submission.
 const ANSWER_WITHIN: Duration = Duration::from_secs(6);
 /// How long dead workers stay away.
@@ -57,7 +57,9 @@ async fn poison(mut strike: Strike) -> Struck {
     if ended.is_err() {
         // It must not go on killing workers when this is over.
         let url = format!("http://{}/api/v1/jobs/{job}", cluster.rest(replica));
-        let _ = cluster.http.delete(url).bearer_auth(&cluster.tokens().submitter).send().await;
+        let send = cluster.http.delete(url).bearer_auth(&cluster.tokens().submitter).timeout(ANSWER_WITHIN);
+        let cancel = Request::Cancel { job };
+        strike.recorder.call("poisoner", replica, cancel, outcome_of(send)).await;
     }
     revive_all(&strike).await;
     strike.heals();

@@ -113,7 +113,7 @@ impl World {
             id: name(who),
             draining: row.draining,
             heartbeat_interval_seconds: row.interval,
-            consecutive_failures: row.failures.try_into().unwrap(),
+            consecutive_failures: row.failures.into(),
             ..worker(row.slots)
         };
         self.fleet.admit(&registered, WORKER_TIMEOUT, heard, self.now);
