@@ -328,14 +328,18 @@ impl Reign {
         }
     }
 
-    /// Loops first, then what the batchers hold.
-    async fn drain(self) {
+    /// Loops first, then what the batchers hold. At once nothing new begins, and nothing more is handed to workers.
+    fn drain(self) -> impl Future<Output = ()> {
         self.loops.cancel();
         self.leader.dismiss();
         self.stage.stop.cancel();
         self.stage.tasks.close();
-        if tokio::time::timeout(DRAIN_WITHIN, self.stage.tasks.wait()).await.is_err() {
-            tracing::warn!("A former leader's batches did not finish in time; the fence takes care of them.");
+        async move {
+            if tokio::time::timeout(DRAIN_WITHIN, self.stage.tasks.wait()).await.is_err() {
+                tracing::warn!(
+                    "A former leader's batches did not finish in time; the fence takes care of them."
+                );
+            }
         }
     }
 }

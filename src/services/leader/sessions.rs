@@ -1,14 +1,16 @@
 //! What the leader does for workers' sessions.
 
-use tokio::sync::oneshot;
+use std::sync::Arc;
 
-use super::Leader;
+use tokio::sync::{oneshot, watch};
+
 use super::apply::reporter;
 use super::dispatch::assignment;
+use super::{End, Leader};
 use crate::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::transition::JobEvent;
 use crate::security::Caller;
-use crate::services::command::{Applied, Attach, Hear};
+use crate::services::command::{Applied, Attach, Deliver, Delivery, Hear, Outlet};
 use crate::services::error::ServiceError;
 
 impl Leader {
@@ -22,6 +24,7 @@ impl Leader {
         let (core, worker) = (&self.core, attach.worker_id);
         self.admit_known(by, worker).await?;
         let now = core.now();
+        let attach = Attach { outlet: while_leading(attach.outlet, &core.end), ..attach };
         let found = core.fleet().attach(attach, now).ok_or_else(|| ServiceError::no_worker(worker))?;
         for lease in found.unsent {
             if let Some(job) = core.parts.database.assignment(lease).await? {
@@ -79,6 +82,67 @@ impl Leader {
     fn give_back(&self, leases: Vec<(JobId, LeaseId)>) {
         for (job, lease) in leases {
             drop(self.push_event(job, JobEvent::NotFetched { lease }, None));
+        }
+    }
+}
+
+/// The way to a session, as long as the leadership lasts. An assignment whose commit becomes known only afterwards is the
+/// next leader's to push, and may have been run by then.
+struct WhileLeading {
+    end: watch::Receiver<Option<End>>,
+    target: Arc<dyn Deliver>,
+}
+
+impl Deliver for WhileLeading {
+    fn deliver(&self, delivery: Delivery) -> bool {
+        self.end.borrow().is_none() && self.target.deliver(delivery)
+    }
+}
+
+fn while_leading(outlet: Outlet, end: &watch::Sender<Option<End>>) -> Outlet {
+    let guarded = |target| Arc::new(WhileLeading { end: end.subscribe(), target }) as Arc<dyn Deliver>;
+    match outlet {
+        Outlet::Nowhere => Outlet::Nowhere,
+        Outlet::Here(target) => Outlet::Here(guarded(target)),
+        Outlet::Elsewhere(target) => Outlet::Elsewhere(guarded(target)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::services::command::News;
+
+    #[derive(Default)]
+    struct Line(AtomicUsize);
+
+    impl Deliver for Line {
+        fn deliver(&self, _: Delivery) -> bool {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            true
+        }
+    }
+
+    #[test]
+    fn nothing_reaches_a_session_from_a_leadership_that_is_over() {
+        let (line, end) = (Arc::new(Line::default()), watch::Sender::new(None));
+        for outlet in [Outlet::Here, Outlet::Elsewhere] {
+            end.send_replace(None);
+            let outlet = while_leading(outlet(Arc::<Line>::clone(&line)), &end);
+            let deliver = || {
+                let news = News::Ended(JobId(Uuid::nil()), LeaseId(Uuid::nil()));
+                let (worker_id, session) = (WorkerId(Uuid::nil()), SessionId(Uuid::nil()));
+                outlet.deliver(Delivery { worker_id, session, news })
+            };
+            let before = line.0.load(Ordering::Relaxed);
+            assert!(deliver());
+            end.send_replace(Some(End::Over));
+            assert!(!deliver());
+            assert_eq!(line.0.load(Ordering::Relaxed), before + 1);
         }
     }
 }
