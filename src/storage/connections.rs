@@ -64,6 +64,11 @@ impl Connections {
         }
     }
 
+    /// How many there may be.
+    pub(super) fn capacity(&self) -> usize {
+        self.pool.options().get_max_connections() as usize
+    }
+
     /// A connection, to begin a transaction on.
     pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, Error> {
         self.pool.acquire().await

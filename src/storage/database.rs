@@ -52,6 +52,8 @@ const WRITE_SETTINGS: [(&str, &str); 9] = [
 
 /// Connections of each kind that a leader needs at once.
 const WARM: usize = 3;
+/// How long they may take to be opened: meanwhile others cannot have them.
+const WARM_WITHIN: Duration = Duration::from_secs(1);
 /// A connection that was idle for so long is tried before it is used.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// Pause between two questions whether PostgreSQL is there.
@@ -149,11 +151,13 @@ impl Database {
         Ok(())
     }
 
-    /// Opens connections ahead of a take-over, which would have to wait for each of them.
+    /// Opens connections ahead of a take-over, which would have to wait for each of them. They are held until all are open, so
+    /// at most half of each pool: the take-over itself must not wait for them.
     pub async fn warm_up(&self) {
-        let some = || (0..WARM).flat_map(|_| [&self.writes, &self.reads]).map(Connections::acquire);
-        // Held until all are open; those that fail will be missed later.
-        drop(join_all(some()).await);
+        let count = self.writes.capacity().min(self.reads.capacity()) / 2;
+        let some = (0..count.min(WARM)).flat_map(|_| [&self.writes, &self.reads]);
+        // What cannot be had in time will be missed later.
+        drop(tokio::time::timeout(WARM_WITHIN, join_all(some.map(Connections::acquire))).await);
     }
 
     /// Whether PostgreSQL answers.
