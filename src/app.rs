@@ -164,9 +164,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     };
     let control: Arc<dyn Control> = Arc::new(Group::of(node.clone()));
     let sessions = Arc::new(Sessions::default());
+    let close = CancellationToken::new();
+    tokio::spawn(forward::let_go(routes.clone(), Arc::clone(&sessions), close.clone()));
     let router = Router::new(routes, forwarding, Arc::clone(&ambient), Arc::clone(&sessions));
     let router = Arc::new(router.with_tracer(tracer.clone()));
-    let close = CancellationToken::new();
     tokio::spawn(forward::keep_attached(Arc::clone(&router), Arc::clone(&sessions), close.clone()));
     let services = Services::new(
         router,

@@ -29,7 +29,7 @@ const STREAM_WINDOW: u32 = 2 << 20;
 /// Receive window of a follower's connection, in bytes.
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// How often a silent follower is probed, and how long a probe may stay unanswered.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Runs followers' commands when this replica leads, and says that it does not lead otherwise.
 pub struct ForwardServer {
@@ -214,7 +214,8 @@ impl Exchange {
         self.running.spawn(async move {
             let outcome = stop.run_until_cancelled(run(leader, request.command, Outlet::default())).await;
             polls.abandon(id);
-            answers.push(id, &outcome.unwrap_or(Err(ServiceError::NoLeader)), Some(slot));
+            // A job may have been fetched for it; the same call finds it again.
+            answers.push(id, &outcome.unwrap_or(Err(ServiceError::OutcomeUnknown)), Some(slot));
         });
     }
 }

@@ -104,6 +104,8 @@ pub enum Closing {
     Removed,
     /// The replica is about to stop.
     Stopping,
+    /// The replica has known no leader for a while.
+    NoLeader,
 }
 
 impl Sessions {
@@ -178,13 +180,18 @@ impl Sessions {
 
     /// Ends all sessions and lets no new ones in: the replica is about to stop.
     pub fn stop(&self) {
-        let mut table = self.lock();
-        table.stopped = true;
-        let open = std::mem::take(&mut table.open);
-        drop(table);
+        self.lock().stopped = true;
+        self.send_on(Closing::Stopping);
+    }
+
+    /// Ends all sessions, so that their workers try other replicas. Answers how many there were.
+    pub fn send_on(&self, reason: Closing) -> usize {
+        let open = std::mem::take(&mut self.lock().open);
+        let sessions = open.len();
         for session in open.into_values() {
-            session.close(Closing::Stopping);
+            session.close(reason);
         }
+        sessions
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

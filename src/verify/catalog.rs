@@ -122,6 +122,9 @@ const RECONCILED: &str = "the leader's `reconcile_queue` looks every second; if 
      (`cortex cluster status`) or the leader cannot write to Redis: see its log, and `cortex cluster transfer`";
 const COMPARED: &str = "the leader's `reconcile_queue` compares every 10 s and sets it right; if it stays, delete the \
      queue's keys in Redis, all that begin with `queue.queue_prefix`, and the queue is rebuilt from PostgreSQL";
+const REGISTERED: &str = "the leader's `reconcile_queue` compares every 10 s and sets a place that is wrong right; a name \
+     that stands for no requirements stays: delete the queue's keys in Redis, all that begin with `queue.queue_prefix`, \
+     and the queue is rebuilt from PostgreSQL";
 const REBUILT: &str = "delete the queue's keys in Redis, all that begin with `queue.queue_prefix`: the leader's \
      `reconcile_queue` notices within a second and rebuilds the queue from PostgreSQL";
 const BY_HAND: &str = "`cortex jobs cancel ID`, and `cortex jobs retry ID` if it is to run; find out who has written \
@@ -258,7 +261,7 @@ pub static CHECKS: [Check; 29] = [
         Group::QueueState,
         "a set of jobs stands behind its best job in the registry of sets, so that the job is found too late, or has \
          a name that stands for no requirements",
-        COMPARED,
+        REGISTERED,
     ),
     drift(
         "claims_settled",

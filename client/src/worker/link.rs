@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rand::Rng;
+use rand::seq::SliceRandom;
 use tonic::{
     Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
@@ -17,9 +17,10 @@ use crate::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A replica that froze is noticed after the sum of the two at the latest.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A replica that froze is noticed after the sum of the two at the latest. By then the others have elected a leader, which
+/// gives nothing to a worker that is still with the one that froze.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(700);
 /// Inputs may be larger than tonic's default of 4 MiB.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
@@ -31,12 +32,13 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A link to one of the endpoints, picked at random to spread workers over the replicas.
+    /// A link to the endpoints, in an order of its own: so workers spread over the replicas, and those of a replica
+    /// that fails over the others.
     pub(super) fn new(endpoints: &[String], token: Option<&str>) -> Result<Self, WorkerError> {
-        let endpoints = endpoints.iter().map(|url| configure(url)).collect::<Result<Vec<_>, _>>()?;
+        let mut endpoints = endpoints.iter().map(|url| configure(url)).collect::<Result<Vec<_>, _>>()?;
+        endpoints.shuffle(&mut random::generator());
         let authorization = token.map(authorization).transpose()?;
-        let index = random::generator().random_range(0..endpoints.len());
-        Ok(Self { endpoints, authorization, index })
+        Ok(Self { endpoints, authorization, index: 0 })
     }
 
     /// Opens a session over a connection of its own.

@@ -225,6 +225,7 @@ impl Stream for SessionStream {
             }
             Err(Closing::Unknown) => Some(Err(status(ServiceError::no_worker(self.session.worker_id)))),
             Err(Closing::Stopping) => Some(Err(Status::unavailable("this replica is about to stop"))),
+            Err(Closing::NoLeader) => Some(Err(status(ServiceError::NoLeader))),
         })
     }
 }

@@ -19,7 +19,7 @@ pub use self::polls::Polled;
 pub use self::trust::Patience;
 use self::trust::Trust;
 pub use self::worker::Poller;
-use self::worker::{FleetLease, FleetWorker, Reached};
+use self::worker::{FleetLease, FleetWorker, Reached, Way};
 use super::command::{Assignment, News};
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::placement::Pool;
@@ -50,6 +50,15 @@ impl Fleet {
     /// Nobody yet.
     pub fn new(patience: Patience) -> Self {
         Self { patience, ..Self::default() }
+    }
+
+    /// Takes a worker in that is registered and has not been heard of by this leader. It gets nothing before it is.
+    pub fn recall(&mut self, worker: &Worker, worker_timeout: Duration, heard: Instant, now: Instant) {
+        self.admit(worker, worker_timeout, heard, now);
+        if let Some(worker) = self.workers.get_mut(&worker.id) {
+            worker.way = Way::Nowhere;
+        }
+        self.refresh(worker.id);
     }
 
     /// Takes a worker in, or takes its new registration over. Its leases stay until they are ended.

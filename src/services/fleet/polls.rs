@@ -108,6 +108,9 @@ impl Fleet {
         worker.last_heard = now;
         worker.changed = true;
         worker.usage = heartbeat.usage;
+        if matches!(worker.way, Way::Nowhere) {
+            worker.way = Way::default();
+        }
         match &heartbeat.metadata {
             Some(metadata) => worker.metadata = Some(metadata.clone()),
             None => drop(worker.metadata.get_or_insert_default()),

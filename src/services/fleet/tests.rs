@@ -64,6 +64,27 @@ fn heartbeat(jobs: &[u128]) -> Heartbeat {
 }
 
 #[test]
+fn a_worker_that_this_leader_has_not_heard_of_gets_nothing_until_it_shows_itself() {
+    let now = start();
+    let who = WorkerId(id(1));
+    let recalled = || {
+        let mut fleet = Fleet::default();
+        fleet.recall(&worker(2), TIMEOUT, now, now);
+        assert!(fleet.reserve(who).is_none(), "it may be gone");
+        fleet
+    };
+    let mut fleet = recalled();
+    fleet.heartbeat(&heartbeat(&[]), now);
+    assert!(fleet.reserve(who).is_some());
+    let mut fleet = recalled();
+    assert!(matches!(fleet.poll(who, DeliveryId(id(7)), true, now), Polled::Wait(_)));
+    assert!(fleet.reserve(who).is_some());
+    let mut fleet = recalled();
+    fleet.admit(&worker(2), TIMEOUT, now, now);
+    assert!(fleet.reserve(who).is_some(), "it registered anew");
+}
+
+#[test]
 fn a_call_that_waits_gets_the_job_and_the_same_call_gets_it_again() {
     let now = start();
     let mut fleet = fleet(1, now);

@@ -54,7 +54,7 @@ pub(super) enum Way {
     Polls(Polls),
     /// They are pushed.
     Session(Attached),
-    /// Its session has ended; it is about to open another one, or gone.
+    /// Its session has ended, or this leader has not heard of it yet: it is about to show itself, or gone.
     Nowhere,
 }
 

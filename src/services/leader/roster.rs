@@ -64,7 +64,7 @@ impl Leader {
             return Err(ServiceError::Conflict(Conflict::Removed(id.to_string())));
         }
         let now = core.now();
-        core.fleet().admit(&worker, core.parts.worker_timeout, now, now);
+        core.fleet().recall(&worker, core.parts.worker_timeout, now, now);
         tracing::info!(worker_id = %id, "A worker that had gone silent is back.");
         Ok(())
     }

@@ -113,7 +113,7 @@ async fn load(parts: &LeaderParts) -> Result<(Fleet, i64), StorageError> {
         if worker.status != WorkerStatus::Offline || holders.contains(&worker.id) {
             let silent_for = (now - worker.last_heartbeat).to_std().unwrap_or_default();
             let heard = here.checked_sub(silent_for).unwrap_or(here);
-            fleet.admit(worker, parts.worker_timeout, heard, here);
+            fleet.recall(worker, parts.worker_timeout, heard, here);
         }
     }
     for lease in &leases {

@@ -25,7 +25,7 @@ impl World {
             Step::ComeBack(who) => {
                 let may = self.rows[who].as_ref().is_some_and(|row| !row.removed);
                 if may && !self.members.contains_key(&who) {
-                    self.admit(who, self.now);
+                    self.admit(who, self.now, Fleet::recall);
                 }
             }
             Step::Touch(who) => {
@@ -102,11 +102,16 @@ impl World {
         let (draining, removed, failures, heard) = (false, false, 0, self.now);
         self.rows[who] = Some(Row { slots, interval, draining, removed, failures, heard });
         let lost = self.fleet.leases_of(name(who));
-        self.admit(who, self.now);
+        self.admit(who, self.now, Fleet::admit);
         lost.into_iter().for_each(|(_, lease)| self.release(lease, false));
     }
 
-    fn admit(&mut self, who: usize, heard: Instant) {
+    fn admit(
+        &mut self,
+        who: usize,
+        heard: Instant,
+        admit: fn(&mut Fleet, &Worker, Duration, Instant, Instant),
+    ) {
         let row = self.rows[who].as_mut().unwrap();
         row.heard = heard;
         let registered = Worker {
@@ -116,7 +121,7 @@ impl World {
             consecutive_failures: row.failures.into(),
             ..worker(row.slots)
         };
-        self.fleet.admit(&registered, WORKER_TIMEOUT, heard, self.now);
+        admit(&mut self.fleet, &registered, WORKER_TIMEOUT, heard, self.now);
         let grace = self.now + Duration::from_secs(row.interval.into()).min(WORKER_TIMEOUT);
         let standing = match row.failures {
             0..2 => Standing::Trusted,
@@ -428,7 +433,7 @@ impl World {
         let holders: BTreeSet<usize> = self.leases.values().map(|lease| lease.who).collect();
         for who in known.union(&holders) {
             let heard = self.rows[*who].as_ref().unwrap().heard;
-            self.admit(*who, heard);
+            self.admit(*who, heard, Fleet::recall);
         }
         for (id, lease) in &mut self.leases {
             let expires_in = lease.deadline.saturating_duration_since(self.now);
