@@ -1,6 +1,7 @@
 //! One replica, put together from its parts and taken apart in order.
 
 mod listeners;
+mod send_on;
 mod stores;
 
 use std::net::SocketAddr;
@@ -20,7 +21,6 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use self::listeners::{grpc_tls, listen, serve};
 use self::stores::{open_database, open_queue};
 pub(crate) use self::stores::{options as database_options, queue};
-use crate::api::grpc::ServingStatus;
 use crate::api::{self, Api, Gate, Observe};
 use crate::config::Config;
 use crate::domain::ambient::{Ambient, System};
@@ -164,10 +164,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     };
     let control: Arc<dyn Control> = Arc::new(Group::of(node.clone()));
     let sessions = Arc::new(Sessions::default());
-    let close = CancellationToken::new();
-    tokio::spawn(forward::let_go(routes.clone(), Arc::clone(&sessions), close.clone()));
     let router = Router::new(routes, forwarding, Arc::clone(&ambient), Arc::clone(&sessions));
     let router = Arc::new(router.with_tracer(tracer.clone()));
+    let close = CancellationToken::new();
     tokio::spawn(forward::keep_attached(Arc::clone(&router), Arc::clone(&sessions), close.clone()));
     let services = Services::new(
         router,
@@ -222,7 +221,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     };
     let mut leading = tokio::spawn(leadership::run(parts));
     let (servers, serving) = serve(api, listeners.http, listeners.grpc, tls.as_ref(), &close).await?;
-    tokio::spawn(close_when_removed(node.clone(), Arc::clone(&sessions), serving));
+    tokio::spawn(send_on::when_removed(node.clone(), Arc::clone(&sessions), serving));
+    let group = node.clone();
+    tokio::spawn(send_on::without_leader(
+        node.leadership(),
+        move || group.status().members.len() > 1,
+        Arc::clone(&sessions),
+        config.cluster.election_timeout.1,
+        close.clone(),
+    ));
     tracing::info!(node_id = config.cluster.node_id, http = %config.http_listen(), grpc = %config.grpc_listen(),
         "The replica is up.");
 
@@ -342,19 +349,6 @@ fn cluster_config(config: &Config, tls: Option<&PeerTls>) -> ClusterConfig {
 fn job_defaults(config: &Config) -> JobDefaults {
     let timeout = u32::try_from(config.scheduler.job_timeout_default.as_secs()).unwrap_or(u32::MAX);
     JobDefaults { retry: config.retry.into(), timeout_seconds: timeout }
-}
-
-/// Sends workers on to other replicas once this one is no member any more.
-async fn close_when_removed(node: Node, sessions: Arc<Sessions>, serving: ServingStatus) {
-    let mut leadership = node.leadership();
-    let removed = |now: &Leadership| matches!(now, Leadership::Stopped { removed: true, .. });
-    if leadership.wait_for(removed).await.is_ok() {
-        tracing::error!(
-            "This replica was removed from the cluster; it serves nobody any more and can be stopped."
-        );
-        sessions.stop();
-        serving.set(false).await;
-    }
 }
 
 /// Waits until this replica leads no more and another one has claimed the leadership, for which it may need this one's

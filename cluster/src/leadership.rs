@@ -98,6 +98,8 @@ struct Seen {
     now: Instant,
     /// The term in which openraft holds this replica for the leader.
     leads: Option<u64>,
+    /// That term, and when it was first seen.
+    elected: Option<(u64, Instant)>,
     /// When the last message that a quorum answered was sent.
     acked: Option<Instant>,
     /// The leader heard within its lease, and until when.
@@ -126,7 +128,9 @@ fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
         return Verdict { publish, claim: None, propose: false, speaks: true, until };
     };
     let claim = claim.filter(|claim| claim.term == term);
-    let proven = seen.acked.max(claim.map(|claim| claim.proven));
+    // A quorum has voted for it, which is an answer too.
+    let elected = seen.elected.map(|(_, at)| at);
+    let proven = seen.acked.max(claim.map(|claim| claim.proven)).max(elected);
     let stale_at = proven.map(|proven| proven + lease / 2);
     let lost_at = proven.map(|proven| proven + lease);
     let lost = lost_at.is_some_and(|at| at <= seen.now);
@@ -183,9 +187,12 @@ impl Watcher {
         let mut claim: Option<Claim> = None;
         let mut proposal: Option<oneshot::Receiver<Option<Claim>>> = None;
         let mut speaks = true;
+        let mut elected = None;
         loop {
             let role = roles.borrow_watched().clone();
-            let verdict = judge(&self.look(&role), claim, self.lease);
+            let seen = self.look(&role, elected);
+            elected = seen.elected;
+            let verdict = judge(&seen, claim, self.lease);
             claim = verdict.claim;
             self.show(verdict.publish);
             if std::mem::replace(&mut speaks, verdict.speaks) != verdict.speaks {
@@ -213,10 +220,11 @@ impl Watcher {
         }
     }
 
-    fn look(&self, role: &Role) -> Seen {
+    fn look(&self, role: &Role, elected: Option<(u64, Instant)>) -> Seen {
         let now = Instant::now();
         let membership = role.membership_config.membership();
         let leads = (role.state == ServerState::Leader).then_some(role.vote.leader_id.term);
+        let elected = leads.map(|term| elected.filter(|(of, _)| *of == term).unwrap_or((term, now)));
         let alone = membership.voter_ids().all(|id| id == self.node_id);
         let acked = match leads {
             Some(_) if alone => Some(now),
@@ -229,7 +237,7 @@ impl Watcher {
             let addresses = membership.get_node(&id).cloned().unwrap_or_default();
             (Leader { id, addresses }, until)
         });
-        Seen { now, leads, acked, follows }
+        Seen { now, leads, elected, acked, follows }
     }
 
     fn last_acked(&self, now: Instant) -> Option<Instant> {
@@ -348,7 +356,7 @@ mod tests {
     }
 
     fn seen(now: Instant, leads: Option<u64>, acked: Option<Instant>) -> Seen {
-        Seen { now, leads, acked, follows: None }
+        Seen { now, leads, elected: None, acked, follows: None }
     }
 
     fn claim(term: u64, proven: Instant) -> Claim {
@@ -413,6 +421,18 @@ mod tests {
             judge(&seen(millis(start, 900), None, None), None, LEASE).speaks,
             "a follower's business is its own"
         );
+    }
+
+    #[test]
+    fn a_leader_that_no_quorum_ever_answers_is_silent_too() {
+        let start = Instant::now();
+        let at = |now| Seen { elected: Some((5, start)), ..seen(millis(start, now), Some(5), None) };
+        let first = judge(&at(299), None, LEASE);
+        assert!(first.speaks && first.propose);
+        let lost = judge(&at(300), None, LEASE);
+        assert!(!lost.speaks && !lost.propose);
+        let answered = Seen { acked: Some(millis(start, 400)), ..at(401) };
+        assert!(judge(&answered, None, LEASE).propose);
     }
 
     #[test]

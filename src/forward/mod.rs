@@ -25,7 +25,7 @@ mod server;
 pub mod wire;
 
 pub use config::{ForwardConfig, Limits};
-pub use relay::{keep_attached, let_go};
+pub use relay::keep_attached;
 pub use route::Route;
 pub use router::Router;
 pub use server::{ForwardServer, tune};

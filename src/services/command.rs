@@ -85,8 +85,8 @@ pub enum Answer {
     PollJob(Option<Box<Assignment>>),
     /// Those of the leases that the worker holds which are not live.
     Attach(Vec<(JobId, LeaseId)>),
-    /// What came of each event.
-    Hear(Vec<Result<Applied, ServiceError>>),
+    /// What came of the message.
+    Hear(Heard),
     /// Done, or already so.
     Detach,
     /// What came of the change.
@@ -279,6 +279,15 @@ pub struct Hear {
     pub events: Vec<(JobId, JobEvent)>,
     /// What it says of itself, if it did.
     pub pulse: Option<Pulse>,
+}
+
+/// What came of a message on a session.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Heard {
+    /// What came of each event.
+    pub outcomes: Vec<Result<Applied, ServiceError>>,
+    /// Whether jobs are pushed to the worker. If not, its session has to be attached anew.
+    pub is_attached: bool,
 }
 
 /// What a worker says of itself on its session.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::command::{
-    Accepted, Answer, Applied, Assignment, Command, Commands, Hear, Heartbeat, HeartbeatAnswer, PollJob,
-    Pulse, SubmitOnce, Submitted,
+    Accepted, Answer, Applied, Assignment, Command, Commands, Hear, Heard, Heartbeat, HeartbeatAnswer,
+    PollJob, Pulse, SubmitOnce, Submitted,
 };
 use super::control::Control;
 use super::error::ServiceError;
@@ -259,15 +259,20 @@ impl Services {
     /// Takes what a worker said on its session. Answers what came of each report.
     pub async fn hear(
         &self,
-        session: &Session,
+        of: &Session,
         granted: u64,
         events: Vec<(JobId, JobEvent)>,
         pulse: Option<Pulse>,
     ) -> Result<Vec<Result<Applied>>> {
-        let (worker_id, session, by) = (session.worker_id, session.id, session.by.clone());
+        let (worker_id, session, by) = (of.worker_id, of.id, of.by.clone());
         let hear = Hear { worker_id, session, granted, events, pulse };
         match self.commands.execute(by, Command::Hear(hear)).await? {
-            Answer::Hear(outcomes) => Ok(outcomes),
+            Answer::Hear(Heard { outcomes, is_attached }) => {
+                if !is_attached {
+                    self.sessions.attach_anew(of);
+                }
+                Ok(outcomes)
+            }
             _ => Err(ServiceError::Internal),
         }
     }

@@ -40,6 +40,8 @@ const MOST_ANSWERS: usize = 16_384;
 #[derive(Default)]
 pub struct Sessions {
     table: Mutex<Table>,
+    /// Says that a session has to be attached anew.
+    came_off: Notify,
 }
 
 #[derive(Default)]
@@ -171,6 +173,17 @@ impl Sessions {
         if let Some(session) = open.filter(|session| session.id == attach.session) {
             *attach = session.standing();
         }
+    }
+
+    /// Has a session attached again that the leader has dropped: it had given the worker up, which spoke after all.
+    pub fn attach_anew(&self, session: &Session) {
+        session.attached.store(0, Ordering::Release);
+        self.came_off.notify_one();
+    }
+
+    /// Resolves when a session has to be attached anew. For one caller. Cancel safe.
+    pub async fn came_off(&self) {
+        self.came_off.notified().await;
     }
 
     /// All sessions that are open.

@@ -3,8 +3,11 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use cortex::dev::Signal;
 use cortex_client::proto::JobCompletion;
 use cortex_client::proto::job_service_client::JobServiceClient;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use serde_json::json;
 use tokio::process::{Child, Command};
 use uuid::Uuid;
@@ -112,6 +115,20 @@ async fn the_jobs_of_a_dead_worker_follow_their_policy_and_its_late_reports_chan
     assert_ne!(attempts[1].3, worker);
     let attempts = scene.attempts_of(given_up).await;
     assert_eq!((attempts.len(), &attempts[0].2), (1, &lost));
+}
+
+#[tokio::test]
+async fn a_worker_that_was_given_up_and_speaks_again_on_the_same_session_gets_jobs_again() {
+    let scene = Scene::with(|builder, _| builder.set("scheduler.worker_timeout=3")).await;
+    let worker = scene.worker_process("paused", "echo '{}'");
+    let offline = "SELECT count(*) FROM workers WHERE status = 'offline'";
+    until("it has registered", async || scene.count("SELECT count(*) FROM workers").await == 1).await;
+    let signal = |signal| kill(Pid::from_raw(worker.id().unwrap().cast_signed()), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    until("it is given up", async || scene.count(offline).await == 1).await;
+    signal(Signal::SIGCONT);
+    let job = accepted(&scene.http, scene.cluster.http(0), json!({})).await;
+    scene.is(job, "completed").await;
 }
 
 #[tokio::test]

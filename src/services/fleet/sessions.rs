@@ -19,6 +19,15 @@ pub struct AttachedTo {
     pub lost: Vec<(JobId, LeaseId)>,
 }
 
+/// What a message on a session shows.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Whether jobs are pushed to the worker, on this session or a newer one.
+    pub is_attached: bool,
+    /// Leases that the worker will not run, because it is leaving.
+    pub left_behind: Vec<(JobId, LeaseId)>,
+}
+
 impl Fleet {
     /// Lets a session take the worker's jobs from now on, and settles which leases it has. `None` if the
     /// worker is not known here.
@@ -90,8 +99,7 @@ impl Fleet {
     }
 
     /// Takes what a worker granted, and said of itself, on its session. What a session says that another one
-    /// has replaced shows only that the worker is there. Answers leases that it will not run, because it is
-    /// leaving.
+    /// has replaced shows only that the worker is there.
     pub fn hear(
         &mut self,
         worker_id: WorkerId,
@@ -99,12 +107,14 @@ impl Fleet {
         granted: u64,
         pulse: Option<Pulse>,
         now: Instant,
-    ) -> Vec<(JobId, LeaseId)> {
-        let Some(worker) = self.workers.get_mut(&worker_id) else { return Vec::new() };
+    ) -> Said {
+        let Some(worker) = self.workers.get_mut(&worker_id) else { return Said::default() };
         worker.last_heard = now;
+        let mut is_attached = false;
         if let Way::Session(attached) = &mut worker.way {
+            is_attached = true;
             if attached.session != session {
-                return Vec::new();
+                return Said { is_attached, ..Said::default() };
             }
             attached.credits.granted = attached.credits.granted.max(granted);
         }
@@ -117,7 +127,8 @@ impl Fleet {
             worker.loaded_models = loaded_models.into_iter().collect();
         }
         self.refresh(worker_id);
-        if said { self.left_behind(worker_id) } else { Vec::new() }
+        let left_behind = if said { self.left_behind(worker_id) } else { Vec::new() };
+        Said { is_attached, left_behind }
     }
 
     /// The session has ended, with these leases of which the worker may know. What was pushed to it beside them

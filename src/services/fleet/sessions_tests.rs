@@ -227,7 +227,9 @@ fn a_newer_session_takes_over_and_the_older_one_is_told() {
     fleet.attach(new.attach(SECOND, 2, &[]), now).unwrap();
     assert_eq!(old.take(), ["first: replaced"]);
     // What comes late of the old one changes nothing.
-    assert!(fleet.hear(WORKER, FIRST, 9, Some(pulse(WorkerStatus::Offline, &[])), now).is_empty());
+    assert!(
+        fleet.hear(WORKER, FIRST, 9, Some(pulse(WorkerStatus::Offline, &[])), now).left_behind.is_empty()
+    );
     assert!(fleet.detach(WORKER, FIRST, &HashSet::new()).is_empty());
     assert_eq!(slots(&mut fleet), 2);
     assign(&mut fleet, 1, now);
@@ -314,7 +316,7 @@ fn what_a_worker_says_of_itself_counts_from_its_pulse_on() {
     assert_eq!(fleet.pool().with_model(group, "m"), None);
     let usage = Usage { cpu_usage_percent: Some(50.0), ..Usage::default() };
     let said = Pulse { usage, ..pulse(WorkerStatus::Idle, &["m", "n"]) };
-    assert!(fleet.hear(WORKER, FIRST, 2, Some(said), later).is_empty());
+    assert!(fleet.hear(WORKER, FIRST, 2, Some(said), later).left_behind.is_empty());
     assert_eq!(fleet.pool().with_model(group, "m"), Some(WORKER));
     let vitals = fleet.take_vitals(later);
     assert_eq!((vitals.len(), vitals[0].usage), (1, usage));
@@ -327,16 +329,31 @@ fn what_a_worker_says_of_itself_counts_from_its_pulse_on() {
 }
 
 #[test]
+fn a_worker_that_was_given_up_and_speaks_on_its_session_is_not_attached_until_it_is_attached_anew() {
+    let now = start();
+    let (mut fleet, line) = (fleet(2, now), Arc::<Line>::default());
+    fleet.attach(line.attach(FIRST, 2, &[]), now).unwrap();
+    assert!(fleet.hear(WORKER, FIRST, 2, None, now).is_attached);
+    fleet.remove(WORKER);
+    fleet.recall(&worker(2), TIMEOUT, now, now);
+    assert!(!fleet.hear(WORKER, FIRST, 2, None, now).is_attached);
+    assert_eq!(slots(&mut fleet), 0);
+    fleet.attach(line.attach(SECOND, 2, &[]), now).unwrap();
+    assert!(fleet.hear(WORKER, FIRST, 2, None, now).is_attached, "on the newer one");
+    assert_eq!(slots(&mut fleet), 2);
+}
+
+#[test]
 fn a_leaving_worker_gives_back_what_has_not_reached_it_and_keeps_the_rest() {
     let now = start();
     let (mut fleet, line) = (fleet(3, now), Arc::<Line>::default());
     fleet.adopt(&live(2), now);
     fleet.attach(line.attach(FIRST, 3, &[]), now).unwrap();
     assign(&mut fleet, 1, now);
-    let given_back = fleet.hear(WORKER, FIRST, 3, Some(pulse(WorkerStatus::Busy, &[])), now);
-    assert!(given_back.is_empty(), "it stays");
-    let given_back = fleet.hear(WORKER, FIRST, 3, Some(pulse(WorkerStatus::Offline, &[])), now);
-    assert_eq!(given_back, [(job(2), lease(2))]);
+    let said = fleet.hear(WORKER, FIRST, 3, Some(pulse(WorkerStatus::Busy, &[])), now);
+    assert!(said.left_behind.is_empty(), "it stays");
+    let said = fleet.hear(WORKER, FIRST, 3, Some(pulse(WorkerStatus::Offline, &[])), now);
+    assert_eq!(said.left_behind, [(job(2), lease(2))]);
     assert_eq!(slots(&mut fleet), 0);
     let kept: BTreeSet<_> = fleet.leases_of(WORKER).into_iter().collect();
     assert_eq!(kept, BTreeSet::from([(job(1), lease(1)), (job(2), lease(2))]), "until that is committed");
@@ -352,8 +369,8 @@ fn what_a_leaving_worker_cannot_know_of_is_given_back_when_its_session_ends() {
     }
     fleet.mark_running(lease(1), now);
     let under_way = fleet.reserve(WORKER).unwrap();
-    let given_back = fleet.hear(WORKER, FIRST, 4, Some(pulse(WorkerStatus::Offline, &[])), now);
-    assert!(given_back.is_empty(), "all of them were pushed");
+    let said = fleet.hear(WORKER, FIRST, 4, Some(pulse(WorkerStatus::Offline, &[])), now);
+    assert!(said.left_behind.is_empty(), "all of them were pushed");
     let given_back = fleet.detach(WORKER, FIRST, &HashSet::from([lease(2)]));
     assert_eq!(given_back, [(job(3), lease(3))], "the first runs, of the second it may know");
     fleet.release(lease(3), true);

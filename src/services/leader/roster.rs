@@ -64,8 +64,12 @@ impl Leader {
             return Err(ServiceError::Conflict(Conflict::Removed(id.to_string())));
         }
         let now = core.now();
-        core.fleet().recall(&worker, core.parts.worker_timeout, now, now);
-        tracing::info!(worker_id = %id, "A worker that had gone silent is back.");
+        let mut fleet = core.fleet();
+        // Another call of its may have been faster, and have attached its session.
+        if !fleet.knows(id) {
+            fleet.recall(&worker, core.parts.worker_timeout, now, now);
+            tracing::info!(worker_id = %id, "A worker that had gone silent is back.");
+        }
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use super::{End, Leader};
 use crate::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
 use crate::domain::transition::JobEvent;
 use crate::security::Caller;
-use crate::services::command::{Applied, Attach, Deliver, Delivery, Hear, Outlet};
+use crate::services::command::{Attach, Deliver, Delivery, Hear, Heard, Outlet};
 use crate::services::error::ServiceError;
 
 impl Leader {
@@ -41,17 +41,13 @@ impl Leader {
         Ok(found.ended)
     }
 
-    /// Takes what a worker said on its session; answers what came of each report.
-    pub(super) async fn hear(
-        &self,
-        by: &Caller,
-        hear: Hear,
-    ) -> Result<Vec<Result<Applied, ServiceError>>, ServiceError> {
+    /// Takes what a worker said on its session.
+    pub(super) async fn hear(&self, by: &Caller, hear: Hear) -> Result<Heard, ServiceError> {
         let Hear { worker_id, session, granted, events, pulse } = hear;
         self.admit_known(by, worker_id).await?;
         let core = &self.core;
-        let given_back = core.fleet().hear(worker_id, session, granted, pulse, core.now());
-        self.give_back(given_back);
+        let said = core.fleet().hear(worker_id, session, granted, pulse, core.now());
+        self.give_back(said.left_behind);
         core.nudges.schedule.notify_one();
         let mut answers = Vec::with_capacity(events.len());
         for (job, event) in events {
@@ -70,7 +66,7 @@ impl Leader {
                 Err(error) => Err(error),
             });
         }
-        Ok(outcomes)
+        Ok(Heard { outcomes, is_attached: said.is_attached })
     }
 
     pub(super) fn detach(&self, worker: WorkerId, session: SessionId, held: Vec<LeaseId>) {

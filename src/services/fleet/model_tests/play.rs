@@ -416,14 +416,14 @@ impl World {
         let ignored = matches!(self.fleet.workers.get(&name(who)).map(|worker| &worker.way),
             Some(Way::Session(attached)) if attached.session != session);
         let pulse = status.map(|status| Pulse { status, usage: Usage::default(), loaded_models: Vec::new() });
-        let given_back = self.fleet.hear(name(who), session, granted, pulse, self.now);
+        let said = self.fleet.hear(name(who), session, granted, pulse, self.now);
         self.heard(who);
         if !ignored && let Some(member) = self.members.get_mut(&who) {
             member.status = status.unwrap_or(member.status);
             let session = self.sessions.get_mut(&who).unwrap();
             session.granted = session.granted.max(granted);
         }
-        self.given_back(who, given_back, granted > 2)
+        self.given_back(who, said.left_behind, granted > 2)
     }
 
     fn take_over(&mut self) {
