@@ -9,6 +9,7 @@ pub mod draw;
 pub mod faults;
 pub mod history;
 pub mod measures;
+pub mod monitor;
 pub mod planted;
 pub mod power_cut;
 pub mod report;

@@ -16,6 +16,7 @@ use crate::cluster::{Cluster, ClusterOptions, Error, NetworkKind};
 use crate::draw::Draw;
 use crate::faults::{self, Fault};
 use crate::history::{self, Record, Recorder, RunInfo, Stage};
+use crate::monitor;
 use crate::workload::{Size, Workload};
 
 /// Time between two looks at the views of the group and at the counters.
@@ -67,6 +68,7 @@ pub async fn run(options: &RunOptions) -> Result<(), Error> {
     for index in 0..cluster.size() {
         watchers.spawn(watch_views(Arc::clone(&cluster), Arc::clone(&recorder), index, watching.clone()));
     }
+    watchers.spawn(monitor::watch(Arc::clone(&cluster), Arc::clone(&recorder), watching.clone()));
     watchers.spawn(watch_depth(Arc::clone(&cluster), Arc::clone(&recorder), watching.clone()));
 
     let workload = Workload::start(&cluster, &recorder, options.seed, &options.size);

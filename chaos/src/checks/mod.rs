@@ -20,6 +20,7 @@ mod s08_bounded;
 mod s09_not_early;
 mod s10_cancel;
 mod s11_fence;
+mod s11_fence_redis;
 mod s12_raft;
 mod s13_redis_no_authority;
 mod s14_order;
@@ -64,7 +65,7 @@ pub enum Verdict {
 
 /// A promise.
 pub struct Promise {
-    /// S1 to S16, L1 to L5, W1, V1.
+    /// S1 to S16, S11R, L1 to L5, W1, V1.
     pub id: &'static str,
     /// In two or three words.
     pub name: &'static str,
@@ -84,7 +85,7 @@ enum Judge {
 /// A promise and what is said of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Judgement {
-    /// S1 to S16, L1 to L5, W1, V1.
+    /// S1 to S16, S11R, L1 to L5, W1, V1.
     pub promise: String,
     /// What is said.
     #[serde(flatten)]
@@ -104,6 +105,7 @@ pub const PROMISES: &[Promise] = &[
     s09_not_early::PROMISE,
     s10_cancel::PROMISE,
     s11_fence::PROMISE,
+    s11_fence_redis::PROMISE,
     s12_raft::PROMISE,
     s13_redis_no_authority::PROMISE,
     s14_order::PROMISE,

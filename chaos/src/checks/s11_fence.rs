@@ -4,7 +4,7 @@
 //! fence. The transaction holds the fence's lock shared until it ends, and taking over holds it alone: so all notes of
 //! an epoch have smaller numbers than those of the next one, and the epoch beside them cannot change meanwhile.
 //!
-//! Of Redis the history says only what S13 asks: what a former leader leaves there breaks nothing.
+//! Redis has a fence of its own, which [`super::s11_fence_redis`] judges.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use super::{Judge, Promise, Verdict};
 pub(super) const PROMISE: Promise = Promise {
     id: "S11",
     name: "fence",
-    text: "no scheduling write of epoch E commits after the first write of an epoch > E",
+    text: "no scheduling write of epoch E commits in PostgreSQL after the first write of an epoch > E",
     judge: Judge::Alone(judge),
 };
 

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::evidence::Evidence;
 use super::{Judge, Promise, Verdict};
 use crate::history::{
-    Act, Audit, Call, Ending, Execution, FaultRun, Final, History, Job, Key, Outcome, Request, RunInfo, Says,
-    Seen, Stage, View, Write,
+    Act, Audit, Call, Ending, Execution, FaultRun, Final, History, Job, Key, Outcome, RedisAct, Request,
+    RunInfo, Says, Seen, Stage, View, Write,
 };
 
 pub(super) struct Story(History);
@@ -105,6 +105,7 @@ impl Story {
             views: Vec::new(),
             depths: Vec::new(),
             queues: Vec::new(),
+            redis: Vec::new(),
             stages: Vec::new(),
             last: Some(Final::default()),
             verify: None,
@@ -274,6 +275,11 @@ impl Story {
     pub fn write(&mut self, writer: Option<i64>, current: Option<i64>) {
         let writes = &mut self.last().writes;
         writes.push(Write { id: writes.len() as i64 + 1, relation: "jobs".to_owned(), writer, current });
+    }
+
+    pub fn redis(&mut self, at: u64, act: RedisAct) -> &mut Self {
+        self.0.redis.push((at * 1000, act));
+        self
     }
 
     pub fn began(job: u64, number: u64, attempt: i32) -> Act {

@@ -34,6 +34,11 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Prefix of all keys in Redis.
 pub const QUEUE: &str = "cortex";
 
+/// The name of one of the ready queue's keys.
+pub fn queue_key(name: &str) -> String {
+    format!("{QUEUE}:{{{QUEUE}}}:{name}")
+}
+
 /// Replicas, stores and the network.
 pub struct Cluster {
     /// The replicas, addressed by index, from 0; their ids count from 1.

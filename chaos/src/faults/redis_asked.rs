@@ -3,7 +3,8 @@
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, FromRedisValue};
 
-use crate::cluster::{Cluster, QUEUE};
+use crate::cluster::Cluster;
+pub(super) use crate::cluster::queue_key as key;
 
 /// A connection past the relays that waits for answers as long as they take.
 ///
@@ -39,11 +40,6 @@ pub(super) async fn info(connection: &mut MultiplexedConnection, field: &str) ->
     let text: String = ask(connection, "INFO").await?;
     let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     value.map(|value| value.trim().to_owned()).ok_or_else(|| format!("Redis does not tell {field}"))
-}
-
-/// The name of one of the ready queue's keys.
-pub(super) fn key(name: &str) -> String {
-    format!("{QUEUE}:{{{QUEUE}}}:{name}")
 }
 
 /// What marks the ready queue as whole; `None` while it is being rebuilt.

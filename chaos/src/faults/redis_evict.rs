@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::redis_asked::{ask, connect, info};
 use super::{Fault, Needs, Strike, Struck, Subject};
+use crate::monitor::Mark;
 
 /// Time between two looks at what was thrown away.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -27,9 +28,13 @@ async fn strike_redis(mut strike: Strike) -> Struck {
     let time = strike.draw.milliseconds(200, 2000);
     let mut connection = connect(&cluster).await?;
     let before = evicted(&mut connection).await?;
+    ask::<()>(&mut connection, &Mark::EvictionBegins.command()).await?;
     strike.begins(&[], false, format!("maxmemory below what is in use, for {} ms", time.as_millis()));
     let squeezed = squeeze(&mut connection, before, time).await;
-    let eased = ask::<()>(&mut connection, "CONFIG SET maxmemory 0 maxmemory-policy noeviction").await;
+    let mut eased = ask::<()>(&mut connection, "CONFIG SET maxmemory 0 maxmemory-policy noeviction").await;
+    if eased.is_ok() {
+        eased = ask::<()>(&mut connection, &Mark::EvictionEnds.command()).await;
+    }
     strike.heals();
     eased?;
     squeezed?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::last::Final;
-use super::record::{Act, Line, Outcome, Phase, Record, Request, Stage, View};
+use super::record::{Act, Line, Outcome, Phase, Record, RedisAct, Request, Stage, View};
 
 /// What was run: `run.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,6 +96,8 @@ pub struct History {
     pub depths: Vec<(u64, [i64; 4])>,
     /// When, how many jobs waited for a worker by PostgreSQL, and how many the ready queue held.
     pub queues: Vec<(u64, i64, i64)>,
+    /// What was seen in Redis' own stream of commands, in order.
+    pub redis: Vec<(u64, RedisAct)>,
     /// When each stretch of the run began.
     pub stages: Vec<(u64, Stage)>,
     /// What was in the stores at the end; `None` if the run did not get that far.
@@ -119,6 +121,7 @@ impl History {
             views: Vec::new(),
             depths: Vec::new(),
             queues: Vec::new(),
+            redis: Vec::new(),
             stages: Vec::new(),
             last: Final::read(folder)?,
             verify: match fs::read(folder.join("verify.json")) {
@@ -166,6 +169,7 @@ impl History {
                 self.depths.push((at, [pending, queued, active, finished]));
             }
             Record::Queue { queued, held } => self.queues.push((at, queued, held)),
+            Record::Redis { act } => self.redis.push((at, act)),
             Record::Stage { stage } => self.stages.push((at, stage)),
         }
     }

@@ -78,6 +78,11 @@ pub enum Record {
         /// In Redis.
         held: i64,
     },
+    /// Something was seen in Redis' own stream of commands.
+    Redis {
+        /// What.
+        act: RedisAct,
+    },
     /// A stretch of the run begins.
     Stage {
         /// Which.
@@ -238,6 +243,56 @@ pub enum Act {
     Gone {
         /// Why.
         why: String,
+    },
+}
+
+/// What was seen in Redis' own stream of commands, in the order in which Redis carried it out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "act", rename_all = "snake_case")]
+pub enum RedisAct {
+    /// From here on every command is seen.
+    Watched {
+        /// What tells one run of Redis from the next.
+        run_id: String,
+    },
+    /// From here on none is.
+    Unwatched {
+        /// Why.
+        why: String,
+    },
+    /// A script writes: the first one after another epoch's, or after anything else that is noted here. Of an epoch
+    /// below the highest one, each.
+    Writes {
+        /// The epoch that it was given; `None` if none.
+        epoch: Option<i64>,
+        /// The beginning of the script's hash.
+        script: String,
+        /// Its first command that changes anything.
+        command: String,
+        /// Whether it began by setting the stored epoch, without a look at it.
+        resets: bool,
+    },
+    /// Something else has come; until then so many scripts of this epoch wrote.
+    Wrote {
+        /// The epoch.
+        epoch: Option<i64>,
+        /// How many.
+        scripts: u64,
+    },
+    /// Somebody who is no script took the stored epoch away, alone or with all the rest.
+    EpochGone {
+        /// By which command.
+        how: String,
+    },
+    /// Somebody who is no script has set the stored epoch.
+    EpochForged {
+        /// To what.
+        value: String,
+    },
+    /// Redis may throw keys away without a word, or does so no longer.
+    Evicts {
+        /// Which of the two.
+        begins: bool,
     },
 }
 
