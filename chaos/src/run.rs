@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, ClusterOptions, Error, NetworkKind};
 use crate::draw::Draw;
-use crate::faults::{self, Fault};
+use crate::faults::{self, Fault, Miss};
 use crate::history::{self, Record, Recorder, RunInfo, Stage};
 use crate::monitor;
 use crate::workload::{Size, Workload};
@@ -165,7 +165,8 @@ async fn strike_until(
             let struck = fault.strike_once(&cluster, &workload, &recorder, own).await;
             match struck {
                 Ok(proof) => println!("  {}: {proof}", fault.name),
-                Err(why) => println!("  {}: did not bite: {why}", fault.name),
+                Err(Miss::Idle(why)) => println!("  {}: did not bite: {why}", fault.name),
+                Err(Miss::Broke(why)) => println!("  {}: BROKEN: {why}", fault.name),
             }
             fault.subject
         });

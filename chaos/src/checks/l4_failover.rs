@@ -3,6 +3,8 @@
 //! One run has too few failovers for a 99th percentile: a campaign puts those of many runs together ([`failovers`]).
 //! Here a wait fails that is out of all proportion, and all of them are judged where there are enough.
 //!
+//! A fault counts whether or not it has shown that it bit: one after which nobody came to lead has the longest wait.
+//!
 //! Where the leadership changes, what counts is the first success of the next leader, for the former one may go on for
 //! a moment. A planned hand-over is counted from the last submission that the former leader accepted.
 
@@ -68,7 +70,7 @@ fn of(evidence: &Evidence<'_>) -> Vec<Failover> {
     let Some(stores) = &evidence.stores else { return Vec::new() };
     let Some(clock) = evidence.clock else { return Vec::new() };
     let leaders = Leaders::of(stores, clock);
-    let struck = evidence.history.faults.iter().filter(|fault| fault.leader && fault.proof.is_some());
+    let struck = evidence.history.faults.iter().filter(|fault| fault.leader);
     struck.map(|fault| measure(evidence, stores, clock, &leaders, fault)).collect()
 }
 
@@ -177,7 +179,7 @@ fn milliseconds(micros: u64) -> f64 {
 fn judge(evidence: &Evidence<'_>) -> Verdict {
     let begun =
         |fault: u64| evidence.history.faults.iter().find(|run| run.fault == fault).map_or(0, |run| run.begun);
-    if !evidence.history.faults.iter().any(|fault| fault.leader && fault.proof.is_some()) {
+    if !evidence.history.faults.iter().any(|fault| fault.leader) {
         return Verdict::NotTried;
     }
     if evidence.stores.is_none() {

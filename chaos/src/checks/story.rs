@@ -335,6 +335,7 @@ impl Story {
             healed: Some(over * 1000),
             over: Some(over * 1000),
             proof: Some("it bit".to_owned()),
+            broke: None,
         });
     }
 

@@ -48,7 +48,7 @@ async fn flood(mut strike: Strike) -> Struck {
     drop(held);
     strike.heals();
     if held_count == 0 {
-        return Err("no connection was taken".to_owned());
+        return Err("no connection was taken".into());
     }
     let served = shared.accepted() - before;
     Ok(format!(

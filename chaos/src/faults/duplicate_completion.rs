@@ -44,7 +44,7 @@ async fn report_everywhere(mut strike: Strike) -> Struck {
     strike.heals();
     let (same, different) = seen;
     if same + different == 0 {
-        return Err("no completion was answered by more than one replica".to_owned());
+        return Err("no completion was answered by more than one replica".into());
     }
     Ok(format!("{same} completions had the same answer everywhere, {different} had not"))
 }

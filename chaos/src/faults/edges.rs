@@ -101,7 +101,7 @@ pub(super) async fn follower(strike: &mut Strike) -> Result<usize, String> {
 /// What shows that it bit, if anything does.
 pub(super) fn proof(affected: u64, then: impl std::fmt::Display) -> Struck {
     match affected {
-        0 => Err("nothing was said on these edges meanwhile".to_owned()),
+        0 => Err("nothing was said on these edges meanwhile".into()),
         _ => Ok(format!("held back, dropped or delayed {affected} times; {then}")),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use tokio::time::sleep;
 
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 pub(super) const FAULT: Fault = Fault {
     name: "freeze-leader-long",
@@ -23,7 +23,7 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     let time = strike.draw.milliseconds(7000, 15_000);
     strike.begins(&[leader], true, format!("SIGSTOP of replica {} for {} ms", leader + 1, time.as_millis()));
     if !cluster.signal(leader, cortex::dev::Signal::SIGSTOP).await {
-        return Err("it was gone already".to_owned());
+        return Err("it was gone already".into());
     }
     sleep(time).await;
     let next = cluster.leader_other_than(Some(leader)).await;
@@ -33,10 +33,10 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     };
     let follows = cluster.until("the former leader follows", follows).await;
     strike.heals();
-    follows?;
+    follows.map_err(Miss::Broke)?;
     let fenced = cluster.metric(leader, "cortex_fenced_writes_total").await.unwrap_or(0.0);
     let later = cluster.view(leader).await.map_or(0, |view| view.term);
-    let next = next? + 1;
+    let next = next.map_err(Miss::Broke)? + 1;
     Ok(format!(
         "replica {next} leads, term {term} became {later}; writes of the former leader fenced off: {fenced}"
     ))

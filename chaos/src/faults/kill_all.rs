@@ -6,7 +6,7 @@ use futures::FutureExt;
 use futures::future::join_all;
 use tokio::time::sleep;
 
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 pub(super) const FAULT: Fault = Fault {
     name: "kill-all",
@@ -36,7 +36,7 @@ async fn strike_all(mut strike: Strike) -> Struck {
     strike.heals();
     let later = cluster.view(leader).await.map_or(0, |view| view.term);
     if later <= term {
-        return Err(format!("the term was {term} and is {later}"));
+        return Err(Miss::Broke(format!("the term was {term} and is {later}")));
     }
     let killed = killed.into_iter().filter(|killed| *killed).count();
     Ok(format!("{killed} were killed; replica {} leads in term {later} after {term}", leader + 1))

@@ -29,7 +29,7 @@ async fn strike_follower(mut strike: Strike) -> Struck {
     strike.heals();
     let after = cluster.pid(follower).await;
     if !there || before == after {
-        return Err("it was gone already".to_owned());
+        return Err("it was gone already".into());
     }
     Ok(format!(
         "process {before:?} was replaced by {after:?}; {} submissions meanwhile, {gaps}",

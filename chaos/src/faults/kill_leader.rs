@@ -3,7 +3,7 @@
 use futures::FutureExt;
 use tokio::time::sleep;
 
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 pub(super) const FAULT: Fault = Fault {
     name: "kill-leader",
@@ -18,11 +18,11 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     let leader = cluster.leader_other_than(None).await?;
     strike.begins(&[leader], true, format!("kill -9 of replica {}", leader + 1));
     if !cluster.kill(leader).await {
-        return Err("it was gone already".to_owned());
+        return Err("it was gone already".into());
     }
     let next = cluster.leader_other_than(Some(leader)).await;
     sleep(strike.draw.milliseconds(0, 3000)).await;
-    cluster.revive(leader).await?;
+    cluster.revive(leader).await.map_err(Miss::Broke)?;
     strike.heals();
-    Ok(format!("replica {} leads", next? + 1))
+    Ok(format!("replica {} leads", next.map_err(Miss::Broke)? + 1))
 }

@@ -58,7 +58,7 @@ async fn strike_leader(
     let answers = cluster.affected(&links).await?.saturating_sub(before);
     let now = united(&cluster).await?;
     if answers == 0 {
-        return Err("no answer was on its way".to_owned());
+        return Err("no answer was on its way".into());
     }
     Ok(format!("{answers} answers lost, {times} times; replica {} leads", now + 1))
 }

@@ -7,7 +7,7 @@ use reqwest::Method;
 use tokio::time::sleep;
 
 use super::gaps::Watch;
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 pub(super) const FAULT: Fault = Fault {
     name: "membership-change",
@@ -39,7 +39,7 @@ async fn grow_and_shrink(mut strike: Strike) -> Struck {
         let answer = cluster.administer(index, Method::GET, "/api/v1/jobs", None).await;
         answer.is_ok_and(|(status, _)| status == 503)
     };
-    cluster.until("the removed member serves nobody", serves_nobody).await?;
+    cluster.until("the removed member serves nobody", serves_nobody).await.map_err(Miss::Broke)?;
     cluster.retire(index).await;
     strike.heals();
     let gaps = watch.end().await;

@@ -87,8 +87,37 @@ pub enum Needs {
     Program(&'static str),
 }
 
-/// What came of a strike: what shows that it bit, or why it did not.
-pub type Struck = Result<String, String>;
+/// Why a strike has nothing to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Miss {
+    /// It found nothing to strike, left no trace, or the harness could not do it.
+    Idle(String),
+    /// It bit, and the product did not take it as it must.
+    Broke(String),
+}
+
+/// What came of a strike: what shows that it bit, or why nothing does.
+pub type Struck = Result<String, Miss>;
+
+impl Miss {
+    /// A promise is broken, in these words.
+    fn broke(why: impl Into<String>) -> Self {
+        Self::Broke(why.into())
+    }
+}
+
+// What is not said to be the product's fault is the harness's own trouble.
+impl From<String> for Miss {
+    fn from(why: String) -> Self {
+        Self::Idle(why)
+    }
+}
+
+impl From<&str> for Miss {
+    fn from(why: &str) -> Self {
+        Self::Idle(why.to_owned())
+    }
+}
 
 /// A kind of fault.
 pub struct Fault {
@@ -198,10 +227,14 @@ impl Fault {
         };
         let struck = (self.strike)(strike).await;
         let proof = struck.as_ref().ok().cloned();
+        let broke = match &struck {
+            Err(Miss::Broke(why)) => Some(why.clone()),
+            _ => None,
+        };
         recorder.note(Record::Fault {
             fault: number,
             name: self.name.to_owned(),
-            phase: Phase::Over { proof },
+            phase: Phase::Over { proof, broke },
         });
         struck
     }

@@ -4,7 +4,7 @@ use futures::FutureExt;
 use tokio::time::sleep;
 
 use super::edges::{broken, others, proof, successor, united};
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::cluster::{Condition, Link};
 
 pub(super) const FAULT: Fault = Fault {
@@ -26,7 +26,7 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     let (next, affected) = broken(&strike, &edges, meanwhile).await?;
     united(&cluster).await?;
     let fenced = cluster.metric(leader, "cortex_fenced_writes_total").await.unwrap_or(0.0);
-    let next = next.ok_or("nobody else has come to lead meanwhile")?;
+    let next = next.ok_or_else(|| Miss::broke("nobody else has come to lead meanwhile"))?;
     proof(
         affected,
         format_args!("replica {} leads; writes of the former leader fenced off: {fenced}", next + 1),

@@ -4,7 +4,7 @@ use futures::FutureExt;
 use tokio::time::sleep;
 
 use super::edges::{broken, others, proof, successor, united};
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::cluster::Link;
 
 pub(super) const FAULT: Fault = Fault {
@@ -31,7 +31,7 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     united(&cluster).await?;
     match next {
         Some(next) => proof(affected, format_args!("replica {} leads", next + 1)),
-        None if dumb => Err("nobody else has come to lead meanwhile".to_owned()),
+        None if dumb => Err(Miss::broke("nobody else has come to lead meanwhile")),
         None => proof(affected, "nobody else has come to lead meanwhile"),
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::zombie_worker::has_lost_all;
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::history::{Outcome, Request};
 use crate::workload::{Plan, Workload, outcome_of};
 
@@ -51,7 +51,7 @@ async fn poison(mut strike: Strike) -> Struck {
         strike.recorder.call("poisoner", replica, request, outcome_of(send.timeout(ANSWER_WITHIN))).await;
     let job = match &outcome {
         Outcome::Ok { jobs, .. } => jobs.first().map(|job| job.id).ok_or("it was answered without a job")?,
-        other => return Err(format!("it was not accepted: {other:?}")),
+        other => return Err(Miss::Idle(format!("it was not accepted: {other:?}"))),
     };
     let ended = keep_workers(&strike, job).await;
     if ended.is_err() {
@@ -63,7 +63,7 @@ async fn poison(mut strike: Strike) -> Struck {
     }
     revive_all(&strike).await;
     strike.heals();
-    let (deaths, status) = ended?;
+    let (deaths, status) = ended.map_err(Miss::Broke)?;
     let (workers, code): (i64, Option<String>) = sqlx::query_as(
         "SELECT count(DISTINCT worker_id),
             (SELECT error_code FROM executions WHERE job_id = $1 ORDER BY attempt_number DESC LIMIT 1)
@@ -78,7 +78,9 @@ async fn poison(mut strike: Strike) -> Struck {
     if status == "failed" && code.as_deref() == Some("poison") && (at_once || workers == WORKERS) {
         return Ok(said);
     }
-    Err(said)
+    // A start whose report was lost beside another fault lets a further worker die.
+    let given_up = status == "failed" && code.as_deref() == Some("poison");
+    Err(if given_up { Miss::Idle(said) } else { Miss::Broke(said) })
 }
 
 /// Replaces the workers that it kills until it is at its end; answers how many died, and its last state.

@@ -31,8 +31,8 @@ async fn strike_postgres(mut strike: Strike) -> Struck {
     }
     strike.heals();
     match (ended, failed) {
-        (0, Some(error)) => Err(error),
-        (0, None) => Err("there was none".to_owned()),
+        (0, Some(error)) => Err(error.into()),
+        (0, None) => Err("there was none".into()),
         _ => Ok(format!("{ended} connections ended, {busy} of them in the middle of something")),
     }
 }

@@ -36,7 +36,7 @@ async fn strike_postgres(mut strike: Strike) -> Struck {
     drop(postgres);
     strike.heals();
     if !there {
-        return Err("it was gone already".to_owned());
+        return Err("it was gone already".into());
     }
     let ready = || async {
         let query = sqlx::query_scalar::<_, bool>("SELECT pg_is_in_recovery()");

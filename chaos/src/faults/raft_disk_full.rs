@@ -60,7 +60,7 @@ async fn fill(mut strike: Strike) -> Struck {
     changes.undo(&cluster).await;
     moved?;
     if !felt {
-        return Err(format!("{} entries found room", changes.made()));
+        return Err(format!("{} entries found room", changes.made()).into());
     }
     let ended = if ended { "ended" } else { "went on" };
     Ok(format!("its log found no room, it {ended}; the group took a change meanwhile: {others}"))

@@ -62,7 +62,7 @@ async fn refuse(mut strike: Strike) -> Struck {
     changes.undo(&cluster).await;
     revived?;
     if spoilt == 0 {
-        return Err("it wrote nothing".to_owned());
+        return Err("it wrote nothing".into());
     }
     let state = match (ended, ready) {
         (true, _) => "ended",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 
 use super::raft_files::{DAMAGED, Start, flip, log_in, open, replace, try_start};
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 /// Where the pages begin: before them is the head of the file, which the next start rewrites.
 const FIRST_PAGE: u64 = 4096;
@@ -32,15 +32,18 @@ async fn damage(mut strike: Strike) -> Struck {
     let done = damage_file(&path, &mut strike)?;
     if try_start(&cluster, follower).await? != Start::Refused {
         strike.heals();
-        return Err(format!("it started all the same: {done}"));
+        return Err(Miss::Broke(format!("it started all the same: {done}")));
     }
     let said =
         cluster.log(follower).await.lines().rev().find(|line| line.contains(DAMAGED)).map(str::to_owned);
     let id = replace(&cluster, follower).await;
     strike.heals();
-    let said = said.ok_or("it did not start, and did not say why")?;
+    let said = said.ok_or_else(|| Miss::broke(format!("it did not start, and did not say why: {done}")))?;
     let told = said.split(DAMAGED).nth(1).unwrap_or_default().trim().to_owned();
-    Ok(format!("{done}, member {former} did not start: {told}; member {} is in its place", id?))
+    Ok(format!(
+        "{done}, member {former} did not start: {told}; member {} is in its place",
+        id.map_err(Miss::Broke)?
+    ))
 }
 
 /// Does one damage; says what.

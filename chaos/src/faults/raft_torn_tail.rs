@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 
 use super::raft_files::{Start, log_in, open, replace, try_start};
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 /// Where the byte is whose lowest bit names the slot that counts.
 const FLAGS: u64 = 9;
@@ -41,11 +41,11 @@ async fn tear(mut strike: Strike) -> Struck {
     strike.heals();
     let torn = torn?;
     if started? == Start::Refused {
-        return Err(format!("{torn}: it refused to start"));
+        return Err(Miss::Broke(format!("{torn}: it refused to start")));
     }
-    let after = cluster.view(follower).await.unwrap_or_default();
+    let after = cluster.view(follower).await.ok_or("it does not say in which term it is")?;
     if after.term < before.term {
-        return Err(format!("{torn}: its term was {} and is {}", before.term, after.term));
+        return Err(Miss::Broke(format!("{torn}: its term was {} and is {}", before.term, after.term)));
     }
     Ok(format!("{torn}: it is back in term {} after {}", after.term, before.term))
 }

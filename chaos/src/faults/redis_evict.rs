@@ -39,7 +39,7 @@ async fn strike_redis(mut strike: Strike) -> Struck {
     eased?;
     squeezed?;
     match evicted(&mut connection).await?.saturating_sub(before) {
-        0 => Err("nothing was thrown away".to_owned()),
+        0 => Err("nothing was thrown away".into()),
         keys => Ok(format!("{keys} keys thrown away")),
     }
 }

@@ -26,7 +26,7 @@ async fn strike_redis(strike: Strike) -> Struck {
     strike.heals();
     rebuilt?;
     if keys == 0 {
-        return Err("there was nothing in it".to_owned());
+        return Err("there was nothing in it".into());
     }
     Ok(format!("{keys} keys gone; the queue was whole again after {} ms", flushed.elapsed().as_millis()))
 }

@@ -5,7 +5,7 @@ use redis::aio::MultiplexedConnection;
 use sqlx::PgPool;
 
 use super::redis_asked::{ask, connect, key};
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::draw::Draw;
 
 /// Scores that no job has, and one that goes before all others.
@@ -61,7 +61,7 @@ async fn strike_redis(mut strike: Strike) -> Struck {
     }
     strike.heals();
     put?;
-    is_clean.map_err(|error| format!("{error}; left: {left:?}"))?;
+    is_clean.map_err(|error| Miss::Broke(format!("{error}; left: {left:?}")))?;
     let (entries, claims) = (forged.entries.len(), forged.claims.len());
     Ok(format!(
         "{entries} entries that must not be followed, {} of waiting jobs and {claims} claims were taken and thrown away",

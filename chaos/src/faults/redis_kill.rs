@@ -36,11 +36,11 @@ async fn strike_redis(mut strike: Strike) -> Struck {
     drop(redis);
     strike.heals();
     if !there {
-        return Err("it was gone already".to_owned());
+        return Err("it was gone already".into());
     }
     let after = info(&mut connect(&cluster).await?, "run_id").await?;
     if after == before {
-        return Err("it is still the same run of Redis".to_owned());
+        return Err("it is still the same run of Redis".into());
     }
     Ok(format!("its run id was {} and is {}", &before[..8.min(before.len())], &after[..8.min(after.len())]))
 }

@@ -27,7 +27,7 @@ async fn strike_redis(mut strike: Strike) -> Struck {
     answered?;
     let waited = paused.elapsed();
     if waited < time / 2 {
-        return Err(format!("it answered after {} ms", waited.as_millis()));
+        return Err(format!("it answered after {} ms", waited.as_millis()).into());
     }
     Ok(format!("an answer took {} ms", waited.as_millis()))
 }

@@ -4,7 +4,7 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::redis_asked::{ask, connect, key};
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 /// Keys that are no texts.
 const KEYS: [&str; 4] = ["shapes", "depth", "claims", "shape:0:0:m0"];
@@ -41,6 +41,6 @@ async fn strike_redis(mut strike: Strike) -> Struck {
         ask::<()>(&mut connection, &format!("DEL {key}")).await?;
     }
     strike.heals();
-    healed?;
+    healed.map_err(Miss::Broke)?;
     Ok(format!("{name} was right again after {} ms", spoilt.elapsed().as_millis()))
 }

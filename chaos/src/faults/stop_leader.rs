@@ -7,7 +7,7 @@ use futures::FutureExt;
 use tokio::time::sleep;
 
 use super::gaps::Watch;
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 /// How long waits are watched after the hand-over, so that those that it caused have ended.
 const AFTERWARDS: Duration = Duration::from_secs(1);
@@ -30,8 +30,8 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     sleep(AFTERWARDS).await;
     let gaps = watch.end().await;
     sleep(strike.draw.milliseconds(0, 2000)).await;
-    cluster.revive(leader).await?;
+    cluster.revive(leader).await.map_err(Miss::Broke)?;
     strike.heals();
     let how = if ended? { "in order" } else { "with an error" };
-    Ok(format!("it ended {how}, replica {} leads; {gaps}", next? + 1))
+    Ok(format!("it ended {how}, replica {} leads; {gaps}", next.map_err(Miss::Broke)? + 1))
 }

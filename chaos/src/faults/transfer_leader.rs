@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::gaps::Watch;
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::history::{Outcome, Request};
 
 /// How long waits are watched after the hand-over, so that those that it caused have ended.
@@ -46,8 +46,8 @@ async fn transfer(mut strike: Strike) -> Struck {
     };
     let outcome = strike.recorder.call("administrator", asked, Request::Transfer { to }, call).await;
     let next = match outcome {
-        Outcome::Ok { .. } => cluster.leader_other_than(Some(leader)).await,
-        other => Err(format!("{other:?}")),
+        Outcome::Ok { .. } => cluster.leader_other_than(Some(leader)).await.map_err(Miss::Broke),
+        other => Err(Miss::Idle(format!("{other:?}"))),
     };
     strike.heals();
     sleep(AFTERWARDS).await;

@@ -25,7 +25,7 @@ async fn crash(mut strike: Strike) -> Struck {
     let workload = Arc::clone(&strike.workload);
     let mut victims = workload.lock().await.sessions.numbers();
     if victims.is_empty() {
-        return Err("there is no worker".to_owned());
+        return Err("there is no worker".into());
     }
     let count = 1 + strike.draw.index(victims.len());
     while victims.len() > count {
@@ -46,7 +46,7 @@ async fn crash(mut strike: Strike) -> Struck {
     }
     strike.heals();
     if lost == 0 {
-        return Err(format!("{} workers died, none of which had a job", victims.len()));
+        return Err(format!("{} workers died, none of which had a job", victims.len()).into());
     }
     Ok(format!("{} workers died with {lost} jobs in hand", victims.len()))
 }

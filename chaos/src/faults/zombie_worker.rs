@@ -35,14 +35,14 @@ async fn fall_silent(mut strike: Strike) -> Struck {
     let workload = Arc::clone(&strike.workload);
     let count = workload.lock().await.pollers.len();
     if count == 0 {
-        return Err("no worker polls".to_owned());
+        return Err("no worker polls".into());
     }
     let index = strike.draw.index(count);
     extra_jobs::submit(&mut strike, EXTRA_JOBS, EXTRA_WORK_MS).await;
     let deadline = Instant::now() + BUSY_WITHIN;
     while workload.lock().await.pollers[index].hands() == 0 {
         if Instant::now() > deadline {
-            return Err("it had no job".to_owned());
+            return Err("it had no job".into());
         }
         sleep(LOOK_EVERY).await;
     }
@@ -81,7 +81,7 @@ async fn fall_silent(mut strike: Strike) -> Struck {
     }
     let (refused, taken) = reports().await;
     if refused + taken == 0 {
-        return Err(format!("it had {had} jobs in hand and said nothing"));
+        return Err(format!("it had {had} jobs in hand and said nothing").into());
     }
     Ok(format!("of {had} reports under lost leases {refused} were refused and {taken} taken"))
 }

@@ -77,6 +77,8 @@ pub struct FaultRun {
     pub over: Option<u64>,
     /// What shows that it bit.
     pub proof: Option<String>,
+    /// What the product did that it must not do when it is struck in this way.
+    pub broke: Option<String>,
 }
 
 /// A whole run, read back.
@@ -176,7 +178,7 @@ impl History {
 
     fn add_phase(&mut self, at: u64, fault: u64, name: String, phase: Phase) {
         if let Phase::Begins { replicas, leader, detail } = phase {
-            let (healed, over, proof) = (None, None, None);
+            let (healed, over, proof, broke) = (None, None, None, None);
             self.faults.push(FaultRun {
                 fault,
                 name,
@@ -187,6 +189,7 @@ impl History {
                 healed,
                 over,
                 proof,
+                broke,
             });
             return;
         }
@@ -194,7 +197,7 @@ impl History {
         match phase {
             Phase::Begins { .. } => {}
             Phase::Heals => run.healed = Some(at),
-            Phase::Over { proof } => (run.over, run.proof) = (Some(at), proof),
+            Phase::Over { proof, broke } => (run.over, run.proof, run.broke) = (Some(at), proof, broke),
         }
     }
 }

@@ -341,6 +341,9 @@ pub enum Phase {
     Over {
         /// What shows that it bit; `None` if nothing does.
         proof: Option<String>,
+        /// What the product did that it must not do when it is struck in this way, if anything.
+        #[serde(default)]
+        broke: Option<String>,
     },
 }
 

@@ -75,8 +75,11 @@ impl Leader {
             // PostgreSQL has just said that this epoch is the newest: Redis, which is no authority, holds
             // what another installation or a former life of this one left there.
             Err(QueueError::Fenced { stored }) => {
+                // Unless a newer leader has taken over meanwhile: while this transaction is open, none does.
+                let unsurpassed = core.begin().await?;
                 tracing::warn!(%epoch, stored, "Redis holds an epoch from elsewhere; it is set right.");
                 queue.reset(epoch).await?;
+                unsurpassed.commit().await?;
                 None
             }
             other => other?,
