@@ -3,7 +3,7 @@
 //! One run has too few failovers for a 99th percentile: a campaign puts those of many runs together ([`failovers`]).
 //! Here a wait fails that is out of all proportion, and all of them are judged where there are enough.
 //!
-//! A fault counts whether or not it has shown that it bit: one after which nobody came to lead has the longest wait.
+//! A fault after which nobody came to lead counts, too: it has the longest wait.
 //!
 //! Where the leadership changes, what counts is the first success of the next leader, for the former one may go on for
 //! a moment. A planned hand-over is counted from the last submission that the former leader accepted.
@@ -70,7 +70,7 @@ fn of(evidence: &Evidence<'_>) -> Vec<Failover> {
     let Some(stores) = &evidence.stores else { return Vec::new() };
     let Some(clock) = evidence.clock else { return Vec::new() };
     let leaders = Leaders::of(stores, clock);
-    let struck = evidence.history.faults.iter().filter(|fault| fault.leader);
+    let struck = evidence.history.faults.iter().filter(|fault| is_sample(fault));
     struck.map(|fault| measure(evidence, stores, clock, &leaders, fault)).collect()
 }
 
@@ -172,6 +172,11 @@ fn accepted(call: &Call) -> Option<(u64, Uuid)> {
     }
 }
 
+/// Whether the fault took the leader away, or should have been followed by another one.
+fn is_sample(fault: &FaultRun) -> bool {
+    fault.leader && (fault.proof.is_some() || fault.broke.is_some())
+}
+
 fn milliseconds(micros: u64) -> f64 {
     std::time::Duration::from_micros(micros).as_secs_f64() * 1000.0
 }
@@ -179,7 +184,7 @@ fn milliseconds(micros: u64) -> f64 {
 fn judge(evidence: &Evidence<'_>) -> Verdict {
     let begun =
         |fault: u64| evidence.history.faults.iter().find(|run| run.fault == fault).map_or(0, |run| run.begun);
-    if !evidence.history.faults.iter().any(|fault| fault.leader) {
+    if !evidence.history.faults.iter().any(is_sample) {
         return Verdict::NotTried;
     }
     if evidence.stores.is_none() {

@@ -105,5 +105,7 @@ fn many_samples_are_judged_by_their_percentile() {
 fn a_leader_that_nobody_was_seen_to_succeed_is_a_failover_all_the_same() {
     let mut story = struck("kill-leader", 6500, 6600);
     story.faults[0].proof = None;
+    assert_eq!(story.judge(&PROMISE), Verdict::NotTried, "it did not bite");
+    story.faults[0].broke = Some("nobody leads".to_owned());
     refuted(&story.judge(&PROMISE), "submission came after 5500 ms");
 }

@@ -51,9 +51,15 @@ fn ends_are_left_on_demand(job: &Job, trail: &Trail<'_>, clock: Clock, violation
         if !is_end(old) {
             continue;
         }
+        // A retry and the cancellation after it may be one change.
+        let revived = new == "pending"
+            || new == "cancelled"
+                && trail.cancels.iter().any(|call| {
+                    attempted(call) && clock.may_be_within(change.at, call.start, open_end(call))
+                });
         let asked = calls.iter().position(|call| clock.may_be_within(change.at, call.start, open_end(call)));
         match asked {
-            Some(place) if new == "pending" && old != "completed" => {
+            Some(place) if revived && old != "completed" => {
                 calls.remove(place);
             }
             _ => violations.push(format!(
@@ -154,6 +160,16 @@ mod tests {
         assert_eq!(story.judge(&PROMISE), Verdict::NotTried);
         story.change(1, 800, "failed", "pending", None);
         refuted(&story.judge(&PROMISE), "was failed");
+    }
+
+    #[test]
+    fn a_retry_and_the_cancellation_after_it_may_be_one_change() {
+        let mut story = cancelled();
+        story.change(1, 500, "cancelled", "cancelled", None);
+        story.retry_at(1, 450, Story::ok(&[]));
+        refuted(&story.judge(&PROMISE), "nobody asked");
+        story.cancel(1, 490, Story::ok(&[]));
+        kept(&story.judge(&PROMISE), 1);
     }
 
     #[test]

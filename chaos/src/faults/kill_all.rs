@@ -34,7 +34,7 @@ async fn strike_all(mut strike: Strike) -> Struck {
         cluster.until("the replica is ready again", ready).await?;
     }
     strike.heals();
-    let later = cluster.view(leader).await.map_or(0, |view| view.term);
+    let later = cluster.view(leader).await.ok_or("the new leader does not say in which term it leads")?.term;
     if later <= term {
         return Err(Miss::Broke(format!("the term was {term} and is {later}")));
     }
