@@ -38,7 +38,8 @@ async fn fill(mut strike: Strike) -> Struck {
         cluster.make_leader(index).await?;
     }
     let before = cluster.log(index).await.matches(FULL).count();
-    strike.begins(&[index], leads, format!("the disk of replica {} is full; it leads: {leads}", index + 1));
+    // It serves on until a write finds no room: how long it takes others to go on is not counted from here.
+    strike.begins(&[index], false, format!("the disk of replica {} is full; it leads: {leads}", index + 1));
     let ballast = folder.join("ballast");
     fill_up(&ballast);
     // Entries are written until one does not fit.

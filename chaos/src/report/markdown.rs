@@ -50,6 +50,11 @@ fn write(report: &Report, out: &mut String) -> fmt::Result {
             line(times.dispatch)
         )?;
     }
+    writeln!(out, "\n| what L4 promises | samples | p99 | bar | |\n| --- | --- | --- | --- | --- |")?;
+    for bar in report.bars() {
+        let (samples, p99, word) = (bar.samples, ms(bar.p99), bar.word());
+        writeln!(out, "| {} | {samples} | {p99} | {:.0} | **{word}** |", bar.what, bar.bar)?;
+    }
     writeln!(
         out,
         "\n## Rounds\n\n| seed | jobs | faults | verdict | command |\n| --- | --- | --- | --- | --- |"
