@@ -1,8 +1,11 @@
 //! L1: once nothing is broken any more, everything comes to its end.
+//!
+//! A job is eligible while it waits. One whose worker lost the answer by which it fetched it waits for nobody until its lease is
+//! given back, 30 s after the last change of leader; for it the time begins then.
 
 use std::collections::BTreeSet;
 
-use super::evidence::{Evidence, is_end, time};
+use super::evidence::{Evidence, Stores, is_end, time};
 use super::{Judge, Promise, Verdict};
 use crate::history::Stage;
 
@@ -15,6 +18,8 @@ pub(super) const PROMISE: Promise = Promise {
 
 /// What is allowed beyond the work itself, in microseconds.
 const BEYOND: u64 = 30_000_000;
+/// How long a worker may seem to have a job that never reached it, with the time until that is noticed, in microseconds.
+const FETCHED_WITHIN: u64 = 32_000_000;
 
 fn judge(evidence: &Evidence<'_>) -> Verdict {
     let history = evidence.history;
@@ -31,7 +36,7 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
         .collect();
     let slots = u64::try_from(history.info.slots.max(1)).unwrap_or(1);
     let work = work_after(evidence, quiet, over) / slots;
-    if over - quiet > work + BEYOND {
+    if over - last_eligible(evidence, stores, quiet) > work + BEYOND {
         violations.push(format!(
             "from {} it took {} until every job was at its end or nothing went on; the work took {} of all slots; {} \
              leaderships began meanwhile",
@@ -42,6 +47,20 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
         ));
     }
     Verdict::of(stores.last.jobs.len() as u64, violations)
+}
+
+/// When the last job became eligible that a worker seemed to have when quiet began, or the beginning of quiet.
+fn last_eligible(evidence: &Evidence<'_>, stores: &Stores<'_>, quiet: u64) -> u64 {
+    let Some(clock) = evidence.clock else { return quiet };
+    let not_fetched = stores.leases.iter().filter(|(id, lease)| {
+        let code = lease.execution.and_then(|execution| execution.error_code.as_deref());
+        code == Some("rejected") && !evidence.runs.contains_key(*id)
+    });
+    let given_back = not_fetched.filter_map(|(_, lease)| {
+        let before = lease.granted.first().is_some_and(|granted| clock.is_before(granted.at, quiet));
+        u64::try_from(clock.latest(lease.ended.filter(|_| before)?.at)).ok()
+    });
+    given_back.max().unwrap_or(quiet).clamp(quiet, quiet + FETCHED_WITHIN)
 }
 
 /// How long all workers together have worked from then on, in microseconds.
@@ -86,6 +105,18 @@ mod tests {
         story.act(2000, "w", Story::began(1, 1, 1));
         story.act(7000, "w", Story::ended(1, 1, crate::history::Ending::Success));
         kept(&story.judge(&PROMISE), 1);
+    }
+
+    #[test]
+    fn a_job_that_its_worker_never_got_is_eligible_once_its_lease_is_given_back() {
+        let mut story = ended(33_000);
+        story.execution(1, 1, "cancelled").coded("rejected");
+        story.change(1, 500, "queued", "assigned", Some(1));
+        story.change(1, 30_500, "assigned", "queued", None);
+        kept(&story.judge(&PROMISE), 1);
+        story.act(2000, "w", Story::began(1, 1, 1));
+        story.act(2100, "w", Story::ended(1, 1, crate::history::Ending::Success));
+        refuted(&story.judge(&PROMISE), "33.000 s");
     }
 
     #[test]
