@@ -29,7 +29,7 @@ use crate::domain::job::JobDefaults;
 use crate::forward::{self, ForwardConfig, ForwardServer, Route, Router};
 use crate::genome::{self, Genome};
 use crate::group::Group;
-use crate::leadership::{self, RaftStopped};
+use crate::leadership::{self, RaftStopped, Stores};
 use crate::ready_queue::{QueueError, ReadyQueue};
 use crate::security::{self, Authenticator, BadKey, Limiter, PeerTls, Rate, SetupError, TlsError, Vault};
 use crate::services::Services;
@@ -132,7 +132,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let started = peers.spawn(Node::start(cluster_config(&config, peer_tls.as_ref()))).await;
     let (node, raft) = started.map_err(std::io::Error::other)??;
 
-    let (route, routes) = watch::channel(Route::Nowhere);
+    let (route, routes) = forward::watch::channel(Route::Nowhere);
     let forwarding = ForwardConfig {
         timeout: config.cluster.forward_timeout,
         secret: config.cluster.secret.as_ref().map(|secret| secret.expose().to_owned()),
@@ -193,29 +193,32 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
     let parts = leadership::Parts {
         node: node.clone(),
         route,
-        leader: LeaderParts {
-            database: database.clone(),
-            queue,
-            // Filled in with every leadership.
-            fence: Fence { cluster_id: ClusterId(uuid::Uuid::nil()), epoch: Epoch(0) },
-            control,
-            ambient,
-            metrics,
-            tracer: tracer.clone(),
-            defaults,
-            worker_timeout: config.scheduler.worker_timeout,
-            patience: Patience {
-                failures: config.scheduler.unhealthy_after,
-                pause: config.scheduler.unhealthy_pause,
+        office: Stores {
+            leader: LeaderParts {
+                database: database.clone(),
+                queue,
+                // Filled in with every leadership.
+                fence: Fence { cluster_id: ClusterId(uuid::Uuid::nil()), epoch: Epoch(0) },
+                control,
+                ambient,
+                metrics: Arc::clone(&metrics),
+                tracer: tracer.clone(),
+                defaults,
+                worker_timeout: config.scheduler.worker_timeout,
+                patience: Patience {
+                    failures: config.scheduler.unhealthy_after,
+                    pause: config.scheduler.unhealthy_pause,
+                },
+                batch_size: config.scheduler.batch_size as usize,
+                max_queue_size: config.queue.max_queue_size,
+                scheduling: config.scheduler.enabled,
             },
-            batch_size: config.scheduler.batch_size as usize,
-            max_queue_size: config.queue.max_queue_size,
-            scheduling: config.scheduler.enabled,
+            poll_interval: config.scheduler.poll_interval,
+            retention: config.retention.finished_jobs,
+            metrics_interval: config.queue.metrics_interval,
+            metrics_retention: config.retention.queue_metrics,
         },
-        poll_interval: config.scheduler.poll_interval,
-        retention: config.retention.finished_jobs,
-        metrics_interval: config.queue.metrics_interval,
-        metrics_retention: config.retention.queue_metrics,
+        metrics,
         retire: retire.clone(),
         stop: stop.clone(),
     };
@@ -378,7 +381,7 @@ struct Inspector {
     node: Node,
     database: Database,
     queue: ReadyQueue,
-    routes: watch::Receiver<Route>,
+    routes: forward::watch::Receiver<Route>,
     leadership: watch::Receiver<Leadership>,
 }
 

@@ -21,7 +21,8 @@
 //!   waits for transactions under way and stops those that come later.
 //! - Whoever may be elected opens the connections that a leader needs while the election goes on.
 //!
-//! Not here: who wins an election (`cortex-cluster`), and what a leader does (`services::leader`).
+//! Not here: who wins an election (`cortex-cluster`), and what a leader does (`services::leader`), which comes by
+//! [`Office`], so that the simulation can have another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,13 +34,16 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::domain::ids::{ClusterId, Epoch};
-use crate::forward::Route;
-use crate::loops::{self, Surroundings};
+use crate::forward::{self, Route};
 use crate::services::batcher::Stage;
 use crate::services::command::Commands;
-use crate::services::leader::{End, Leader, LeaderParts};
+use crate::services::leader::End;
 use crate::storage::{Fence, StorageError};
 use crate::telemetry::Metrics;
+
+mod stores;
+
+pub use stores::Stores;
 
 /// Pause before another try to take over while PostgreSQL does not let us.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
@@ -57,22 +61,53 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 /// How long a planned hand-over may take before the others have to elect somebody.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 
+/// What a leader takes over and then does. [`Stores`] is the real one.
+pub trait Office: Send + Sync + 'static {
+    /// A leadership in force.
+    type Leader: Commands;
+
+    /// There is no leader: it may be this replica soon. Must not block.
+    fn prepare(&self);
+
+    /// Fences older leaders off and loads what a leader has to know. From then on commands are accepted; what commits
+    /// them runs on `stage`.
+    fn take_over(
+        &self,
+        fence: Fence,
+        term: i64,
+        leader_id: i64,
+        stage: &Stage,
+    ) -> impl Future<Output = Result<Arc<Self::Leader>, StorageError>> + Send;
+
+    /// Starts the loops on `tasks`, once they find the ready queue in order. Dropping the future starts no more.
+    fn start_loops(
+        &self,
+        leader: Arc<Self::Leader>,
+        acting: watch::Receiver<bool>,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> impl Future<Output = ()> + Send + 'static;
+
+    /// Becomes `Some` when the leader ends itself.
+    fn ended(leader: &Self::Leader) -> watch::Receiver<Option<End>>;
+
+    /// Sends waiting calls away: the leadership is over. What is being committed still is.
+    fn dismiss(leader: &Self::Leader);
+
+    /// Ends once PostgreSQL has said nothing for `patience`. To refuse is to answer.
+    fn falls_silent(&self, patience: Duration) -> impl Future<Output = ()> + Send;
+}
+
 /// What leading needs.
-pub struct Parts {
+pub struct Parts<O> {
     /// This replica in the Raft group.
     pub node: Node,
     /// Where commands go.
-    pub route: watch::Sender<Route>,
-    /// What a leader is given; the fence is filled in per leadership.
-    pub leader: LeaderParts,
-    /// `scheduler.poll_interval`.
-    pub poll_interval: Duration,
-    /// `retention.finished_jobs`: how long finished jobs are kept, if not for ever.
-    pub retention: Option<Duration>,
-    /// `queue.metrics_interval`: how often the queue's metrics are recorded, if at all.
-    pub metrics_interval: Option<Duration>,
-    /// `retention.queue_metrics`: how long they are kept, if not for ever.
-    pub metrics_retention: Option<Duration>,
+    pub route: forward::watch::Sender<Route>,
+    /// What a leader takes over and does.
+    pub office: O,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
     /// Hand over and lead no more.
     pub retire: CancellationToken,
     /// Stop following, too.
@@ -107,15 +142,15 @@ enum Over {
 }
 
 /// A leadership in force, with all that runs for it.
-struct Reign {
-    leader: Arc<Leader>,
+struct Reign<O: Office> {
+    leader: Arc<O::Leader>,
     acting: watch::Sender<bool>,
     loops: CancellationToken,
     stage: Stage,
 }
 
 /// Follows Raft until `stop`, leading whenever it says so.
-pub async fn run(parts: Parts) -> Result<(), RaftStopped> {
+pub async fn run<O: Office>(parts: Parts<O>) -> Result<(), RaftStopped> {
     let mut leadership = parts.node.leadership();
     // The epoch that must not be led with again.
     let mut spent = None;
@@ -132,10 +167,11 @@ pub async fn run(parts: Parts) -> Result<(), RaftStopped> {
                 }
                 continue;
             }
-            Leadership::Following { leader: None } => parts.expect_to_lead(),
+            Leadership::Following { leader: None } => parts.office.prepare(),
             Leadership::Leading { .. } | Leadership::Following { .. } | Leadership::Stopped { .. } => {}
         }
         tokio::select! {
+            biased;
             () = parts.stop.cancelled() => return Ok(()),
             changed = leadership.changed() => {
                 changed.map_err(|_| RaftStopped("it no longer reports".to_owned()))?;
@@ -144,11 +180,7 @@ pub async fn run(parts: Parts) -> Result<(), RaftStopped> {
     }
 }
 
-impl Parts {
-    fn metrics(&self) -> &Arc<Metrics> {
-        &self.leader.metrics
-    }
-
+impl<O: Office> Parts<O> {
     /// Where commands go as long as this replica does not lead.
     fn publish(&self, leadership: &Leadership) {
         let route = match leadership {
@@ -162,12 +194,6 @@ impl Parts {
         self.route.send_replace(route);
     }
 
-    /// There is no leader: it may be this replica soon.
-    fn expect_to_lead(&self) {
-        let database = self.leader.database.clone();
-        drop(tokio::spawn(async move { database.warm_up().await }));
-    }
-
     /// Takes over, leads, and steps down.
     async fn lead(&self, claim: Claim, leadership: &mut watch::Receiver<Leadership>) -> Over {
         let reign = match self.take_over(claim, leadership).await {
@@ -179,18 +205,19 @@ impl Parts {
                 return over;
             }
         };
-        self.metrics().leader.set(1);
-        self.metrics().failovers.inc();
+        self.metrics.leader.set(1);
+        self.metrics.failovers.inc();
         let commands: Arc<dyn Commands> = reign.leader.clone();
         self.route.send_replace(Route::Here(commands));
         tracing::info!(term = claim.term, epoch = claim.epoch, "This replica leads.");
         let starting = self.start_loops(&reign);
         let over = tokio::select! {
+            biased;
             over = reign.last(claim, leadership, &self.retire) => over,
             () = self.postgres_falls_silent() => Over::Unheard,
         };
         self.route.send_replace(Route::Nowhere);
-        self.metrics().leader.set(0);
+        self.metrics.leader.set(0);
         starting.abort();
         tracing::info!(epoch = claim.epoch, "This replica leads no more.");
         let draining = reign.drain();
@@ -210,7 +237,7 @@ impl Parts {
     /// Ends once PostgreSQL is out of reach while there are others whom it may answer.
     async fn postgres_falls_silent(&self) {
         loop {
-            self.leader.database.falls_silent(SILENCE).await;
+            self.office.falls_silent(SILENCE).await;
             if self.node.status().members.len() > 1 {
                 tracing::warn!("PostgreSQL answers this replica no more; the leadership is handed over.");
                 return;
@@ -223,7 +250,7 @@ impl Parts {
         &self,
         claim: Claim,
         leadership: &mut watch::Receiver<Leadership>,
-    ) -> Result<Reign, Over> {
+    ) -> Result<Reign<O>, Over> {
         let fence =
             Fence { cluster_id: ClusterId(claim.cluster_id), epoch: Epoch(claim.epoch.cast_signed()) };
         let stage = Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() };
@@ -231,8 +258,7 @@ impl Parts {
         let began = tokio::time::Instant::now();
         let mut foreign = false;
         loop {
-            let leader = LeaderParts { fence, ..self.leader.clone() };
-            let taking_over = Leader::take_over(leader, term, id, &stage);
+            let taking_over = self.office.take_over(fence, term, id, &stage);
             let taken = tokio::time::timeout(TAKE_OVER_WITHIN, taking_over).await;
             match taken.unwrap_or_else(|_| Err(StorageError::timed_out())) {
                 Ok(leader) => {
@@ -240,7 +266,7 @@ impl Parts {
                     return Ok(Reign { leader, acting, loops: CancellationToken::new(), stage });
                 }
                 Err(StorageError::Fenced) => {
-                    self.metrics().fenced_writes.inc();
+                    self.metrics.fenced_writes.inc();
                     return Err(Over::Fenced);
                 }
                 // Until somebody says that the database is this cluster's, with `cortex cluster adopt`.
@@ -260,6 +286,7 @@ impl Parts {
                 self.hand_over().await;
             }
             tokio::select! {
+                biased;
                 () = self.retire.cancelled() => return Err(Over::Retired),
                 () = tokio::time::sleep(if foreign { LOOK_AGAIN } else { TRY_AGAIN }) => {}
             }
@@ -270,23 +297,10 @@ impl Parts {
     }
 
     /// The ready queue first, so that the loops find it in order.
-    fn start_loops(&self, reign: &Reign) -> tokio::task::JoinHandle<()> {
-        let surroundings = Surroundings {
-            leader: Arc::clone(&reign.leader),
-            acting: reign.acting.subscribe(),
-            stop: reign.loops.clone(),
-            metrics: Arc::clone(self.metrics()),
-            poll_interval: self.poll_interval,
-            scheduling: self.leader.scheduling,
-            retention: self.retention,
-            metrics_interval: self.metrics_interval,
-            metrics_retention: self.metrics_retention,
-        };
+    fn start_loops(&self, reign: &Reign<O>) -> tokio::task::JoinHandle<()> {
+        let (leader, acting) = (Arc::clone(&reign.leader), reign.acting.subscribe());
         let tasks = reign.stage.tasks.clone();
-        tokio::spawn(async move {
-            surroundings.leader.take_over_queue().await;
-            loops::start(&surroundings, &tasks);
-        })
+        tokio::spawn(self.office.start_loops(leader, acting, reign.loops.clone(), tasks))
     }
 
     /// Gives the leadership to the most caught-up replica, if there is another one.
@@ -297,7 +311,7 @@ impl Parts {
     }
 }
 
-impl Reign {
+impl<O: Office> Reign<O> {
     /// Waits for the end.
     async fn last(
         &self,
@@ -305,7 +319,7 @@ impl Reign {
         leadership: &mut watch::Receiver<Leadership>,
         retire: &CancellationToken,
     ) -> Over {
-        let mut ended = self.leader.ended();
+        let mut ended = O::ended(&self.leader);
         loop {
             tokio::select! {
                 biased;
@@ -329,9 +343,9 @@ impl Reign {
     }
 
     /// Loops first, then what the batchers hold. At once nothing new begins, and nothing more is handed to workers.
-    fn drain(self) -> impl Future<Output = ()> {
+    fn drain(self) -> impl Future<Output = ()> + Send {
         self.loops.cancel();
-        self.leader.dismiss();
+        O::dismiss(&self.leader);
         self.stage.stop.cancel();
         self.stage.tasks.close();
         async move {

@@ -18,6 +18,8 @@ pub mod planted;
 pub mod ready_queue;
 pub mod security;
 pub mod services;
+#[cfg(test)]
+mod simulation;
 pub mod storage;
 pub mod telemetry;
 pub mod verify;

@@ -231,6 +231,20 @@ fn no_release_has_what_only_tests_may_have() {
 }
 
 #[test]
+fn only_tests_see_the_simulation() {
+    let asks = |line: &&str| line.starts_with("cortex-cluster") && line.contains("\"simulation\"");
+    for path in files().filter(|path| path.ends_with("Cargo.toml")) {
+        let text = read(&path);
+        let shipped = text.split("[dev-dependencies]").next().unwrap_or_default();
+        let asking: Vec<&str> = shipped.lines().filter(asks).collect();
+        assert!(asking.is_empty(), "{path}: {asking:?}");
+    }
+    let root = read("Cargo.toml");
+    assert_eq!(root.lines().filter(asks).count(), 1, "its tests ask for it");
+    assert!(read("src/lib.rs").contains("#[cfg(test)]\nmod simulation;"));
+}
+
+#[test]
 fn only_builds_with_planted_defects_ask_for_one() {
     const ONLY_WITH_IT: &str = "#[cfg(feature = \"planted-defects\")]\n";
     // The harness only sets it.

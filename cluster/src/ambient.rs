@@ -1,8 +1,8 @@
 //! What this crate takes from the world around it: a runtime with its randomness, threads for blocking work,
 //! connections, the file of the log, ids.
 //!
-//! All in one place, because the simulation puts its own here (`src/simulation`). The simulation exists in
-//! this crate's own tests alone: no feature can switch it on in a program.
+//! All in one place, because the simulation puts its own here (`src/simulation`). The simulation exists in tests
+//! alone: the feature that shows it to the root crate's is asked for by dev-dependencies only.
 
 use std::future::Future;
 use std::io;
@@ -17,17 +17,17 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 /// What openraft runs on.
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "simulation")))]
 pub(crate) type Runtime = openraft::impls::TokioRuntime;
 /// What openraft runs on; its randomness comes from the simulation, if there is one.
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) type Runtime = crate::simulation::SeededRuntime;
 
 /// Runs `work`, which may wait for a disk, where it holds up no async thread.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, JoinError> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     if crate::simulation::is_running() {
         return crate::simulation::blocking(work).await;
     }
@@ -36,7 +36,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 /// A channel that connects when it is first used.
 pub(crate) fn connect_lazily(endpoint: &Endpoint) -> Channel {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     if crate::simulation::is_running() {
         return crate::simulation::connect_lazily(endpoint);
     }
@@ -48,7 +48,7 @@ pub(crate) async fn within<T: Send + 'static>(
     limit: Duration,
     call: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Elapsed> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     if crate::simulation::is_running() {
         return crate::simulation::within(limit, call).await;
     }
@@ -57,7 +57,7 @@ pub(crate) async fn within<T: Send + 'static>(
 
 /// Creates a directory and those above it.
 pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     if crate::simulation::is_running() {
         return Ok(());
     }
@@ -66,7 +66,7 @@ pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
 
 /// Opens the file of the log, or creates it.
 pub(crate) fn open_database(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     if let Some(disk) = crate::simulation::disk(path) {
         return builder.create_with_backend(disk);
     }
@@ -83,7 +83,7 @@ pub(crate) fn open_database(builder: &Builder, path: &Path) -> Result<Database, 
     reason = "no decision depends on which id it is, only on its being unlike any other"
 )]
 pub(crate) fn new_cluster_id() -> Uuid {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     if let Some(id) = crate::simulation::new_cluster_id() {
         return id;
     }

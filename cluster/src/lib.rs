@@ -67,8 +67,9 @@ mod leadership;
 mod membership;
 mod node;
 mod raft;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, feature = "simulation"))]
+#[doc(hidden)]
+pub mod simulation;
 mod status;
 mod store;
 mod transport;

@@ -266,7 +266,7 @@ impl Node {
     }
 
     /// Raft itself, for those who check it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn raft(&self) -> &Raft {
         &self.inner.raft
     }

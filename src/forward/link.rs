@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::metadata::AsciiMetadataValue;
@@ -19,6 +18,7 @@ use super::codec;
 use super::config::ForwardConfig;
 use super::outbox::{Outbox, Outgoing, Refused, Reply};
 use super::route::Route;
+use super::watch;
 use super::wire::forward_client::ForwardClient;
 use super::wire::{Answers, Lane, MAX_MESSAGE, SECRET_HEADER};
 use crate::services::command::Deliver;
@@ -167,7 +167,7 @@ async fn connect(
 ) -> Result<Streaming<Answers>, Status> {
     let unavailable = |error: tonic::transport::Error| Status::from_error(error.into());
     let channel = endpoint(peer, config).map_err(unavailable)?;
-    let channel = within(config.connect_timeout, channel.connect()).await?.map_err(unavailable)?;
+    let channel = within(config.connect_timeout, dial(&channel)).await?.map_err(unavailable)?;
     let mut client = ForwardClient::<Channel>::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -193,6 +193,15 @@ fn endpoint(peer: &str, config: &ForwardConfig) -> Result<Endpoint, tonic::trans
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW))
+}
+
+/// Makes the connection; the simulation has its own network.
+async fn dial(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+    #[cfg(test)]
+    if cortex_cluster::simulation::is_running() {
+        return cortex_cluster::simulation::connect(endpoint).await;
+    }
+    endpoint.connect().await
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Status> {

@@ -29,3 +29,10 @@ pub use relay::keep_attached;
 pub use route::Route;
 pub use router::Router;
 pub use server::{ForwardServer, tune};
+
+/// The channel of the route; the simulation's wakes those who wait in an order that the seed decides.
+#[cfg(test)]
+pub use cortex_cluster::simulation::watch;
+/// The channel of the route.
+#[cfg(not(test))]
+pub use tokio::sync::watch;

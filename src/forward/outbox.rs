@@ -5,7 +5,7 @@
 //! which it is put into a message, and *written* from then on; that line decides whether a call whose
 //! stream broke was provably not sent.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -145,11 +145,11 @@ impl Outbox {
         }
     }
 
-    /// Ends the stream and settles every call.
+    /// Ends the stream and settles every call, in the order in which they came.
     pub(super) fn close(&self) {
         let mut inner = self.lock();
         inner.phase = Phase::Closed;
-        let calls = std::mem::take(&mut inner.calls);
+        let calls: BTreeMap<u64, Call> = std::mem::take(&mut inner.calls).into_iter().collect();
         inner.lanes = Default::default();
         inner.abandoned = Vec::new();
         wake(inner);

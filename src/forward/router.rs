@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::codec;
@@ -13,6 +12,7 @@ use super::config::ForwardConfig;
 use super::link::Link;
 use super::outbox::{Refused, Reply};
 use super::route::Route;
+use super::watch;
 use super::wire::{Lane, MAX_ITEM, MAX_MESSAGE};
 use crate::domain::ambient::Ambient;
 use crate::domain::job::JobStatus;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{FutureExt, Stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
@@ -18,6 +18,7 @@ use tonic::{Response, Status, Streaming};
 use super::codec::{self, Order};
 use super::config::{ForwardConfig, Limits};
 use super::route::Route;
+use super::watch;
 use super::wire::forward_server::{Forward, ForwardServer as Service};
 use super::wire::{self, Answers, Lane, MAX_ITEM, MAX_MESSAGE, Requests, SECRET_HEADER};
 use crate::services::command::{Answer, Command, Commands, Deliver, Delivery, Outlet};
@@ -121,6 +122,7 @@ struct Exchange {
 impl Exchange {
     async fn serve(self, mut requests: Streaming<Requests>, shutdown: CancellationToken) {
         let connected = tokio::select! {
+            biased;
             () = shutdown.cancelled() => true,
             () = self.superseded() => true,
             () = self.read(&mut requests, |exchange| exchange.leader()) => false,

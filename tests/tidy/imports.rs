@@ -90,7 +90,7 @@ const RULES: [Rule; 16] = [
         crates: &["sqlx", "redis", "axum"],
         modules: &["api", "storage", "ready_queue", "loops", "leadership", "forward", "app", "cli"],
     },
-    Rule { place: "src/leadership.rs", crates: &["sqlx", "redis", "axum"], modules: &["api", "app", "cli"] },
+    Rule { place: "src/leadership", crates: &["sqlx", "redis", "axum"], modules: &["api", "app", "cli"] },
     Rule {
         place: "src/forward/",
         crates: &["sqlx", "redis", "axum"],

@@ -71,12 +71,12 @@ pub(super) fn context() -> Option<Rc<Context>> {
 }
 
 /// Whether this thread runs a simulation.
-pub(crate) fn is_running() -> bool {
+pub fn is_running() -> bool {
     CONTEXT.with_borrow(Option::is_some)
 }
 
 /// A number from the simulation's seed.
-pub(crate) fn random() -> Option<u64> {
+pub fn random() -> Option<u64> {
     context().map(|context| context.rng.borrow_mut().random())
 }
 
@@ -133,6 +133,20 @@ pub(crate) fn observe(path: &Path, applied: Option<LogId>, entry: Option<&Entry>
     };
     if let (Some((id, _)), Some(applied)) = (context.disks.get(path), applied) {
         context.history.borrow_mut().applied(*id, applied, entry, control);
+    }
+}
+
+/// Takes down what happened.
+pub fn note(line: String) {
+    if let Some(context) = context() {
+        context.history.borrow_mut().note(line);
+    }
+}
+
+/// Takes down what may not be.
+pub fn violated(what: String) {
+    if let Some(context) = context() {
+        context.history.borrow_mut().violated(what);
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::context::{context, data_dir};
+use super::context::{context, data_dir, note};
+use super::guest::Guest;
 use super::network;
 use crate::config::{Addresses, ClusterConfig, Seed};
 use crate::control::ControlCommand;
@@ -60,7 +61,12 @@ pub(super) fn config(id: u64, seeds: u64) -> ClusterConfig {
 }
 
 /// The life of one process.
-pub(super) async fn run(id: u64, seeds: u64, slot: Rc<RefCell<Slot>>) -> turmoil::Result {
+pub(super) async fn run(
+    id: u64,
+    seeds: u64,
+    slot: Rc<RefCell<Slot>>,
+    guest: Rc<dyn Guest>,
+) -> turmoil::Result {
     let connections = network::listen().await?;
     let (node, service) = match Node::start(config(id, seeds)).await {
         Ok(started) => started,
@@ -70,7 +76,9 @@ pub(super) async fn run(id: u64, seeds: u64, slot: Rc<RefCell<Slot>>) -> turmoil
             return Ok(());
         }
     };
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(connections));
+    let (server, life) = guest.begin(node.clone(), service);
+    tokio::spawn(server.serve_with_incoming(connections));
+    tokio::task::spawn_local(life);
     let (orders, mut ordered) = mpsc::unbounded_channel();
     let status = node.status();
     if let Some(context) = context() {
@@ -82,6 +90,7 @@ pub(super) async fn run(id: u64, seeds: u64, slot: Rc<RefCell<Slot>>) -> turmoil
     }
     while let Some(order) = ordered.recv().await {
         if let Order::Stop = order {
+            guest.retire(id).await;
             node.shutdown().await;
             slot.borrow_mut().stopped = true;
             continue;
@@ -119,11 +128,5 @@ async fn obey(node: Node, order: Order) {
             note(format!("member {id} on removing {member}: {outcome:?}"));
         }
         Order::Stop => {}
-    }
-}
-
-fn note(line: String) {
-    if let Some(context) = context() {
-        context.history.borrow_mut().note(line);
     }
 }

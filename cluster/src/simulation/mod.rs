@@ -7,64 +7,74 @@
 
 mod context;
 mod disk;
+mod guest;
 mod history;
 mod host;
 mod network;
 mod runtime;
 mod trouble;
-mod watch;
+pub mod watch;
 mod world;
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 
-pub(crate) use context::{blocking, disk, is_running, new_cluster_id, observe, random, within};
+pub(crate) use context::{blocking, disk, new_cluster_id, observe, within};
+pub use context::{is_running, note, random, violated};
+pub use guest::{Guest, Life};
+pub use network::connect;
 pub(crate) use network::connect_lazily;
 pub(crate) use runtime::SeededRuntime;
+pub use world::{Shape, World};
 
 use trouble::Trouble;
-use world::{Shape, World};
 
 use crate::leadership::Leadership;
 
 /// How long the members may take to agree once all is mended.
 const CALM: Duration = Duration::from_secs(10);
-/// Seeds of a run that names no number.
-const FEW: u64 = 8;
-
 /// What came of a seed.
-struct Outcome {
-    shape: Shape,
-    lines: Vec<String>,
-    digest: u64,
-    violation: Option<String>,
-    calm_after: Duration,
-    extent: (usize, usize, usize),
+pub struct Outcome {
+    pub shape: Shape,
+    /// All that happened.
+    pub lines: Vec<String>,
+    /// One number for that, to the last message.
+    pub digest: u64,
+    pub violation: Option<String>,
+    /// How long it took until all worked as it should, once all was mended.
+    pub calm_after: Duration,
+    /// How many epochs, entries and answers to changes there were.
+    pub extent: (usize, usize, usize),
 }
 
-fn simulate(shape: Shape) -> Outcome {
-    let mut world = World::new(shape.clone());
+/// Runs a group, and what is above it, through the trouble that the shape draws.
+pub fn simulate(shape: Shape, guest: Rc<dyn Guest>) -> Outcome {
+    let mut world = World::new(shape.clone(), Rc::clone(&guest));
     let mut trouble = Trouble::new();
     while world.now() < shape.trouble && world.history().violation.is_none() {
         trouble.act(&mut world);
+        guest.act(&world, false);
         world.step();
     }
     world.heal();
     let healed = world.now();
-    let mut applied = None;
-    while world.history().violation.is_none() && applied.is_none() {
+    let mut agreement = None;
+    while world.history().violation.is_none() && agreement.is_none() {
+        guest.act(&world, true);
         world.step();
-        applied = agreed(&world);
-        if applied.is_none() && world.now() > healed + CALM {
+        agreement = agreed(&world).filter(|agreement| guest.is_calm(&agreement.members));
+        if agreement.is_none() && world.now() > healed + CALM {
             let state = describe(&world);
             world
                 .history()
                 .violated(format!("the members do not agree {CALM:?} after all was mended:{state}"));
         }
     }
-    if let Some(applied) = applied {
-        world.history().settle(applied);
+    if let Some(agreement) = agreement {
+        world.history().settle(agreement.applied);
+        guest.settle();
     }
     let calm_after = world.now() - healed;
     let history = world.history();
@@ -78,8 +88,14 @@ fn simulate(shape: Shape) -> Outcome {
     }
 }
 
-/// The index that all members have applied, if one of them leads, all others follow it, and all have the same.
-fn agreed(world: &World) -> Option<u64> {
+/// One member leads, all others follow it, and all have the same.
+struct Agreement {
+    /// The index that all have applied.
+    applied: u64,
+    members: Vec<u64>,
+}
+
+fn agreed(world: &World) -> Option<Agreement> {
     let nodes: Vec<_> = world.nodes().collect();
     let mut leading = nodes.iter().filter(|node| node.leadership().borrow().is_leading());
     let leader = leading.next().filter(|_| leading.next().is_none())?;
@@ -91,6 +107,7 @@ fn agreed(world: &World) -> Option<u64> {
         (data.last_log.map(|last| last.index), data.last_applied.map(|applied| applied.index))
     };
     let (last, applied) = index(leader);
+    let mut members = vec![leader.id()];
     for id in membership.nodes().map(|(id, _)| *id).filter(|id| *id != leader.id()) {
         if world.hosts[&id].wiped || control.removed.contains(&id) {
             continue;
@@ -100,8 +117,9 @@ fn agreed(world: &World) -> Option<u64> {
         if !follows || *node.control().borrow() != control || index(node) != (last, applied) {
             return None;
         }
+        members.push(id);
     }
-    applied.filter(|_| last == applied)
+    applied.filter(|_| last == applied).map(|applied| Agreement { applied, members })
 }
 
 fn describe(world: &World) -> String {
@@ -114,10 +132,19 @@ fn describe(world: &World) -> String {
     text
 }
 
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::guest::Nobody;
     use super::*;
+
+    /// Seeds of a run that names no number.
+    const FEW: u64 = 8;
+
+    fn run(shape: Shape) -> Outcome {
+        simulate(shape, Rc::new(Nobody))
+    }
 
     /// A number from the environment.
     fn number(name: &str) -> Option<u64> {
@@ -138,7 +165,7 @@ mod tests {
         let count = one.map_or_else(|| number("CORTEX_SIM_SEEDS").unwrap_or(FEW), |_| 1);
         let (mut failed, mut extent, mut slowest) = (Vec::new(), (0, 0, 0), Duration::ZERO);
         for seed in first..first + count {
-            let outcome = simulate(Shape::of(seed));
+            let outcome = run(Shape::of(seed));
             if one.is_some() {
                 println!("{:?}\n{}", outcome.shape, outcome.lines.join("\n"));
             }
@@ -165,9 +192,9 @@ mod tests {
     fn the_same_seed_does_the_same() {
         let mut digests = BTreeSet::new();
         for seed in 0..2 {
-            let first = simulate(Shape::of(seed));
+            let first = run(Shape::of(seed));
             count_a_task();
-            let second = simulate(Shape::of(seed));
+            let second = run(Shape::of(seed));
             let differs = first.lines.iter().zip(&second.lines).position(|(a, b)| a != b);
             if let Some(at) = differs {
                 let before = first.lines[at.saturating_sub(10)..at].join("\n");
@@ -190,7 +217,7 @@ mod tests {
     #[test]
     fn disks_that_lie_are_found_out() {
         let lying = |seed| Shape { lying_disks: true, ..Shape::of(seed) };
-        let found = (0..FEW).find_map(|seed| simulate(lying(seed)).violation);
+        let found = (0..FEW).find_map(|seed| run(lying(seed)).violation);
         println!("{found:?}");
         assert!(found.is_some(), "{FEW} seeds did not notice that nothing was synced");
     }

@@ -21,10 +21,17 @@ pub(super) const PORT: u16 = 7100;
 
 /// As [`Endpoint::connect_lazy`], to a simulated host.
 pub(crate) fn connect_lazily(endpoint: &Endpoint) -> Channel {
-    endpoint.connect_with_connector_lazy(tower::service_fn(|uri: Uri| async move {
-        let host = uri.host().unwrap_or_default().to_owned();
-        Connection::over(TcpStream::connect((host, PORT)).await?).map(TokioIo::new)
-    }))
+    endpoint.connect_with_connector_lazy(tower::service_fn(dial))
+}
+
+/// As [`Endpoint::connect`], to a simulated host.
+pub async fn connect(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+    endpoint.connect_with_connector(tower::service_fn(dial)).await
+}
+
+async fn dial(uri: Uri) -> io::Result<TokioIo<Connection>> {
+    let host = uri.host().unwrap_or_default().to_owned();
+    Connection::over(TcpStream::connect((host, PORT)).await?).map(TokioIo::new)
 }
 
 /// Connections to this host.

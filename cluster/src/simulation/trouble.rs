@@ -63,13 +63,16 @@ impl Trouble {
         let asked = if world.rng.random_bool(0.8) { leader } else { some };
         match world.rng.random_range(0..100) {
             0..30 => self.propose(world, asked),
-            30..36 => world.order(leader, Order::Transfer),
+            30..36 => self.hand_over(world, leader),
             36..44 => self.end(world, victim, End::Killed),
             44..50 => self.end(world, victim, End::PowerCut),
             50..57 => self.cut_power_amid_a_write(world, victim),
             57..60 => self.fail_disk(world, victim),
             60..66 => self.cut(world, victim, other),
-            66..75 => self.isolate(world, victim),
+            66..75 => {
+                let fault = fault(world);
+                self.isolate(world, victim, fault);
+            }
             75..79 => self.split(world),
             79..84 => {
                 world.set_loss(some, other, world.shape.loss);
@@ -92,6 +95,14 @@ impl Trouble {
         self.settings += 1;
         let key = format!("key-{}", world.rng.random_range(0..8));
         world.order(to, Order::Propose(ControlCommand::Set { key, value: self.settings.to_string() }));
+    }
+
+    fn hand_over(&mut self, world: &mut World, leader: u64) {
+        world.order(leader, Order::Transfer);
+        // At times it does not hear what comes of that, and goes on leading for a lease beside the next leader.
+        if world.rng.random_bool(0.5) {
+            self.isolate(world, leader, Fault::CutBack);
+        }
     }
 
     fn end(&mut self, world: &mut World, id: u64, end: End) {
@@ -138,8 +149,7 @@ impl Trouble {
         self.later(world, 1500, Relief::Mend(a, b));
     }
 
-    fn isolate(&mut self, world: &mut World, id: u64) {
-        let fault = fault(world);
+    fn isolate(&mut self, world: &mut World, id: u64, fault: Fault) {
         let lasts = Duration::from_millis(world.rng.random_range(50..1500));
         for other in (1..=world.shape.hosts).filter(|other| *other != id) {
             world.cut(id, other, fault);

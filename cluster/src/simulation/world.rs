@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::context::{Context, Running};
 use super::disk::{Disk, End};
+use super::guest::Guest;
 use super::history::History;
 use super::host::{self, Order, Slot, name};
 use crate::leadership::Leadership;
@@ -19,7 +20,7 @@ use crate::raft::Role;
 
 /// How the seed shapes a simulation.
 #[derive(Debug, Clone)]
-pub(super) struct Shape {
+pub struct Shape {
     pub seed: u64,
     /// First members.
     pub seeds: u64,
@@ -88,19 +89,20 @@ pub(super) enum Fault {
 }
 
 /// One simulation.
-pub(super) struct World {
+pub struct World {
     pub shape: Shape,
-    pub rng: SmallRng,
-    pub hosts: BTreeMap<u64, Host>,
-    pub faults: BTreeMap<(u64, u64), Fault>,
-    pub lease: Duration,
+    pub(super) rng: SmallRng,
+    pub(super) hosts: BTreeMap<u64, Host>,
+    pub(super) faults: BTreeMap<(u64, u64), Fault>,
+    pub(super) lease: Duration,
+    pub(super) guest: Rc<dyn Guest>,
     sim: turmoil::Sim<'static>,
     context: Rc<Context>,
     _running: Running,
 }
 
 impl World {
-    pub fn new(shape: Shape) -> Self {
+    pub(super) fn new(shape: Shape, guest: Rc<dyn Guest>) -> Self {
         let context = Context::new(shape.seed, 1..=shape.hosts, shape.slow_disks);
         context.history.borrow_mut().shows_wire = std::env::var_os("CORTEX_SIM_WIRE").is_some();
         let running = context.enter();
@@ -121,28 +123,30 @@ impl World {
             }
             let slot = Rc::<RefCell<Slot>>::default();
             let phase = if id <= seeds { Phase::Up } else { Phase::Spare };
+            let above = Rc::clone(&guest);
             let (shared, started) = (Rc::clone(&slot), Rc::new(RefCell::new(phase == Phase::Up)));
             sim.host(name(id), move || {
                 let (slot, first) = (Rc::clone(&shared), started.replace(true));
+                let guest = Rc::clone(&above);
                 async move {
                     if !first {
                         return Ok(());
                     }
-                    host::run(id, seeds, slot).await
+                    host::run(id, seeds, slot, guest).await
                 }
             });
             hosts.insert(id, Host { slot, phase, disk, wiped: false, may_stop: false });
         }
         let rng = SmallRng::seed_from_u64(shape.seed);
         let lease = host::config(1, shape.seeds).lease();
-        World { shape, rng, hosts, faults: BTreeMap::new(), lease, sim, context, _running: running }
+        World { shape, rng, hosts, faults: BTreeMap::new(), lease, guest, sim, context, _running: running }
     }
 
     pub fn now(&self) -> Duration {
         self.sim.elapsed()
     }
 
-    pub fn history(&self) -> std::cell::RefMut<'_, History> {
+    pub(super) fn history(&self) -> std::cell::RefMut<'_, History> {
         self.context.history.borrow_mut()
     }
 
@@ -151,7 +155,7 @@ impl World {
     }
 
     /// Lets a millisecond pass and looks at every member.
-    pub fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         let stepped = self.sim.step();
         let now = self.sim.elapsed();
         self.history().now = now;
@@ -204,12 +208,12 @@ impl World {
     }
 
     /// Whether any member knows this one as removed.
-    pub fn is_removed(&self, id: u64) -> bool {
+    pub(super) fn is_removed(&self, id: u64) -> bool {
         self.nodes().any(|node| node.control().borrow().removed.contains(&id))
     }
 
     /// All that run.
-    pub fn nodes(&self) -> impl Iterator<Item = crate::node::Node> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = crate::node::Node> {
         self.hosts.values().filter_map(|host| host.slot.borrow().node.clone())
     }
 
@@ -221,13 +225,13 @@ impl World {
             .last()
     }
 
-    pub fn order(&self, id: u64, order: Order) {
+    pub(super) fn order(&self, id: u64, order: Order) {
         self.note(format!("member {id} is told: {order:?}"));
         self.hosts[&id].slot.borrow().order(order);
     }
 
     /// Ends the process of a member at once.
-    pub fn end(&mut self, id: u64, end: End) {
+    pub(super) fn end(&mut self, id: u64, end: End) {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let lost = host.disk.end(end, &mut self.rng);
         *host.slot.borrow_mut() = Slot::default();
@@ -235,10 +239,11 @@ impl World {
         self.context.connections.ending(|| self.sim.crash(name(id)));
         self.note(format!("member {id} ends: {end:?}, {lost} writes lost"));
         self.history().ended(id);
+        self.guest.ended(id);
     }
 
     /// Starts a member, for the first time or again.
-    pub fn start(&mut self, id: u64) {
+    pub(super) fn start(&mut self, id: u64) {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         host.phase = Phase::Up;
         self.note(format!("member {id} is started"));
@@ -246,7 +251,7 @@ impl World {
     }
 
     /// Destroys what a member that is down has on disk.
-    pub fn wipe(&mut self, id: u64) {
+    pub(super) fn wipe(&mut self, id: u64) {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         host.disk.wipe();
         host.wiped = true;
@@ -255,7 +260,7 @@ impl World {
     }
 
     /// Does something to the way between two hosts, if nothing is wrong with it yet.
-    pub fn cut(&mut self, from: u64, to: u64, fault: Fault) {
+    pub(super) fn cut(&mut self, from: u64, to: u64, fault: Fault) {
         if from == to || self.faults.contains_key(&pair(from, to)) {
             return;
         }
@@ -271,7 +276,7 @@ impl World {
     }
 
     /// Mends the way between two hosts.
-    pub fn mend(&mut self, a: u64, b: u64) {
+    pub(super) fn mend(&mut self, a: u64, b: u64) {
         if let Some(fault) = self.faults.remove(&pair(a, b)) {
             self.note(format!("between {a} and {b}: mended"));
             match fault {
@@ -282,19 +287,19 @@ impl World {
     }
 
     /// Makes the way between two hosts lossy, or sound.
-    pub fn set_loss(&mut self, a: u64, b: u64, loss: f64) {
+    pub(super) fn set_loss(&mut self, a: u64, b: u64, loss: f64) {
         self.note(format!("between {a} and {b}: loss {loss}"));
         self.sim.set_link_fail_rate(name(a), name(b), loss);
     }
 
     /// Makes the way between two hosts slow, or as it was.
-    pub fn set_latency(&mut self, a: u64, b: u64, latency: Duration) {
+    pub(super) fn set_latency(&mut self, a: u64, b: u64, latency: Duration) {
         self.note(format!("between {a} and {b}: latency {latency:?}"));
         self.sim.set_link_max_message_latency(name(a), name(b), latency);
     }
 
     /// Mends everything and starts everybody.
-    pub fn heal(&mut self) {
+    pub(super) fn heal(&mut self) {
         self.note("all is mended".to_owned());
         let ids: Vec<u64> = self.hosts.keys().copied().collect();
         for a in &ids {

@@ -121,7 +121,7 @@ impl Store {
     }
 
     /// The file, for those who check what happens to it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub fn path(&self) -> &Path {
         &self.path
     }

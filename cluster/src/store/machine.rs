@@ -50,7 +50,7 @@ impl StateMachine {
     }
 
     /// Tells the simulation, which compares what all members apply.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     fn observe(&self, entry: Option<&Entry>) {
         crate::simulation::observe(self.store.path(), self.applied, entry, &self.control.borrow());
     }
@@ -70,7 +70,7 @@ impl RaftStateMachine<Types> for StateMachine {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let outcome = self.apply_entry(&entry);
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             self.observe(Some(&entry));
             if let Some(responder) = responder {
                 responder.send(outcome);
@@ -94,7 +94,7 @@ impl RaftStateMachine<Types> for StateMachine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.control.send_replace(Arc::new(control));
-        #[cfg(test)]
+        #[cfg(any(test, feature = "simulation"))]
         self.observe(None);
         Ok(())
     }
