@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use cortex::domain::ambient::{Ambient, System};
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, ClusterOptions, Error, NetworkKind};
 use crate::draw::Draw;
-use crate::faults::{self, Fault, Miss};
+use crate::faults::{self, Fault, Miss, Subject};
 use crate::history::{self, Record, Recorder, RunInfo, Stage};
 use crate::monitor;
 use crate::workload::{Size, Workload};
@@ -150,7 +150,8 @@ async fn strike_until(
         let overlaps = draw.percent(25) && !subjects.contains(&fault.subject);
         let most = usize::from(overlaps);
         while under_way.len() > most {
-            if let Some(Ok(subject)) = under_way.join_next().await {
+            if let Some(struck) = under_way.join_next().await {
+                let subject = subject_of(struck);
                 subjects.retain(|other| *other != subject);
             }
         }
@@ -171,7 +172,14 @@ async fn strike_until(
             fault.subject
         });
     }
-    while under_way.join_next().await.is_some() {}
+    while let Some(struck) = under_way.join_next().await {
+        subject_of(struck);
+    }
+}
+
+/// What a strike was about. One that panicked ends the run.
+fn subject_of(struck: Result<Subject, JoinError>) -> Subject {
+    struck.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// Waits until every job has come to its end; gives up when nothing goes on any more.

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::{Strike, Struck};
 use crate::cluster::{Cluster, Condition, End, Link};
+use crate::history::View;
 
 /// Longest wait for a new leader while the network is broken: other faults may keep it from coming about.
 const NEW_LEADER_WITHIN: Duration = Duration::from_secs(5);
@@ -58,11 +59,13 @@ pub(super) async fn successor(cluster: &Cluster, leader: usize) -> Option<usize>
 pub(super) async fn united(cluster: &Cluster) -> Result<usize, String> {
     let leader = || async {
         let views = join_all((0..cluster.size()).map(|index| cluster.view(index))).await;
-        let mut views = views.into_iter().flatten();
-        let leader = views.next()?.leader?;
-        let replica = usize::try_from(leader).ok()?.checked_sub(1)?;
-        let agreed = views.all(|view| view.leader == Some(leader));
-        (agreed && cluster.view(replica).await?.role == "leader").then_some(replica)
+        let leader = views.iter().flatten().next()?.leader?;
+        let agreed = views.iter().flatten().all(|view| view.leader == Some(leader));
+        // A replica whose log was damaged is a member under a new id.
+        let leads = |view: &Option<View>| {
+            view.as_ref().is_some_and(|view| view.id == leader && view.role == "leader")
+        };
+        views.iter().position(leads).filter(|_| agreed)
     };
     let agreed = std::sync::Mutex::new(None);
     let united = || async {

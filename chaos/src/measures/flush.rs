@@ -96,14 +96,19 @@ pub async fn flush(options: &FlushOptions) -> Result<bool, Error> {
         Figure::new(
             "p99 of the wait for a worker before",
             "ms",
-            p99_ms(&waits, flushed - over, flushed),
+            p99_ms(&waits, flushed - over, flushed).unwrap_or(0.0),
             None,
         ),
-        Figure::new("p99 of the wait for a worker meanwhile", "ms", p99_ms(&waits, flushed, whole), None),
+        Figure::new(
+            "p99 of the wait for a worker meanwhile",
+            "ms",
+            p99_ms(&waits, flushed, whole).unwrap_or(0.0),
+            None,
+        ),
         Figure::new(
             "p99 of the wait for a worker afterwards",
             "ms",
-            p99_ms(&waits, whole, whole + over),
+            p99_ms(&waits, whole, whole + over).unwrap_or(0.0),
             None,
         ),
     ];

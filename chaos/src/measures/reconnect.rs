@@ -86,13 +86,14 @@ pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
     let history = History::read(&options.folder)?;
     let waits = waits(&history);
     let second_of = 1_000_000;
-    let calm = p99_ms(&waits, second_kill - 6 * second_of, second_kill);
+    let calm = p99_ms(&waits, second_kill - 6 * second_of, second_kill).unwrap_or(0.0);
     // The first second from which on jobs wait no longer than twice as long as before.
     let normal = (0..12)
         .rev()
         .take_while(|second| {
             let from = second_kill + second * second_of;
-            p99_ms(&waits, from, from + second_of) <= (2.0 * calm).max(50.0)
+            // Where nothing is accepted nothing is normal.
+            p99_ms(&waits, from, from + second_of).is_some_and(|p99| p99 <= (2.0 * calm).max(50.0))
         })
         .last()
         .unwrap_or(12);
