@@ -116,10 +116,15 @@ async fn a_worker_whose_leader_dies_before_the_answer_gets_it_from_the_next_one(
     scene.arm("claimed");
     let worker_id = client.register_worker(registration).await.unwrap().into_inner().worker_id;
     scene.dies_and_comes_back("claimed").await;
-    let poll = PollJobRequest { worker_id: worker_id.clone(), wait_ms: 20_000 };
     let (other, mut client) = scene.follower().await;
-    let job = client.poll_job(poll.clone()).await.unwrap().into_inner();
-    assert!(job.has_job, "the claimed job was lost");
+    // A worker whose calls do not wait is assigned jobs before it asks for them.
+    let glance = PollJobRequest { worker_id: worker_id.clone(), wait_ms: 0 };
+    let mut job = PollJobResponse::default();
+    until("the claimed job comes", async || {
+        job = client.poll_job(glance.clone()).await.unwrap().into_inner();
+        job.has_job
+    })
+    .await;
 
     // Assigned, and the worker does not know: the slot is free once its first job has ended.
     tally.note(submit(&scene.http, scene.cluster.http(other), json!({})).await);
@@ -130,6 +135,7 @@ async fn a_worker_whose_leader_dies_before_the_answer_gets_it_from_the_next_one(
 
     // Fetched, and on its way to the call.
     let (_, mut client) = scene.follower().await;
+    let poll = PollJobRequest { wait_ms: 20_000, ..glance };
     scene.arm("fetched");
     let polled = tokio::spawn(async move { client.poll_job(poll).await.unwrap().into_inner() });
     scene.dies_and_comes_back("fetched").await;

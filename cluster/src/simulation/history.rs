@@ -1,7 +1,7 @@
 //! What happened in a simulation, and whether it may have: the invariants that hold at every moment.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -50,6 +50,8 @@ pub(super) struct History {
     members: BTreeMap<u64, Member>,
     /// Who led each term, by Raft's own word.
     terms: BTreeMap<u64, u64>,
+    /// Members that any other has known as removed.
+    pub removed: BTreeSet<u64>,
     /// Who published each epoch.
     epochs: BTreeMap<u64, u64>,
     /// Since when more than one replica leads.
@@ -160,6 +162,11 @@ impl History {
         }
     }
 
+    /// Whether the member has ever applied an entry.
+    pub fn has_applied(&self, id: u64) -> bool {
+        self.members.get(&id).is_some_and(|member| member.applied > 0)
+    }
+
     /// A member lost its disk, and with it its past.
     pub fn wiped(&mut self, id: u64) {
         self.members.remove(&id);
@@ -186,6 +193,7 @@ impl History {
         if control.epoch < known_epoch {
             self.violated(format!("member {id} went back from epoch {known_epoch} to {}", control.epoch));
         }
+        self.removed.extend(&control.removed);
         if role.state == ServerState::Leader {
             let leader = *self.terms.entry(term).or_insert(id);
             if leader != id {

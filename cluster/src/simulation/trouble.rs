@@ -194,9 +194,12 @@ impl Trouble {
         }
     }
 
-    /// At most one member loses its disk, so that a majority of those who know remains.
+    /// At most one member loses its disk, and only once the others know of the cluster, so that a majority of those who
+    /// know remains.
     fn wipe(&mut self, world: &mut World, id: u64) {
-        let enough = !world.hosts.values().any(|host| host.wiped) && self.removals == 0;
+        let others_know =
+            (1..=world.shape.seeds).all(|other| other == id || world.history().has_applied(other));
+        let enough = others_know && !world.hosts.values().any(|host| host.wiped) && self.removals == 0;
         if enough && world.hosts[&id].phase == Phase::Down {
             self.removals = u64::MAX;
             world.wipe(id);

@@ -207,9 +207,9 @@ impl World {
         })
     }
 
-    /// Whether any member knows this one as removed.
+    /// Whether any member has ever known this one as removed.
     pub(super) fn is_removed(&self, id: u64) -> bool {
-        self.nodes().any(|node| node.control().borrow().removed.contains(&id))
+        self.history().removed.contains(&id)
     }
 
     /// All that run.
