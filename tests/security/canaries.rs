@@ -193,7 +193,12 @@ async fn no_secret_of_the_configuration_is_in_any_log_trace_metric_answer_or_err
     collector.refuse();
 
     stores.postgres_asks_for("other").await;
-    eventually("PostgreSQL refuses", async || heard.ask_around(&scene, &admin).await >= 500).await;
+    // A connection that breaks is an error, too, before any is refused.
+    eventually("PostgreSQL refuses", async || {
+        let log = std::fs::read_to_string(scene.cluster.log(0)).unwrap();
+        heard.ask_around(&scene, &admin).await >= 500 && log.contains("password authentication failed")
+    })
+    .await;
     stores.postgres_asks_for(&format!("{WORD}-database")).await;
     eventually("PostgreSQL answers", async || heard.ask_around(&scene, &admin).await == 201).await;
     stores.redis_asks_for("other").await;

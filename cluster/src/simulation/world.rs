@@ -88,6 +88,12 @@ pub(super) enum Fault {
     Held,
 }
 
+impl Fault {
+    fn is_one_way(self) -> bool {
+        matches!(self, Self::CutThere | Self::CutBack)
+    }
+}
+
 /// One simulation.
 pub struct World {
     pub shape: Shape,
@@ -186,6 +192,8 @@ impl World {
         let role: Role = node.raft().server_metrics().borrow_watched().clone();
         let applied = node.raft().data_metrics().borrow_watched().last_applied.map(|applied| applied.index);
         let shown = node.leadership().borrow().clone();
+        // One that is empty again and hears that it was removed stops, too.
+        let may_stop = may_stop || self.is_removed(id);
         let isolated = self.reaches_no_quorum(id, &role);
         let mut history = self.history();
         history.isolate(id, isolated);
@@ -266,6 +274,10 @@ impl World {
         }
         self.note(format!("between {from} and {to}: {fault:?}"));
         self.faults.insert(pair(from, to), fault);
+        if fault.is_one_way() {
+            // turmoil repairs what was lossy both ways, and with it the cut.
+            self.set_loss(from, to, 0.0);
+        }
         let (from, to) = (name(from), name(to));
         match fault {
             Fault::Cut => self.sim.partition(from, to),
@@ -288,6 +300,9 @@ impl World {
 
     /// Makes the way between two hosts lossy, or sound.
     pub(super) fn set_loss(&mut self, a: u64, b: u64, loss: f64) {
+        if loss > 0.0 && self.faults.get(&pair(a, b)).is_some_and(|fault| fault.is_one_way()) {
+            return;
+        }
         self.note(format!("between {a} and {b}: loss {loss}"));
         self.sim.set_link_fail_rate(name(a), name(b), loss);
     }
