@@ -11,10 +11,11 @@ use cortex_client::proto::{
 use futures::FutureExt;
 use futures::future::select_all;
 use serde_json::json;
+use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use crate::load::{Load, Tally, accepted, submit};
-use crate::scene::{Scene, until};
+use crate::scene::{PATIENCE, Scene, until};
 
 const WORK: Duration = Duration::from_millis(30);
 
@@ -39,7 +40,8 @@ impl Scene {
     /// Waits until it has, and starts it again once another one leads.
     async fn dies_and_comes_back(&mut self, point: &str) {
         let died = (0..self.cluster.size()).map(|index| self.cluster.wait_for_exit(index).boxed());
-        let (ended, leader, _) = select_all(died).await;
+        let died = timeout(PATIENCE, select_all(died)).await;
+        let (ended, leader, _) = died.unwrap_or_else(|_| panic!("nobody came to the point {point}"));
         assert!(!ended.unwrap().success() && !self.point(point).exists(), "{point}");
         self.leader_other_than(leader).await;
         self.revive(leader).await;
