@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use redb::{Builder, Database, DatabaseError};
+use redb::{Builder, Database, DatabaseError, StorageError};
 use tokio::task::JoinError;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -64,7 +64,33 @@ pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)
 }
 
-/// Opens the file of the log, or creates it.
+/// Whether there is such a file.
+pub(crate) fn exists(path: &Path) -> io::Result<bool> {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(disk) = crate::simulation::disk(path) {
+        return disk.exists();
+    }
+    path.try_exists()
+}
+
+/// Creates the file of a log, in place of one of that name.
+pub(crate) fn create_database(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(disk) = crate::simulation::disk(path) {
+        disk.remove().map_err(StorageError::Io)?;
+        return builder.create_with_backend(disk);
+    }
+    if path.try_exists().map_err(StorageError::Io)? {
+        std::fs::remove_file(path).map_err(StorageError::Io)?;
+    }
+    #[cfg(feature = "planted-defects")]
+    if let Some(planted) = crate::store::unsynced::planted(path) {
+        return builder.create_with_backend(planted?);
+    }
+    builder.create(path)
+}
+
+/// Opens the file of a log.
 pub(crate) fn open_database(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
     #[cfg(any(test, feature = "simulation"))]
     if let Some(disk) = crate::simulation::disk(path) {
@@ -74,7 +100,20 @@ pub(crate) fn open_database(builder: &Builder, path: &Path) -> Result<Database, 
     if let Some(planted) = crate::store::unsynced::planted(path) {
         return builder.create_with_backend(planted?);
     }
-    builder.create(path)
+    builder.open(path)
+}
+
+/// Gives a file another name in its directory, which a power cut doesn't take from it.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(disk) = crate::simulation::disk(from) {
+        return disk.rename();
+    }
+    std::fs::rename(from, to)?;
+    match to.parent() {
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 /// An id for a cluster that is being founded.

@@ -29,7 +29,7 @@ thread_local! {
 pub(super) struct Context {
     /// The randomness of the replicas.
     rng: RefCell<SmallRng>,
-    /// By the path of the file that is on it.
+    /// By the directory that it holds.
     pub disks: BTreeMap<PathBuf, (u64, Disk)>,
     pub history: RefCell<History>,
     pub connections: Connections,
@@ -48,7 +48,7 @@ impl Drop for Running {
 
 impl Context {
     pub fn new(seed: u64, hosts: impl Iterator<Item = u64>, slow_disks: f64) -> Rc<Self> {
-        let disks = hosts.map(|id| (data_dir(id).join("raft.redb"), (id, Disk::default()))).collect();
+        let disks = hosts.map(|id| (data_dir(id), (id, Disk::default()))).collect();
         let rng = RefCell::new(SmallRng::seed_from_u64(seed));
         let (history, connections) = (RefCell::default(), Connections::default());
         Rc::new(Context { rng, disks, history, connections, slow_disks })
@@ -80,9 +80,9 @@ pub fn random() -> Option<u64> {
     context().map(|context| context.rng.borrow_mut().random())
 }
 
-/// The simulated disk with that file.
+/// The simulated disk with that file, which it may yet have to create.
 pub(crate) fn disk(path: &Path) -> Option<Backend> {
-    context()?.disks.get(path).map(|(_, disk)| disk.open())
+    context()?.disks.get(path.parent()?).map(|(_, disk)| disk.open())
 }
 
 /// An id from the simulation's seed.
@@ -131,7 +131,8 @@ pub(crate) fn observe(path: &Path, applied: Option<LogId>, entry: Option<&Entry>
     let Some(context) = context() else {
         return;
     };
-    if let (Some((id, _)), Some(applied)) = (context.disks.get(path), applied) {
+    let disk = path.parent().and_then(|directory| context.disks.get(directory));
+    if let (Some((id, _)), Some(applied)) = (disk, applied) {
         context.history.borrow_mut().applied(*id, applied, entry, control);
     }
 }

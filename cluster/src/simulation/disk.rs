@@ -19,9 +19,9 @@ pub(super) struct Disk {
 #[derive(Debug, Default)]
 struct Platter {
     /// What a power cut leaves.
-    synced: Vec<u8>,
+    synced: Image,
     /// What the processes see.
-    written: Vec<u8>,
+    written: Image,
     /// What leads from the one to the other.
     pending: Vec<Change>,
     /// Counts the processes; the handle of an earlier one is dead.
@@ -35,10 +35,19 @@ struct Platter {
     lies: bool,
 }
 
+/// The one file of a disk.
+#[derive(Debug, Clone, Default)]
+struct Image {
+    bytes: Vec<u8>,
+    /// It has its final name.
+    finished: bool,
+}
+
 #[derive(Debug)]
 enum Change {
     Write { offset: usize, bytes: Vec<u8> },
     Length(usize),
+    Rename,
 }
 
 /// What remains of the unsynced when a process ends.
@@ -127,12 +136,12 @@ impl Platter {
             };
             lost += usize::from(!keep);
             match change {
-                change if keep => apply(&mut self.synced, change),
+                change if keep => self.synced.apply(change),
                 Change::Write { offset, bytes } if mode != 0 && rng.random_bool(0.3) => {
                     for (number, sector) in bytes.chunks(SECTOR).enumerate() {
                         if rng.random_bool(0.5) {
                             let offset = offset + number * SECTOR;
-                            apply(&mut self.synced, &Change::Write { offset, bytes: sector.to_vec() });
+                            self.synced.apply(&Change::Write { offset, bytes: sector.to_vec() });
                         }
                     }
                 }
@@ -143,16 +152,19 @@ impl Platter {
     }
 }
 
-fn apply(image: &mut Vec<u8>, change: &Change) {
-    match change {
-        Change::Write { offset, bytes } => {
-            let end = offset + bytes.len();
-            if image.len() < end {
-                image.resize(end, 0);
+impl Image {
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Write { offset, bytes } => {
+                let end = offset + bytes.len();
+                if self.bytes.len() < end {
+                    self.bytes.resize(end, 0);
+                }
+                self.bytes[*offset..end].copy_from_slice(bytes);
             }
-            image[*offset..end].copy_from_slice(bytes);
+            Change::Length(length) => self.bytes.resize(*length, 0),
+            Change::Rename => self.finished = true,
         }
-        Change::Length(length) => image.resize(*length, 0),
     }
 }
 
@@ -176,9 +188,25 @@ impl Backend {
     fn changed(&self, change: Change) -> io::Result<()> {
         let mut platter = self.platter()?;
         platter.count_down()?;
-        apply(&mut platter.written, &change);
+        platter.written.apply(&change);
         platter.pending.push(change);
         Ok(())
+    }
+
+    /// Whether the file has its final name.
+    pub fn exists(&self) -> io::Result<bool> {
+        Ok(self.platter()?.written.finished)
+    }
+
+    /// Removes a file that has not got its final name.
+    pub fn remove(&self) -> io::Result<()> {
+        self.changed(Change::Length(0))
+    }
+
+    /// Gives the file its final name.
+    pub fn rename(&self) -> io::Result<()> {
+        self.changed(Change::Rename)?;
+        self.sync_data()
     }
 }
 
@@ -200,13 +228,13 @@ impl Platter {
 
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.platter()?.written.len() as u64)
+        Ok(self.platter()?.written.bytes.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let platter = self.platter()?;
         let start = position(offset)?;
-        let bytes = platter.written.get(start..start + out.len());
+        let bytes = platter.written.bytes.get(start..start + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -226,7 +254,7 @@ impl StorageBackend for Backend {
         }
         let platter = &mut *platter;
         for change in platter.pending.drain(..) {
-            apply(&mut platter.synced, &change);
+            platter.synced.apply(&change);
         }
         Ok(())
     }

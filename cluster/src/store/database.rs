@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,7 +26,10 @@ const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 const SNAPSHOT: &str = "snapshot";
 
+/// In the data directory.
 const FILE: &str = "raft.redb";
+/// Its name until it is whole: what a power cut leaves of its creation is no log yet.
+const UNFINISHED: &str = "raft.redb.new";
 /// The log is small; this bounds the page cache of redb, in bytes.
 const CACHE: usize = 8 * 1024 * 1024;
 
@@ -94,14 +98,19 @@ impl Store {
         ambient::create_directory(data_dir)
             .map_err(|source| StoreError::Directory { path: data_dir.to_owned(), source })?;
         let path = data_dir.join(FILE);
+        let failed = |source: io::Error| StoreError::Open { path: path.clone(), detail: source.to_string() };
+        if !ambient::exists(&path).map_err(failed)? {
+            let unfinished = data_dir.join(UNFINISHED);
+            Store::of(&unfinished, ambient::create_database)?.claim(node_id)?;
+            ambient::rename(&unfinished, &path).map_err(failed)?;
+        }
         // A database that another program scribbled over can make redb panic.
-        let database = catch_unwind(|| open_checked(&path)).unwrap_or_else(|_| {
+        let store = catch_unwind(|| Store::of(&path, ambient::open_database)).unwrap_or_else(|_| {
             Err(StoreError::Damaged {
                 path: path.clone(),
                 detail: "the check of its structure failed".into(),
             })
         })?;
-        let store = Store { path, database: RwLock::new(Some(database)), vote: Mutex::new(None) };
         store.claim(node_id)?;
         let scan = catch_unwind(AssertUnwindSafe(|| store.scan()));
         scan.unwrap_or_else(|_| Err(store.damaged("reading it failed")))?;
@@ -209,6 +218,12 @@ impl Store {
         })
     }
 
+    /// The store in that file, whose pages match their checksums.
+    fn of(path: &Path, open: Open) -> Result<Self, StoreError> {
+        let database = open_checked(path, open)?;
+        Ok(Store { path: path.to_owned(), database: RwLock::new(Some(database)), vote: Mutex::new(None) })
+    }
+
     /// Makes an empty file this member's, or checks that it is.
     fn claim(&self, node_id: u64) -> Result<(), StoreError> {
         self.write(|transaction| {
@@ -303,8 +318,11 @@ fn put(transaction: &WriteTransaction, key: &str, bytes: &[u8]) -> Result<(), re
     Ok(())
 }
 
+/// Opens or creates a file.
+type Open = fn(&Builder, &Path) -> Result<Database, DatabaseError>;
+
 /// Opens the file and verifies the checksum of each of its pages.
-fn open_checked(path: &Path) -> Result<Database, StoreError> {
+fn open_checked(path: &Path, open: Open) -> Result<Database, StoreError> {
     let refused = |error: DatabaseError| match error {
         DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => {
@@ -314,7 +332,7 @@ fn open_checked(path: &Path) -> Result<Database, StoreError> {
     };
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE);
-    let mut database = ambient::open_database(&builder, path).map_err(refused)?;
+    let mut database = open(&builder, path).map_err(refused)?;
     if !database.check_integrity().map_err(refused)? {
         let detail = "its pages do not match their checksums".into();
         return Err(StoreError::Damaged { path: path.to_owned(), detail });

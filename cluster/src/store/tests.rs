@@ -98,6 +98,25 @@ fn a_file_that_is_no_database_is_refused() {
     assert!(matches!(refusal(dir.path()), StoreError::Damaged { .. }));
 }
 
+#[test]
+fn a_file_that_was_emptied_is_refused() {
+    let dir = TempDir::new().unwrap();
+    written(dir.path());
+    std::fs::write(dir.path().join("raft.redb"), []).unwrap();
+    assert!(matches!(refusal(dir.path()), StoreError::Damaged { .. }));
+}
+
+/// A power cut can leave any part of a file that was being created; nobody has relied on it.
+#[test]
+fn a_creation_that_was_broken_off_begins_anew() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("raft.redb.new"), vec![0; 100_000]).unwrap();
+    Store::open(dir.path(), 1).unwrap().close();
+    assert!(!dir.path().join("raft.redb.new").exists());
+    written(dir.path());
+    assert_eq!(Store::open(dir.path(), 1).unwrap().vote(), Some(openraft::Vote::new(3, 1)));
+}
+
 /// A flipped bit is either refused or was in a page that holds nothing; never
 /// does the store come up with other content than was written.
 #[test]
