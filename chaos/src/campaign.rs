@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,18 @@ pub struct CampaignOptions {
     pub faults: Vec<String>,
     /// The command that does it all again.
     pub command: String,
+    /// What tells this build from others, so that one report is not of two.
+    pub build: String,
+}
+
+/// Size of the running program, in bytes, and when it was built, in seconds since 1970.
+///
+/// # Errors
+/// When the program cannot be found.
+pub fn build() -> Result<String, Error> {
+    let program = fs::metadata(std::env::current_exe()?)?;
+    let built = program.modified()?.duration_since(UNIX_EPOCH)?.as_secs();
+    Ok(format!("{} bytes, {built}", program.len()))
 }
 
 /// Runs what is not yet run, and reports on everything.
@@ -67,7 +79,7 @@ fn take_up(options: &CampaignOptions, folder: &Path) -> Result<(), Error> {
     let path = folder.join("campaign.json");
     match fs::read(&path) {
         Ok(text) if serde_json::from_slice::<CampaignOptions>(&text)? == *options => Ok(()),
-        Ok(_) => Err(format!("{} holds another campaign", folder.display()).into()),
+        Ok(_) => Err(format!("{} holds another campaign, or one of another build", folder.display()).into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Ok(fs::write(&path, serde_json::to_vec_pretty(options)?)?)
         }
@@ -144,6 +156,7 @@ mod tests {
             network: "loopback".to_owned(),
             faults: faults::ALL.iter().map(|fault| fault.name.to_owned()).collect(),
             command: String::new(),
+            build: String::new(),
         };
         assert_eq!(kinds(&options, 7), kinds(&options, 7));
         let drawn: std::collections::BTreeSet<_> = (0..50).flat_map(|seed| kinds(&options, seed)).collect();

@@ -138,6 +138,7 @@ async fn run_campaign(args: CampaignArgs) -> Result<bool, Error> {
         network: args.network.name().to_owned(),
         faults: faults.into_iter().map(str::to_owned).collect(),
         command,
+        build: campaign::build()?,
     };
     let overall = campaign::run(&options, &args.output).await?;
     println!("{}: {}", overall.word(), args.output.join("report.html").display());

@@ -1,5 +1,6 @@
 //! One run: a cluster, its users, faults, quiet, and the record of it all.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -27,6 +28,10 @@ const CALM: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(60);
 /// By when a leader has compared the queue with the tables once more.
 const COMPARES_WITHIN: Duration = Duration::from_secs(12);
+
+/// How a process tells of a panic, a stack that is full, and memory that is not to be had.
+const PANICS: [&str; 4] =
+    ["panicked", "has overflowed its stack", "memory allocation of", "fatal runtime error"];
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -91,7 +96,9 @@ pub async fn run(options: &RunOptions) -> Result<(), Error> {
     verify(&options.folder, &cluster).await?;
     drop(recorder);
     if let Some(cluster) = Arc::into_inner(cluster) {
+        let logs = cluster.logs().await;
         cluster.stop().await;
+        fs::write(options.folder.join("panics.json"), serde_json::to_vec_pretty(&panics(&logs)?)?)?;
     }
     writer.finish()?;
     Ok(())
@@ -116,9 +123,11 @@ fn describe(options: &RunOptions) -> RunInfo {
         slots: options.size.slots(),
         started_at: System.now(),
         command: format!(
-            "cargo run --release -p cortex-chaos -- run --seed {} --duration {seconds}s --network {} --faults {}",
+            "cargo run --release -p cortex-chaos -- run --seed {} --duration {seconds}s --network {} --pace {}s \
+             --faults {}",
             options.seed,
             options.network.name(),
+            options.size.pace.as_secs_f64(),
             options.faults.join(",")
         ),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -221,6 +230,18 @@ async fn watch_depth(cluster: Arc<Cluster>, recorder: Arc<Recorder>, stop: Cance
             recorder.note(Record::Depth { pending, queued, active, finished });
         }
     }
+}
+
+/// By index of the replica, the lines of its log that tell of a panic or of an end that no code answers for.
+fn panics(logs: &[PathBuf]) -> Result<BTreeMap<usize, Vec<String>>, Error> {
+    let tells = |line: &&str| PANICS.iter().any(|sign| line.contains(sign));
+    let mut panics = BTreeMap::new();
+    for (replica, log) in logs.iter().enumerate() {
+        let text = fs::read(log)?;
+        let text = String::from_utf8_lossy(&text);
+        panics.insert(replica, text.lines().filter(tells).map(str::to_owned).collect());
+    }
+    Ok(panics)
 }
 
 /// Asks `cortex verify` and keeps what it says.

@@ -1,7 +1,7 @@
 //! L3: a ready queue that was emptied is filled again.
 //!
-//! How much Redis holds is noted by the scenario that empties it with many jobs waiting. Runs without such notes, or
-//! with few jobs waiting, do not try this.
+//! Runs in which nobody notes how much Redis holds, or with few jobs waiting, do not try this: it is measured by `flush`,
+//! a scenario of its own with its own judge.
 
 use super::evidence::{Evidence, time};
 use super::{Judge, Promise, Verdict};

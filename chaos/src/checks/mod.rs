@@ -9,6 +9,7 @@ mod l2_expired_leases;
 mod l3_queue_whole_again;
 mod l4_failover;
 mod l5_no_election;
+mod p1_no_panic;
 mod r1_recovery;
 mod s01_no_loss;
 mod s02_idempotent;
@@ -66,7 +67,7 @@ pub enum Verdict {
 
 /// A promise.
 pub struct Promise {
-    /// S1 to S16, S11R, L1 to L5, R1, W1, V1.
+    /// S1 to S16, S11R, L1 to L5, R1, P1, W1, V1.
     pub id: &'static str,
     /// In two or three words.
     pub name: &'static str,
@@ -86,7 +87,7 @@ enum Judge {
 /// A promise and what is said of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Judgement {
-    /// S1 to S16, S11R, L1 to L5, R1, W1, V1.
+    /// S1 to S16, S11R, L1 to L5, R1, P1, W1, V1.
     pub promise: String,
     /// What is said.
     #[serde(flatten)]
@@ -118,6 +119,7 @@ pub const PROMISES: &[Promise] = &[
     l4_failover::PROMISE,
     l5_no_election::PROMISE,
     r1_recovery::PROMISE,
+    p1_no_panic::PROMISE,
     w1_carry_on::PROMISE,
     v1_verify::PROMISE,
 ];

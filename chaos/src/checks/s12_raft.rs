@@ -25,7 +25,7 @@ const LASTS: u64 = 200_000;
 /// How long a leader has to have led at the end for everybody to know, in microseconds.
 const SETTLED: u64 = 2_000_000;
 
-/// A view with its replica, and until when it was the last one.
+/// A view with its replica, and until when it claimed the same, which what it applied meanwhile doesn't change.
 struct Seen<'a> {
     at: u64,
     until: u64,
@@ -62,19 +62,29 @@ fn end(evidence: &Evidence<'_>) -> u64 {
 }
 
 fn seen<'a>(evidence: &Evidence<'a>) -> Vec<Seen<'a>> {
-    let mut next: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut next: BTreeMap<usize, (&View, u64, u64)> = BTreeMap::new();
     let mut seen: Vec<_> = evidence
         .history
         .views
         .iter()
         .rev()
         .map(|(at, replica, pid, view)| {
-            let until = next.insert(*replica, *at).unwrap_or(u64::MAX);
+            let until = match next.get(replica) {
+                None => u64::MAX,
+                Some((later, _, until)) if claim(later) == claim(view) => *until,
+                Some((_, at, _)) => *at,
+            };
+            next.insert(*replica, (view, *at, until));
             Seen { at: *at, until, replica: *replica, pid: *pid, view }
         })
         .collect();
     seen.reverse();
     seen
+}
+
+/// What a replica says that it is.
+fn claim(view: &View) -> (u64, &str, u64, Option<u64>) {
+    (view.id, &view.role, view.term, view.epoch)
 }
 
 fn one_leader(seen: &[Seen<'_>], violations: &mut Vec<String>) {
@@ -215,6 +225,16 @@ mod tests {
         story.view(3000, 0, 1, ("leader", 1), (2, 20), 30);
         story.view(3100, 0, 1, ("voter", 2), (2, 20), 30);
         kept(&story.judge(&PROMISE), 6);
+    }
+
+    #[test]
+    fn a_claim_lasts_while_more_is_applied() {
+        let mut story = agreed();
+        for step in 0..3 {
+            story.view(3000 + 100 * step, 0, 1, ("leader", 1), (2, 20), 30 + step);
+        }
+        story.view(3300, 0, 1, ("voter", 2), (2, 20), 33);
+        refuted(&story.judge(&PROMISE), "term 2 has two leaders");
     }
 
     #[test]

@@ -109,6 +109,7 @@ impl Story {
             stages: Vec::new(),
             last: Some(Final::default()),
             verify: None,
+            panics: None,
         })
     }
 

@@ -148,6 +148,12 @@ impl Cluster {
         self.replicas.read().await.pid(index)
     }
 
+    /// The logs of all replicas, in the order of their indices.
+    pub async fn logs(&self) -> Vec<PathBuf> {
+        let replicas = self.replicas.read().await;
+        (0..replicas.size()).map(|index| replicas.log(index).to_owned()).collect()
+    }
+
     /// Index of the leader, as most replicas see it.
     pub async fn leader(&self) -> Option<usize> {
         self.replicas.read().await.leader().await

@@ -1,7 +1,8 @@
 //! The record of a run, on disk as it happens, and what is read back from it to be judged.
 //!
 //! A run's folder has `run.json` (what was run), `history.jsonl` (calls, workers' acts, faults, views of the group, who
-//! writes to Redis), `final/` (the tables, the trail of every change to a job and what Redis held, after quiet) and `verify.json`.
+//! writes to Redis), `final/` (the tables, the trail of every change to a job and what Redis held, after quiet), `verify.json` and
+//! `panics.json` (what the replicas' logs tell of panics).
 
 mod last;
 mod read;

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -106,6 +107,8 @@ pub struct History {
     pub last: Option<Final>,
     /// What `cortex verify` said at the end.
     pub verify: Option<Value>,
+    /// By index of the replica, lines of its log that tell of a panic; `None` if the run did not get that far.
+    pub panics: Option<BTreeMap<usize, Vec<String>>>,
 }
 
 impl History {
@@ -126,11 +129,8 @@ impl History {
             redis: Vec::new(),
             stages: Vec::new(),
             last: Final::read(folder)?,
-            verify: match fs::read(folder.join("verify.json")) {
-                Ok(text) => Some(serde_json::from_slice(&text)?),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                Err(error) => return Err(error),
-            },
+            verify: read_if_any(&folder.join("verify.json"))?,
+            panics: read_if_any(&folder.join("panics.json"))?,
         };
         let mut places = BTreeMap::new();
         let mut lines = BufReader::new(File::open(folder.join("history.jsonl"))?).lines().peekable();
@@ -199,5 +199,14 @@ impl History {
             Phase::Heals => run.healed = Some(at),
             Phase::Over { proof, broke } => (run.over, run.proof, run.broke) = (Some(at), proof, broke),
         }
+    }
+}
+
+/// What a file of JSON holds; `None` if there is no such file.
+fn read_if_any<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -16,7 +16,7 @@ use crate::history::{Act, Ending};
 
 /// First port that identifies them.
 const PORTS: u16 = 1000;
-/// How often they give a sign of life: after three missed ones they are lost.
+/// How often they give a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// All of them, by number.
