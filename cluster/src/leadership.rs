@@ -154,7 +154,7 @@ fn judge(seen: &Seen, claim: Option<Claim>, lease: Duration) -> Verdict {
             // itself asks it.
             propose: !lost,
             speaks: !lost || lost_at.is_some_and(|at| speaks(seen.now.saturating_duration_since(at), lease)),
-            until: lost.then(|| seen.now + RECOVER),
+            until: if lost { Some(seen.now + RECOVER) } else { lost_at },
         },
     }
 }

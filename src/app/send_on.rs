@@ -14,7 +14,7 @@ use crate::services::sessions::{Closing, Sessions};
 /// For how many of the longest election timeouts workers stay where no leader is known. The others elect one within two
 /// from then on, unless their votes are split.
 const ELECTION: u32 = 3;
-/// The same where it was this replica that led: nobody has answered it for one already.
+/// The same where it was this replica that led: as a rule nobody has answered it for one already.
 const REPLACEMENT: u32 = 1;
 
 /// Sends workers on once this replica is no member any more.
@@ -31,7 +31,8 @@ pub(super) async fn when_removed(node: Node, sessions: Arc<Sessions>, serving: S
 }
 
 /// Sends workers on whenever this replica has known no leader for longer than an election takes, until `stop`: it may be
-/// cut off from others that know one. `election_timeout` is the longest one.
+/// cut off from others that know one. Those who come later wait for a leader with their opening. `election_timeout` is the
+/// longest one.
 pub(super) async fn without_leader(
     mut leadership: watch::Receiver<Leadership>,
     has_peers: impl Fn() -> bool,
@@ -39,11 +40,11 @@ pub(super) async fn without_leader(
     election_timeout: Duration,
     stop: CancellationToken,
 ) {
-    let (mut led, mut lost) = (false, None);
+    let (mut led, mut lost, mut sent_on) = (false, None, false);
     loop {
         match &*leadership.borrow_and_update() {
-            Leadership::Leading { .. } => (led, lost) = (true, None),
-            Leadership::Following { leader: Some(_) } => (led, lost) = (false, None),
+            Leadership::Leading { .. } => (led, lost, sent_on) = (true, None, false),
+            Leadership::Following { leader: Some(_) } => (led, lost, sent_on) = (false, None, false),
             Leadership::Following { leader: None } | Leadership::Stopped { .. } => {
                 lost = lost.or_else(|| Some(Instant::now()));
             }
@@ -52,12 +53,12 @@ pub(super) async fn without_leader(
         tokio::select! {
             () = stop.cancelled() => return,
             changed = leadership.changed() => if changed.is_err() { return },
-            () = sleep_until(lost.unwrap_or_else(Instant::now) + patience), if lost.is_some() => {
+            () = sleep_until(lost.unwrap_or_else(Instant::now) + patience), if lost.is_some() && !sent_on => {
                 let workers = if has_peers() { sessions.send_on(Closing::NoLeader) } else { 0 };
                 if workers > 0 {
                     tracing::warn!(workers, ?patience, "No leader is known here; workers are sent on to other replicas.");
                 }
-                (led, lost) = (false, Some(Instant::now()));
+                sent_on = true;
             }
         }
     }

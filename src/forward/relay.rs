@@ -2,7 +2,7 @@
 //!
 //! Deliveries of a leader elsewhere come over the stream that carries commands. So whenever the leader
 //! changes, or that stream breaks, every session is attached anew: it shows what it holds, and the leader
-//! pushes what got lost on the way. The workers notice nothing.
+//! pushes what got lost on the way. The workers notice nothing. So is a session whose worker the leader had given up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,7 @@ use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::router::Router;
-use crate::services::error::{Conflict, ServiceError};
-use crate::services::sessions::{Closing, Session, Sessions};
+use crate::services::sessions::{Session, Sessions};
 
 /// Sessions that are attached at a time.
 const SIDE_BY_SIDE: usize = 64;
@@ -48,18 +47,11 @@ pub async fn keep_attached(router: Arc<Router>, sessions: Arc<Sessions>, stop: C
 
 /// Answers whether all are attached now.
 async fn attach_all(router: &Router, sessions: &Sessions, generation: u64) -> bool {
-    let behind = sessions.all().into_iter().filter(|session| !session.is_attached(generation));
+    let behind = sessions.all().into_iter().filter(|session| session.attached_by() != generation);
     futures::stream::iter(behind)
         .map(async |session: Arc<Session>| match session.attach(router).await {
             Ok(()) => true,
-            Err(ServiceError::NotFound { .. } | ServiceError::Forbidden(_)) => {
-                session.close(Closing::Unknown);
-                true
-            }
-            Err(ServiceError::Conflict(Conflict::Removed(_))) => {
-                session.close(Closing::Removed);
-                true
-            }
+            Err(error) if session.close_if_unwelcome(&error) => true,
             Err(error) => {
                 tracing::debug!(worker_id = %session.worker_id, %error, "A session could not be attached yet.");
                 session.is_closed()

@@ -125,8 +125,10 @@ impl Router {
         command: &mut Command,
         patience: &Patience,
     ) -> Attempt {
-        if let Command::Attach(attach) = command {
-            self.sessions.renew(attach);
+        if let Command::Attach(attach) = command
+            && !self.sessions.renew(attach)
+        {
+            return Attempt::Settled(Err(ServiceError::NoLeader));
         }
         match target {
             Route::Here(commands) => {

@@ -247,6 +247,9 @@ pub struct Attach {
     pub worker_id: WorkerId,
     /// The stream. A newer one of the same worker replaces it.
     pub session: SessionId,
+    /// Whether a leader has let this stream in before: then it is not newer than any other.
+    #[serde(default)]
+    pub renewal: bool,
     /// Leases that the worker holds, or that are on their way to it on this stream. Live leases that it
     /// does not name are pushed again.
     pub held: Vec<(JobId, LeaseId)>,

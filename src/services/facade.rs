@@ -250,8 +250,11 @@ impl Services {
         let mut opening = Opening { services: self, session: Arc::clone(&session), done: false };
         // Goes on when its caller goes away, so that the leader is told of the end after the beginning.
         let (attaching, commands) = (Arc::clone(&session), Arc::clone(&self.commands));
-        let attached = tokio::spawn(async move { attaching.attach(&*commands).await }).await;
-        attached.unwrap_or(Err(ServiceError::Internal))?;
+        let attached = tokio::spawn(async move { attaching.attach(&*commands).await });
+        tokio::select! {
+            attached = attached => attached.unwrap_or(Err(ServiceError::Internal))?,
+            () = session.closed() => return Err(ServiceError::NoLeader),
+        }
         opening.done = true;
         Ok(session)
     }
@@ -266,14 +269,19 @@ impl Services {
     ) -> Result<Vec<Result<Applied>>> {
         let (worker_id, session, by) = (of.worker_id, of.id, of.by.clone());
         let hear = Hear { worker_id, session, granted, events, pulse };
-        match self.commands.execute(by, Command::Hear(hear)).await? {
-            Answer::Hear(Heard { outcomes, is_attached }) => {
+        let way = of.attached_by();
+        match self.commands.execute(by, Command::Hear(hear)).await {
+            Ok(Answer::Hear(Heard { outcomes, is_attached })) => {
                 if !is_attached {
-                    self.sessions.attach_anew(of);
+                    self.sessions.attach_anew(of, way);
                 }
                 Ok(outcomes)
             }
-            _ => Err(ServiceError::Internal),
+            Ok(_) => Err(ServiceError::Internal),
+            Err(error) => {
+                of.close_if_unwelcome(&error);
+                Err(error)
+            }
         }
     }
 

@@ -8,7 +8,7 @@
 //! Not here: the stream itself (`api::grpc`), and when to attach anew (`forward::relay`).
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::command::{
     Answer, Assignment, Attach, Command, Commands, Credits, Deliver, Delivery, News, Outlet,
 };
-use super::error::ServiceError;
+use super::error::{Conflict, ServiceError};
 use crate::domain::ids::{JobId, LeaseId, SessionId, WorkerId};
 use crate::security::Caller;
 
@@ -59,8 +59,10 @@ pub struct Session {
     /// The stream.
     pub id: SessionId,
     state: Mutex<State>,
-    /// The way by which it was attached last.
+    /// The way by which it was attached last; 0 if it is not.
     attached: AtomicU64,
+    /// A leader has let it in.
+    let_in: AtomicBool,
     closed: CancellationToken,
     /// Says that there is room for answers again.
     drained: Notify,
@@ -133,6 +135,7 @@ impl Sessions {
                 ..State::default()
             }),
             attached: AtomicU64::new(0),
+            let_in: AtomicBool::new(false),
             closed: CancellationToken::new(),
             drained: Notify::new(),
         });
@@ -143,8 +146,11 @@ impl Sessions {
         // Whether the worker is the caller's is for the leader to say; until then nobody else is put out.
         if let Some(open) = table.open.get(&worker_id).filter(|open| !session.by.owns(open.by.subject())) {
             // One that the leader has not let in yet may be a stranger's, and is gone in a moment.
-            let attached = open.attached.load(Ordering::Acquire) > 0;
-            return Err(if attached { ServiceError::not_owner(worker_id) } else { ServiceError::NoLeader });
+            return Err(if open.let_in.load(Ordering::Acquire) {
+                ServiceError::not_owner(worker_id)
+            } else {
+                ServiceError::NoLeader
+            });
         }
         if table.open.len() >= MAX_SESSIONS && !table.open.contains_key(&worker_id) {
             return Err(ServiceError::Overloaded);
@@ -167,18 +173,20 @@ impl Sessions {
 
     /// Brings up to date what an attach says of its session. It may have waited for a leader, or an earlier
     /// copy of it may have been carried out: a lease that has arrived since and that it does not name would be
-    /// taken for lost.
-    pub fn renew(&self, attach: &mut Attach) {
+    /// taken for lost. `false` if the session is over: there may be a newer one.
+    pub fn renew(&self, attach: &mut Attach) -> bool {
         let open = self.lock().open.get(&attach.worker_id).cloned();
-        if let Some(session) = open.filter(|session| session.id == attach.session) {
-            *attach = session.standing();
-        }
+        let session = open.filter(|session| session.id == attach.session && !session.is_closed());
+        session.map(|session| *attach = session.standing()).is_some()
     }
 
     /// Has a session attached again that the leader has dropped: it had given the worker up, which spoke after all.
-    pub fn attach_anew(&self, session: &Session) {
-        session.attached.store(0, Ordering::Release);
-        self.came_off.notify_one();
+    /// Unless it is attached by another way by now than the one by which it was when it spoke.
+    pub fn attach_anew(&self, session: &Session, spoke_by: u64) {
+        let dropped = session.attached.compare_exchange(spoke_by, 0, Ordering::AcqRel, Ordering::Acquire);
+        if dropped.is_ok_and(|way| way > 0) {
+            self.came_off.notify_one();
+        }
     }
 
     /// Resolves when a session has to be attached anew. For one caller. Cancel safe.
@@ -242,15 +250,19 @@ fn first<T>(all: &mut Vec<T>, most: usize) -> Vec<T> {
 }
 
 impl Session {
-    /// Attaches the session to the leader, and learns which of its leases are not live. One that was closed
-    /// meanwhile is detached again.
+    /// Attaches the session to the leader, and learns which of its leases are not live. One that is closed is not
+    /// attached, and one that was closed meanwhile is detached again.
     pub async fn attach(&self, commands: &dyn Commands) -> Result<(), ServiceError> {
+        if self.is_closed() {
+            return Err(ServiceError::NoLeader);
+        }
         let way = commands.way();
         let outcome = commands.execute(self.by.clone(), Command::Attach(self.standing())).await;
-        if self.is_closed() {
+        if self.is_closed() && !matches!(outcome, Err(ServiceError::NoLeader)) {
             self.detach(commands).await;
         }
         let Answer::Attach(ended) = outcome? else { return Err(ServiceError::Internal) };
+        self.let_in.store(true, Ordering::Release);
         self.attached.store(way, Ordering::Release);
         for (job, lease) in ended {
             self.take(News::Ended(job, lease));
@@ -264,6 +276,7 @@ impl Session {
         Attach {
             worker_id: self.worker_id,
             session: self.id,
+            renewal: self.let_in.load(Ordering::Acquire),
             held: state.held.iter().map(|(lease, job)| (*job, *lease)).collect(),
             credits: state.credits,
             outlet: Outlet::default(),
@@ -284,9 +297,20 @@ impl Session {
         state.held.keys().filter(|lease| !unsent.contains(lease)).copied().collect()
     }
 
-    /// Whether the session was attached by this way (see [`Commands::way`]).
-    pub fn is_attached(&self, way: u64) -> bool {
-        self.attached.load(Ordering::Acquire) == way
+    /// The way by which the session is attached (see [`Commands::way`]); 0 if it is not.
+    pub fn attached_by(&self) -> u64 {
+        self.attached.load(Ordering::Acquire)
+    }
+
+    /// Ends the stream if the leader wants nothing of its worker any more; answers whether that is so.
+    pub fn close_if_unwelcome(&self, error: &ServiceError) -> bool {
+        let reason = match error {
+            ServiceError::NotFound { .. } | ServiceError::Forbidden(_) => Closing::Unknown,
+            ServiceError::Conflict(Conflict::Removed(_)) => Closing::Removed,
+            _ => return false,
+        };
+        self.close(reason);
+        true
     }
 
     /// Notes that the worker has granted more credits; answers how many it has granted in all.

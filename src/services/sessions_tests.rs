@@ -271,12 +271,12 @@ fn an_attach_is_brought_up_to_date_by_the_very_session() {
     let (sessions, session) = open(&[1]);
     let mut attach = session.standing();
     assert!(deliver(&sessions, assigned(2, 1)));
-    sessions.renew(&mut attach);
+    assert!(sessions.renew(&mut attach));
     attach.held.sort();
     assert_eq!(attach.held, [(job(1), lease(1)), (job(2), lease(2))]);
     assert_eq!(attach.credits, Credits { granted: 5, used: 1 });
     sessions.open(Caller::Anybody, WORKER, SessionId(Uuid::from_u128(11)), [], 0).unwrap();
-    sessions.renew(&mut attach);
+    assert!(!sessions.renew(&mut attach), "it is over");
     assert_eq!((attach.session, attach.held.len()), (STREAM, 2), "another session says nothing of this one");
 }
 
@@ -288,7 +288,7 @@ fn a_session_is_replaced_by_its_owner_or_an_administrator_and_by_nobody_else() {
     let first = open(caller("ann", Role::Worker)).unwrap();
     // As long as the leader has not let her in, she may be the stranger.
     assert_eq!(open(caller("bob", Role::Worker)).err(), Some(ServiceError::NoLeader));
-    first.attached.store(1, Ordering::Release);
+    first.let_in.store(true, Ordering::Release);
     assert!(matches!(open(caller("bob", Role::Worker)), Err(ServiceError::Forbidden(_))));
     assert!(!first.is_closed());
     open(caller("ann", Role::Worker)).unwrap();
@@ -385,10 +385,14 @@ async fn opening_attaches_with_what_the_worker_holds() {
     assert!(opening.as_mut().now_or_never().is_none());
     let (command, answer) = leader.next().await;
     let Command::Attach(attach) = command else { panic!("{command:?}") };
-    assert_eq!((attach.held.len(), attach.credits), (2, Credits { granted: 3, used: 0 }));
+    assert_eq!(
+        (attach.held.len(), attach.credits, attach.renewal),
+        (2, Credits { granted: 3, used: 0 }, false)
+    );
     answer.send(Answer::Attach(vec![(job(2), lease(2))])).unwrap();
     let session = opening.await.unwrap();
-    assert!(session.is_attached(7) && !session.is_attached(8));
+    assert_eq!(session.attached_by(), 7);
+    assert!(session.standing().renewal, "the next attach is a renewal");
     assert_eq!(next(&session).ended, [(job(2), lease(2))]);
     assert_eq!(sessions.all().len(), 1);
 }

@@ -30,16 +30,21 @@ pub struct Said {
 
 impl Fleet {
     /// Lets a session take the worker's jobs from now on, and settles which leases it has. `None` if the
-    /// worker is not known here.
+    /// worker is not known here. One that is attached again may be over without its replica knowing: so it
+    /// puts no other session out, and what it does not name is not lost.
     pub fn attach(&mut self, attach: Attach, now: Instant) -> Option<AttachedTo> {
-        let Attach { worker_id, session, held, credits, outlet } = attach;
+        let Attach { worker_id, session, renewal, held, credits, outlet } = attach;
         let worker = self.workers.get_mut(&worker_id)?;
         worker.last_heard = now;
         worker.changed = true;
+        let attached = Attached { session, outlet, credits };
+        if renewal && matches!(&worker.way, Way::Session(other) if other.session != session) {
+            attached.replaced(worker_id);
+            return Some(AttachedTo::default());
+        }
         if worker.health == Health::Draining {
             worker.health = Health::Well;
         }
-        let attached = Attached { session, outlet, credits };
         if worker.draining {
             attached.tell(worker_id, News::Draining);
         }
@@ -58,11 +63,11 @@ impl Fleet {
             if held_leases.contains(id) {
                 lease.reached = Reached::Pushed;
                 lease.assignment = None;
-            } else if lease.running {
-                found.lost.push((lease.job_id, *id));
-            } else {
+            } else if !lease.running {
                 lease.reached = Reached::Not;
                 found.unsent.push(*id);
+            } else if !renewal {
+                found.lost.push((lease.job_id, *id));
             }
         }
         let at_hand: Vec<_> =

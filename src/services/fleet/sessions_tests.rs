@@ -46,6 +46,7 @@ impl Line {
         Attach {
             worker_id: WORKER,
             session,
+            renewal: false,
             held: held.iter().map(|n| (job(*n), lease(*n))).collect(),
             credits: Credits { granted, used: 0 },
             outlet: Outlet::Here(Arc::<Self>::clone(self)),
@@ -493,3 +494,6 @@ fn a_lease_that_its_worker_came_back_without_is_neither_pushed_nor_fetched() {
     assert!(matches!(fleet.poll(WORKER, DeliveryId(id(7)), true, now), Polled::Wait(_)));
     assert_eq!(fleet.orphans(), [(job(1), lease(1))]);
 }
+
+#[path = "renewal_tests.rs"]
+mod renewals;

@@ -76,7 +76,7 @@ impl Leader {
             // what another installation or a former life of this one left there.
             Err(QueueError::Fenced { stored }) => {
                 // Unless a newer leader has taken over meanwhile: while this transaction is open, none does.
-                let unsurpassed = core.begin().await?;
+                let unsurpassed = core.begin().await.inspect_err(|error| core.note_failure(error))?;
                 tracing::warn!(%epoch, stored, "Redis holds an epoch from elsewhere; it is set right.");
                 queue.reset(epoch).await?;
                 unsurpassed.commit().await?;

@@ -371,6 +371,7 @@ impl World {
         let attach = Attach {
             worker_id: name(who),
             session,
+            renewal: false,
             held: held.clone(),
             credits: Credits { granted: credits, used: 0 },
             outlet: Outlet::Here(Arc::<Line>::clone(&line)),
