@@ -85,7 +85,9 @@ fn decide(round: &Round<'_>) -> Decision {
     if initialised.iter().any(|answer| answer.leading) {
         return Decision::Admit;
     }
-    if initialised.iter().all(|answer| answer.virgin) {
+    // Those who have voted for the founder, and no more, know of no leader either.
+    let unled = initialised.iter().all(|answer| answer.virgin || answer.empty);
+    if unled && initialised.iter().any(|answer| answer.virgin) {
         return Decision::Admit;
     }
     let voters: BTreeSet<u64> = initialised.iter().flat_map(|answer| answer.voters.iter().copied()).collect();
@@ -334,6 +336,19 @@ mod tests {
             matches!(asked_by(3, false, &[founder, member(2)]), Decision::Admit),
             "both others know of no mark"
         );
+    }
+
+    #[test]
+    fn who_has_only_voted_does_not_keep_others_from_a_cluster_that_never_had_a_leader() {
+        let asked = |answers: &[GreetReply]| {
+            decide(&Round { node_id: 5, seeds: 5, may_found: false, patient: true, answers })
+        };
+        let voters = vec![1, 2, 3, 4, 5];
+        let founder = GreetReply { virgin: true, voters: voters.clone(), ..member(1) };
+        let has_voted = GreetReply { empty: true, voters: vec![], ..member(4) };
+        assert_eq!(asked(&[founder.clone(), has_voted.clone()]), Decision::Admit);
+        assert!(matches!(asked(&[has_voted]), Decision::Wait(_)), "nobody says that there was no leader");
+        assert!(matches!(asked(&[founder, GreetReply { voters, ..member(4) }]), Decision::Wait(_)));
     }
 
     #[test]

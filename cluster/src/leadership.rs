@@ -18,6 +18,7 @@
 //! not fence: storage does, by the epoch.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -174,6 +175,8 @@ pub(crate) struct Watcher {
     pub lease: Duration,
     /// The id of the cluster, should this replica be its first leader ever.
     pub new_cluster_id: Uuid,
+    /// The term whose leadership this replica has handed on.
+    pub given_up: Arc<AtomicU64>,
     pub publish: watch::Sender<Leadership>,
     pub stop: CancellationToken,
 }
@@ -250,7 +253,7 @@ impl Watcher {
     fn propose(&self, term: u64) -> oneshot::Receiver<Option<Claim>> {
         let (done, outcome) = oneshot::channel();
         let (raft, leader_id, lease) = (self.raft.clone(), self.node_id, self.lease);
-        let cluster_id = self.new_cluster_id;
+        let (cluster_id, given_up) = (self.new_cluster_id, Arc::clone(&self.given_up));
         tokio::spawn(async move {
             let proven = Instant::now();
             let command = ControlCommand::LeaderEpoch { cluster_id, leader_id };
@@ -271,7 +274,8 @@ impl Watcher {
                     ControlOutcome::Applied { cluster_id: Some(cluster_id) } => {
                         let epoch = written.log_id.index;
                         let committed_in = written.log_id.committed_leader_id().term;
-                        (committed_in == term).then_some(Claim { term, epoch, cluster_id, proven })
+                        let in_force = committed_in == term && given_up.load(Ordering::Acquire) != term;
+                        in_force.then_some(Claim { term, epoch, cluster_id, proven })
                     }
                     _ => None,
                 },

@@ -144,13 +144,14 @@ impl Membership {
         if config.membership().get_node(&id).is_none() && !self.control.borrow().joined.contains(&id) {
             return Err(ChangeError::UnknownMember(id));
         }
-        // The mark comes first: after a crash between the two steps the id must
-        // not look unused. Removing again completes the rest.
-        self.propose(ControlCommand::Removed { node_id: id }).await?;
         let ids = BTreeSet::from([id]);
+        // Whoever learns that it was removed stops. Until then its vote may be needed, even for taking it away.
         if is_voter {
-            return self.change(ChangeMembers::RemoveVoters(ids)).await;
+            self.change_keeping(ChangeMembers::RemoveVoters(ids.clone()), true).await?;
         }
+        // The mark comes before the end: after a crash between the two the id must not look unused. Removing again
+        // completes the rest.
+        self.propose(ControlCommand::Removed { node_id: id }).await?;
         if config.membership().get_node(&id).is_some() {
             return self.change(ChangeMembers::RemoveNodes(ids)).await;
         }
@@ -220,8 +221,17 @@ impl Membership {
     }
 
     async fn change(&self, change: ChangeMembers<u64, Addresses>) -> Result<(), ChangeError> {
+        self.change_keeping(change, false).await
+    }
+
+    /// The same; voters that are taken away can be kept as learners.
+    async fn change_keeping(
+        &self,
+        change: ChangeMembers<u64, Addresses>,
+        as_learners: bool,
+    ) -> Result<(), ChangeError> {
         let deadline = Instant::now() + CHANGE;
-        let changed = timeout_at(deadline, self.raft.change_membership(change, false)).await;
+        let changed = timeout_at(deadline, self.raft.change_membership(change, as_learners)).await;
         changed.map_err(|_| ChangeError::Timeout(CHANGE))??;
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! One replica's part in the cluster: starting, asking, handing over, stopping.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -66,6 +67,8 @@ struct Inner {
     membership: Arc<Membership>,
     control: watch::Receiver<Arc<ControlState>>,
     leadership: watch::Sender<Leadership>,
+    /// The term whose leadership this replica has handed on.
+    given_up: Arc<AtomicU64>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -146,12 +149,14 @@ impl Node {
             membership: Arc::clone(&membership),
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let given_up = Arc::default();
         let watcher = Watcher {
             node_id: config.node_id,
             raft: raft.clone(),
             contact,
             lease: config.lease(),
             new_cluster_id: ambient::new_cluster_id(),
+            given_up: Arc::clone(&given_up),
             publish: leadership.clone(),
             stop: stop.clone(),
         };
@@ -164,7 +169,7 @@ impl Node {
         let server = RaftServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        let inner = Inner { config, raft, store, membership, control, leadership, stop, tasks };
+        let inner = Inner { config, raft, store, membership, control, leadership, given_up, stop, tasks };
         let inner = Arc::new(inner);
         (Node { inner }, server)
     }
@@ -226,7 +231,10 @@ impl Node {
     /// [`TransferError`]; after `Timeout` this replica may still lead.
     pub async fn transfer(&self, to: Option<u64>, deadline: Duration) -> Result<u64, TransferError> {
         let until = Instant::now() + deadline;
-        let to = choose_successor(&self.metrics(), to, self.inner.config.lease())?;
+        let metrics = self.metrics();
+        let to = choose_successor(&metrics, to, self.inner.config.lease())?;
+        // From here on another may be elected at any time, so a claim that is still under way comes too late.
+        self.inner.given_up.store(metrics.current_term, Ordering::Release);
         let stopped = |error: &dyn std::fmt::Display| TransferError::Stopped(error.to_string());
         self.inner.raft.trigger().transfer_leader(to).await.map_err(|error| stopped(&error))?;
         let mut metrics = self.inner.raft.metrics();

@@ -274,11 +274,13 @@ impl World {
         }
         self.note(format!("between {from} and {to}: {fault:?}"));
         self.faults.insert(pair(from, to), fault);
+        let (a, b) = (from, to);
+        let (from, to) = (name(from), name(to));
         if fault.is_one_way() {
             // turmoil repairs what was lossy both ways, and with it the cut.
-            self.set_loss(from, to, 0.0);
+            self.set_loss(a, b, 0.0);
+            self.sim.repair(from.clone(), to.clone());
         }
-        let (from, to) = (name(from), name(to));
         match fault {
             Fault::Cut => self.sim.partition(from, to),
             Fault::CutThere => self.sim.partition_oneway(from, to),

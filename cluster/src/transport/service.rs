@@ -166,6 +166,7 @@ impl RaftService {
             cluster_id: control.cluster_id.map(|id| id.to_string()).unwrap_or_default(),
             addresses: Some(self.advertise.clone().into()),
             initialised: last.is_some() || vote.is_some(),
+            empty: last.is_none(),
             // The founder holds the bootstrap entry and has given no vote to
             // anyone else; as a leader it would have written a second entry.
             virgin: last.is_some_and(|last| last.index == 0)
