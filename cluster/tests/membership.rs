@@ -182,6 +182,23 @@ async fn a_member_is_added_and_removed_and_its_id_never_comes_back() {
 }
 
 #[tokio::test]
+async fn of_two_members_one_can_be_removed_and_the_other_goes_on_alone() {
+    let mut ground = Ground::new(&[1, 2]);
+    let replicas = ground.start_all().await;
+    let led = leader_of(&replicas).await;
+    all_joined(&replicas, &[1, 2]).await;
+    let (leader, other) = match &replicas[..] {
+        [one, two] if one.id == led.id => (one, two),
+        [one, two] => (two, one),
+        _ => unreachable!("there are two"),
+    };
+    leader.node.remove_member(other.id).await.unwrap();
+    other.until("noticing its removal", |l| matches!(l, Leadership::Stopped { removed: true, .. })).await;
+    let command = ControlCommand::Set { key: "alone".into(), value: "yes".into() };
+    leader.node.propose(command).await.unwrap();
+}
+
+#[tokio::test]
 async fn changes_are_refused_where_they_can_not_work() {
     let mut ground = Ground::new(&[1, 2, 3]);
     let replicas = ground.start_all().await;
