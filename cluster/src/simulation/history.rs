@@ -54,8 +54,8 @@ pub(super) struct History {
     pub removed: BTreeSet<u64>,
     /// Who published each epoch.
     epochs: BTreeMap<u64, u64>,
-    /// Since when more than one replica leads.
-    contested: Option<Duration>,
+    /// Since when two replicas lead together.
+    contested: BTreeMap<(u64, u64), Duration>,
     /// Since when a replica reaches no quorum.
     isolated: BTreeMap<u64, Duration>,
     /// Values whose setting was acknowledged, by the index that was answered.
@@ -237,10 +237,17 @@ impl History {
         let leads = |member: &Member| matches!(member.shown, Some(Leadership::Leading { .. }));
         let leading: Vec<u64> =
             self.members.iter().filter(|(_, member)| leads(member)).map(|(id, _)| *id).collect();
-        if leading.len() < 2 {
-            self.contested = None;
-        } else if self.contested.get_or_insert(self.now).saturating_add(lease + SLACK) < self.now {
-            self.violated(format!("{leading:?} lead at the same time, for longer than a lease"));
+        // Pair by pair: two hand-overs in a row make three leaders, of which no two lead together for long.
+        let pairs: BTreeSet<(u64, u64)> = leading
+            .iter()
+            .flat_map(|a| leading.iter().map(move |b| (*a, *b)).filter(|(a, b)| a < b))
+            .collect();
+        self.contested.retain(|pair, _| pairs.contains(pair));
+        for (a, b) in pairs {
+            let since = *self.contested.entry((a, b)).or_insert(self.now);
+            if since.saturating_add(lease + SLACK) < self.now {
+                self.violated(format!("members {a} and {b} lead at the same time, for longer than a lease"));
+            }
         }
         for id in leading {
             if self.isolated.get(&id).is_some_and(|since| *since + lease + SLACK < self.now) {
