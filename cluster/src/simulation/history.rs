@@ -56,8 +56,8 @@ pub(super) struct History {
     epochs: BTreeMap<u64, u64>,
     /// Since when two replicas lead together.
     contested: BTreeMap<(u64, u64), Duration>,
-    /// Since when a replica reaches no quorum.
-    isolated: BTreeMap<u64, Duration>,
+    /// When a quorum could answer a replica for the last time.
+    pub reached: BTreeMap<u64, Duration>,
     /// Values whose setting was acknowledged, by the index that was answered.
     acknowledged: BTreeMap<u64, ControlCommand>,
     /// Values whose setting was refused.
@@ -250,18 +250,9 @@ impl History {
             }
         }
         for id in leading {
-            if self.isolated.get(&id).is_some_and(|since| *since + lease + SLACK < self.now) {
+            if self.reached.get(&id).is_some_and(|at| *at + lease + SLACK < self.now) {
                 self.violated(format!("member {id} leads, though it was cut off for longer than a lease"));
             }
-        }
-    }
-
-    /// No quorum answers a member from now on, or it may again.
-    pub fn isolate(&mut self, id: u64, isolated: bool) {
-        if isolated {
-            self.isolated.entry(id).or_insert(self.now);
-        } else {
-            self.isolated.remove(&id);
         }
     }
 

@@ -100,6 +100,8 @@ pub struct World {
     pub(super) rng: SmallRng,
     pub(super) hosts: BTreeMap<u64, Host>,
     pub(super) faults: BTreeMap<(u64, u64), Fault>,
+    /// When nothing was wrong with the way between two hosts for the last time.
+    sound: BTreeMap<(u64, u64), Duration>,
     pub(super) lease: Duration,
     pub(super) guest: Rc<dyn Guest>,
     sim: turmoil::Sim<'static>,
@@ -145,7 +147,8 @@ impl World {
         }
         let rng = SmallRng::seed_from_u64(shape.seed);
         let lease = host::config(1, shape.seeds).lease();
-        World { shape, rng, hosts, faults: BTreeMap::new(), lease, guest, sim, context, _running: running }
+        let (faults, sound) = (BTreeMap::new(), BTreeMap::new());
+        World { shape, rng, hosts, faults, sound, lease, guest, sim, context, _running: running }
     }
 
     pub fn now(&self) -> Duration {
@@ -169,6 +172,10 @@ impl World {
             self.history().violated(format!("a host failed: {error}"));
         }
         let ids: Vec<u64> = self.hosts.keys().copied().collect();
+        let ways = ids.iter().flat_map(|a| ids.iter().map(move |b| pair(*a, *b)));
+        for way in ways.filter(|way| !self.faults.contains_key(way)) {
+            self.sound.insert(way, now);
+        }
         for id in ids {
             self.look(id);
         }
@@ -194,9 +201,9 @@ impl World {
         let shown = node.leadership().borrow().clone();
         // One that is empty again and hears that it was removed stops, too.
         let may_stop = may_stop || self.is_removed(id);
-        let isolated = self.reaches_no_quorum(id, &role);
+        let reached = self.reached_a_quorum(id, &role);
         let mut history = self.history();
-        history.isolate(id, isolated);
+        history.reached.insert(id, reached);
         if let Leadership::Stopped { reason, removed } = &shown
             && !(*removed || may_stop)
         {
@@ -206,13 +213,16 @@ impl World {
         history.look(id, &role, applied, &control, shown);
     }
 
-    fn reaches_no_quorum(&self, id: u64, role: &Role) -> bool {
+    /// When a quorum could answer a member for the last time, not all at once perhaps.
+    fn reached_a_quorum(&self, id: u64, role: &Role) -> Duration {
         let membership = role.membership_config.membership();
-        membership.get_joint_config().iter().any(|voters| {
-            let reached =
-                voters.iter().filter(|voter| **voter == id || !self.faults.contains_key(&pair(id, **voter)));
-            reached.count() <= voters.len() / 2
-        })
+        let of_each = membership.get_joint_config().iter().filter_map(|voters| {
+            let reached = |voter| self.sound.get(&pair(id, voter)).copied().unwrap_or_default();
+            let mut times: Vec<Duration> = voters.iter().map(|voter| reached(*voter)).collect();
+            times.sort_unstable();
+            times.into_iter().rev().nth(voters.len() / 2)
+        });
+        of_each.min().unwrap_or(self.sim.elapsed())
     }
 
     /// Whether any member has ever known this one as removed.
