@@ -203,7 +203,9 @@ impl World {
         let may_stop = may_stop || self.is_removed(id);
         let reached = self.reached_a_quorum(id, &role);
         let mut history = self.history();
-        history.reached.insert(id, reached);
+        // Never earlier than it was: what was answered before a change of members counts after it, too.
+        let last = history.reached.entry(id).or_default();
+        *last = reached.max(*last);
         if let Leadership::Stopped { reason, removed } = &shown
             && !(*removed || may_stop)
         {
