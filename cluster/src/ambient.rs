@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use redb::{Builder, Database, DatabaseError, StorageError};
+use redb::{Builder, Database, DatabaseError};
 use tokio::task::JoinError;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -64,33 +64,32 @@ pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)
 }
 
-/// Whether there is such a file.
-pub(crate) fn exists(path: &Path) -> io::Result<bool> {
+/// How long a file is, in bytes; `None` if there is none.
+pub(crate) fn length(path: &Path) -> io::Result<Option<u64>> {
     #[cfg(any(test, feature = "simulation"))]
     if let Some(disk) = crate::simulation::disk(path) {
-        return disk.exists();
+        return disk.length();
     }
-    path.try_exists()
+    match std::fs::metadata(path) {
+        Ok(file) => Ok(Some(file.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-/// Creates the file of a log, in place of one of that name.
-pub(crate) fn create_database(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
+/// Removes a file, if there is one.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     #[cfg(any(test, feature = "simulation"))]
     if let Some(disk) = crate::simulation::disk(path) {
-        disk.remove().map_err(StorageError::Io)?;
-        return builder.create_with_backend(disk);
+        return disk.remove();
     }
-    if path.try_exists().map_err(StorageError::Io)? {
-        std::fs::remove_file(path).map_err(StorageError::Io)?;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    #[cfg(feature = "planted-defects")]
-    if let Some(planted) = crate::store::unsynced::planted(path) {
-        return builder.create_with_backend(planted?);
-    }
-    builder.create(path)
 }
 
-/// Opens the file of a log.
+/// Opens the file of the log, or creates it.
 pub(crate) fn open_database(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
     #[cfg(any(test, feature = "simulation"))]
     if let Some(disk) = crate::simulation::disk(path) {
@@ -100,7 +99,7 @@ pub(crate) fn open_database(builder: &Builder, path: &Path) -> Result<Database, 
     if let Some(planted) = crate::store::unsynced::planted(path) {
         return builder.create_with_backend(planted?);
     }
-    builder.open(path)
+    builder.create(path)
 }
 
 /// Gives a file another name in its directory, which a power cut doesn't take from it.

@@ -193,9 +193,10 @@ impl Backend {
         Ok(())
     }
 
-    /// Whether the file has its final name.
-    pub fn exists(&self) -> io::Result<bool> {
-        Ok(self.platter()?.written.finished)
+    /// How long the file is once it has its final name.
+    pub fn length(&self) -> io::Result<Option<u64>> {
+        let platter = self.platter()?;
+        Ok(platter.written.finished.then_some(platter.written.bytes.len() as u64))
     }
 
     /// Removes a file that has not got its final name.

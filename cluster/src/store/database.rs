@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition,
-    WriteTransaction,
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -99,13 +98,18 @@ impl Store {
             .map_err(|source| StoreError::Directory { path: data_dir.to_owned(), source })?;
         let path = data_dir.join(FILE);
         let failed = |source: io::Error| StoreError::Open { path: path.clone(), detail: source.to_string() };
-        if !ambient::exists(&path).map_err(failed)? {
-            let unfinished = data_dir.join(UNFINISHED);
-            Store::of(&unfinished, ambient::create_database)?.claim(node_id)?;
-            ambient::rename(&unfinished, &path).map_err(failed)?;
+        match ambient::length(&path).map_err(failed)? {
+            None => {
+                let unfinished = data_dir.join(UNFINISHED);
+                ambient::remove(&unfinished).map_err(failed)?;
+                Store::of(&unfinished)?.claim(node_id)?;
+                ambient::rename(&unfinished, &path).map_err(failed)?;
+            }
+            Some(0) => return Err(StoreError::Damaged { path, detail: "it is empty".into() }),
+            Some(_) => {}
         }
         // A database that another program scribbled over can make redb panic.
-        let store = catch_unwind(|| Store::of(&path, ambient::open_database)).unwrap_or_else(|_| {
+        let store = catch_unwind(|| Store::of(&path)).unwrap_or_else(|_| {
             Err(StoreError::Damaged {
                 path: path.clone(),
                 detail: "the check of its structure failed".into(),
@@ -219,8 +223,8 @@ impl Store {
     }
 
     /// The store in that file, whose pages match their checksums.
-    fn of(path: &Path, open: Open) -> Result<Self, StoreError> {
-        let database = open_checked(path, open)?;
+    fn of(path: &Path) -> Result<Self, StoreError> {
+        let database = open_checked(path)?;
         Ok(Store { path: path.to_owned(), database: RwLock::new(Some(database)), vote: Mutex::new(None) })
     }
 
@@ -318,11 +322,8 @@ fn put(transaction: &WriteTransaction, key: &str, bytes: &[u8]) -> Result<(), re
     Ok(())
 }
 
-/// Opens or creates a file.
-type Open = fn(&Builder, &Path) -> Result<Database, DatabaseError>;
-
 /// Opens the file and verifies the checksum of each of its pages.
-fn open_checked(path: &Path, open: Open) -> Result<Database, StoreError> {
+fn open_checked(path: &Path) -> Result<Database, StoreError> {
     let refused = |error: DatabaseError| match error {
         DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => {
@@ -332,7 +333,7 @@ fn open_checked(path: &Path, open: Open) -> Result<Database, StoreError> {
     };
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE);
-    let mut database = open(&builder, path).map_err(refused)?;
+    let mut database = ambient::open_database(&builder, path).map_err(refused)?;
     if !database.check_integrity().map_err(refused)? {
         let detail = "its pages do not match their checksums".into();
         return Err(StoreError::Damaged { path: path.to_owned(), detail });

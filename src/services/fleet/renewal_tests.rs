@@ -23,7 +23,7 @@ fn a_session_that_is_attached_again_puts_no_other_one_out() {
 }
 
 #[test]
-fn what_runs_is_not_lost_for_a_session_that_is_attached_to_the_next_leader_does_not_name_it() {
+fn what_runs_is_not_lost_when_a_session_that_is_attached_to_the_next_leader_does_not_name_it() {
     let now = start();
     let (mut fleet, old, new) = (fleet(3, now), Arc::<Line>::default(), Arc::<Line>::default());
     fleet.adopt(&LiveLease { running: true, ..live(1) }, now);
