@@ -25,7 +25,7 @@ const FEW: i64 = 5_000;
 const DEFAULT_PRIORITY: u8 = 5;
 /// Most tags that are looked for in the table of tags; of more, the rarest are, and jobs that have these are looked at.
 const JOINED_TAGS: usize = 3;
-/// Jobs of a tag that are counted to find out which tags are rare.
+/// Jobs of a tag or a model that are counted to find out which are rare.
 const RARE: i64 = 10_000;
 /// The furthest that a cursor is moved.
 const FURTHEST: i64 = i32::MAX as i64;
@@ -42,6 +42,9 @@ struct Search<'a> {
     few_under_way: bool,
     /// The tags that are looked for in their table.
     joined_tags: Vec<Uuid>,
+    /// Tags are asked for, and a model of so many jobs that to pass those of others with a tag is cheaper than to look for
+    /// the tags of each of its.
+    model_is_frequent: bool,
 }
 
 impl Database {
@@ -57,7 +60,12 @@ impl Database {
             _ => None,
         };
         let few_under_way = stats.as_ref().is_some_and(|stats| under_way(stats) <= FEW);
-        let search = Search { filter, few_under_way, joined_tags: self.tags_to_join(filter).await? };
+        let search = Search {
+            filter,
+            few_under_way,
+            joined_tags: self.tags_to_join(filter).await?,
+            model_is_frequent: self.is_of_frequent_model(filter).await?,
+        };
         let (ids, total) = match stats.filter(|_| counted) {
             Some(stats) => {
                 let total = filter.status.map_or(stats.total_jobs, |status| of(&stats, status));
@@ -143,6 +151,18 @@ impl Database {
         .await?;
         Ok(rarest.into_iter().take(JOINED_TAGS).collect())
     }
+
+    async fn is_of_frequent_model(&self, filter: &JobFilter) -> Result<bool, StorageError> {
+        let Some(model) = filter.model_name.as_ref().filter(|_| !filter.tags.is_empty()) else {
+            return Ok(false);
+        };
+        let count = sqlx::query_scalar!(
+            r#"SELECT count(*) AS "count!" FROM (SELECT FROM jobs WHERE model_name = $1 LIMIT $2) found"#,
+            model,
+            RARE,
+        );
+        Ok(count.fetch_one(&self.reads).await? >= RARE)
+    }
 }
 
 fn under_way(stats: &JobStats) -> i64 {
@@ -173,8 +193,11 @@ impl Search<'_> {
 
     /// Selects the ids of the list in its order.
     fn push(&self, query: &mut QueryBuilder<Postgres>) {
-        let by_tags_alone = JobFilter { tags: self.filter.tags.clone(), ..JobFilter::default() };
-        let every_tag = self.joined_tags.len() == self.filter.tags.len();
+        let tags = &self.filter.tags;
+        let model_of_tag = self.filter.model_name.as_ref().filter(|_| self.model_is_frequent);
+        let in_tags_alone =
+            JobFilter { tags: tags.clone(), model_name: model_of_tag.cloned(), ..JobFilter::default() };
+        let every_tag = self.joined_tags.len() == tags.len();
         let (mut time, mut id) = ("jobs.submitted_at".to_owned(), "jobs.id".to_owned());
         if self.joined_tags.is_empty() {
             query.push("SELECT id FROM jobs");
@@ -190,7 +213,7 @@ impl Search<'_> {
             for number in 1..self.joined_tags.len() {
                 join("job_tags", &format!("tag_{number}"), "job_id");
             }
-            if !every_tag || *self.filter != by_tags_alone {
+            if !every_tag || *self.filter != in_tags_alone {
                 join("jobs", "jobs", "id");
             }
         }
@@ -198,8 +221,11 @@ impl Search<'_> {
         for (number, tag) in self.joined_tags.iter().enumerate() {
             query.push(format!(" AND tag_{number}.tag = ")).push_bind(*tag);
         }
+        if let Some(model) = model_of_tag {
+            query.push(" AND tag_0.model_name = ").push_bind(model.clone());
+        }
         if !every_tag {
-            query.push(" AND tags @> ").push_bind(sqlx::types::Json(self.filter.tags.clone()));
+            query.push(" AND tags @> ").push_bind(sqlx::types::Json(tags.clone()));
         }
         self.push_fields(query);
         query.push(format!(" ORDER BY {time} DESC, {id} DESC"));
@@ -216,8 +242,8 @@ impl Search<'_> {
                 query.push(" AND priority <> ").push(i32::from(DEFAULT_PRIORITY));
             }
         }
-        if let Some(model) = &filter.model_name {
-            query.push(" AND model_name = ").push_bind(model.clone());
+        if let Some(model) = filter.model_name.as_ref().filter(|_| !self.model_is_frequent) {
+            query.push(" AND jobs.model_name = ").push_bind(model.clone());
         }
         if let Some(creator) = &filter.created_by {
             query.push(" AND created_by = ").push_bind(creator.clone());

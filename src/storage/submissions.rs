@@ -143,10 +143,10 @@ impl Database {
                    FROM submission
                    RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at, next_retry_at
                ), tagged AS (
-                   INSERT INTO job_tags (tag, submitted_at, job_id)
-                   SELECT t.tag, fence.moment + t.ordinal * interval '1 microsecond', t.job_id
-                   FROM fence, unnest(CASE WHEN passed THEN $22::uuid[] END, $23::uuid[], $24::bigint[])
-                       AS t (tag, job_id, ordinal)
+                   INSERT INTO job_tags (tag, submitted_at, job_id, model_name)
+                   SELECT t.tag, fence.moment + t.ordinal * interval '1 microsecond', ($2::uuid[])[t.ordinal],
+                       ($4::text[])[t.ordinal]
+                   FROM fence, unnest(CASE WHEN passed THEN $22::uuid[] END, $23::bigint[]) AS t (tag, ordinal)
                ), leased AS (
                    INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
                        lease_expires_at, delivery_id, delivered_at, created_at)
@@ -189,7 +189,6 @@ impl Database {
             &column.of_run_at() as _,
             &column.of_trace() as _,
             &tags.ids,
-            &tags.jobs,
             &tags.ordinals,
         )
         .fetch_one(&mut connection)
@@ -250,7 +249,6 @@ fn unless_empty(payload: &Payload) -> Option<&str> {
 #[derive(Default)]
 struct Tags {
     ids: Vec<Uuid>,
-    jobs: Vec<Uuid>,
     /// The jobs' places, from 1.
     ordinals: Vec<i64>,
 }
@@ -280,7 +278,6 @@ impl<'a> Columns<'a> {
         for (ordinal, row) in (1..).zip(self.0) {
             for id in tag_ids(&row.job.tags) {
                 tags.ids.push(id);
-                tags.jobs.push(row.job.id.0);
                 tags.ordinals.push(ordinal);
             }
         }
