@@ -239,21 +239,26 @@ impl DevCluster {
 
     /// Index of the replica that leads, as seen by most of those that answer.
     pub async fn leader(&self) -> Option<usize> {
-        let present = self.replicas.iter().filter(|replica| !replica.retired);
-        let votes = join_all(present.map(|replica| self.probe.leader(replica.http))).await;
+        self.leader_as_seen_by(|_| true).await
+    }
+
+    async fn leader_as_seen_by(&self, asked: impl Fn(usize) -> bool) -> Option<usize> {
+        let present = self.replicas.iter().enumerate().filter(|(_, replica)| !replica.retired);
+        let asked = present.filter(|(index, _)| asked(*index));
+        let votes = join_all(asked.map(|(_, replica)| self.probe.leader(replica.http))).await;
         let count = |id: u64| votes.iter().flatten().filter(|vote| **vote == id).count();
         let winner = self.replicas.iter().enumerate().max_by_key(|(_, replica)| count(replica.id));
         winner.filter(|(_, replica)| count(replica.id) > 0).map(|(index, _)| index)
     }
 
-    /// Waits for a leader other than replica `not`.
+    /// Waits for a leader other than replica `not`, which is not asked: it may be unable to answer.
     ///
     /// # Errors
     /// When there is none in time.
     pub async fn wait_for_leader(&self, not: Option<usize>, within: Duration) -> Result<usize, DevError> {
         let deadline = Instant::now() + within;
         loop {
-            match self.leader().await {
+            match self.leader_as_seen_by(|index| Some(index) != not).await {
                 Some(leader) if Some(leader) != not => return Ok(leader),
                 _ if Instant::now() > deadline => {
                     return Err(DevError::Failed(format!("no leader within {} s", within.as_secs())));
