@@ -82,7 +82,8 @@ async fn dispatch(command: Command) -> Result<bool, Error> {
         }
         Command::PowerCut(args) => {
             let PowerCutArgs { seed, cuts, planted, output: folder } = args;
-            power_cut::run(&PowerCutOptions { seed, cuts, folder, planted }).await
+            let cuts = power_cut::run(&PowerCutOptions { seed, cuts, folder, planted }).await?;
+            Ok(cuts.iter().all(|cut| cut.violations.is_empty()))
         }
         Command::Reconnect(args) => {
             let ReconnectArgs { seed, workers, output: folder } = args;

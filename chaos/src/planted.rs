@@ -9,66 +9,81 @@ use serde::Serialize;
 use crate::checks::Verdict;
 use crate::cluster::{Error, NetworkKind};
 use crate::history::History;
+use crate::power_cut::{self, PowerCutOptions};
 use crate::report::Summary;
 use crate::run::{self, RunOptions};
 use crate::workload::Size;
 
-/// A defect, and the faults in which it shows.
+/// A defect, and where it shows.
 pub struct Defect {
     /// As the product's `CORTEX_PLANT` takes it.
     pub name: &'static str,
     /// What is wrong.
     pub about: &'static str,
-    /// Faults that bring it out.
-    pub faults: &'static [&'static str],
-    /// Promises that it breaks. A busy machine can break others by itself.
-    pub breaks: &'static [&'static str],
+    shows: Shows,
 }
 
-/// All that are looked for in rounds. What is left out when the log is synced shows only when power fails: see
-/// the command `power-cut`.
+/// Where a defect shows.
+enum Shows {
+    /// In rounds with these faults, which bring it out, by these promises. A busy machine can break others by itself.
+    InRounds { faults: &'static [&'static str], breaks: &'static [&'static str] },
+    /// When power fails; a round is a cut.
+    InPowerCuts,
+}
+
+/// All that are looked for.
 pub const DEFECTS: &[Defect] = &[
     Defect {
         name: "fence_off",
         about: "a former leader's writes are let through",
-        faults: &["freeze-leader", "partition-leader"],
-        breaks: &["S4", "S7", "S11", "S11R", "V1"],
+        shows: Shows::InRounds {
+            faults: &["freeze-leader", "partition-leader"],
+            breaks: &["S4", "S7", "S11", "S11R", "V1"],
+        },
     },
     Defect {
         name: "lease_token_ignored",
         about: "a report counts whatever lease it names",
-        faults: &["zombie-worker", "worker-crash"],
-        breaks: &["S4", "S6", "S7"],
+        shows: Shows::InRounds { faults: &["zombie-worker", "worker-crash"], breaks: &["S4", "S6", "S7"] },
+    },
+    Defect {
+        name: "fsync_left_out",
+        about: "the Raft log answers before its bytes are on disk",
+        shows: Shows::InPowerCuts,
     },
     Defect {
         name: "retries_early",
         about: "retries do not wait for their time",
-        faults: &["kill-follower"],
-        breaks: &["S9"],
+        shows: Shows::InRounds { faults: &["kill-follower"], breaks: &["S9"] },
     },
     Defect {
         name: "redis_trusted",
         about: "what the queue hands out is run, whatever the table says",
-        faults: &["redis-forge", "redis-flush"],
-        breaks: &["S4", "S7", "S8", "S9", "S10", "S13"],
+        shows: Shows::InRounds {
+            faults: &["redis-forge", "redis-flush"],
+            breaks: &["S4", "S7", "S8", "S9", "S10", "S13"],
+        },
     },
     Defect {
         name: "completion_before_commit",
         about: "a completion is acknowledged before it is committed",
-        faults: &["kill-leader", "postgres-connections", "postgres-restart"],
-        breaks: &["S4", "S6", "S7"],
+        shows: Shows::InRounds {
+            faults: &["kill-leader", "postgres-connections", "postgres-restart"],
+            breaks: &["S4", "S6", "S7"],
+        },
     },
     Defect {
         name: "claims_not_recovered",
         about: "jobs that a former leader had claimed are forgotten",
-        faults: &["kill-leader", "kill-all"],
-        breaks: &["V1"],
+        shows: Shows::InRounds { faults: &["kill-leader", "kill-all"], breaks: &["V1"] },
     },
     Defect {
         name: "deposed_reports_accepted",
         about: "a former leader goes on to accept reports",
-        faults: &["freeze-leader", "partition-leader"],
-        breaks: &["S1", "S4", "S6", "S7"],
+        shows: Shows::InRounds {
+            faults: &["freeze-leader", "partition-leader"],
+            breaks: &["S1", "S4", "S6", "S7"],
+        },
     },
 ];
 
@@ -83,6 +98,12 @@ pub struct Caught {
     pub promises: Vec<String>,
     /// One of the violations.
     pub violation: Option<String>,
+}
+
+impl Caught {
+    fn not_yet(defect: &str) -> Self {
+        Self { defect: defect.to_owned(), round: None, promises: Vec::new(), violation: None }
+    }
 }
 
 /// Looks for each of these defects in so many rounds at the most.
@@ -100,26 +121,16 @@ pub async fn run(
     }
     let mut all = Vec::new();
     for defect in defects {
-        let mut caught =
-            Caught { defect: defect.name.to_owned(), round: None, promises: Vec::new(), violation: None };
-        for round in 1..=rounds {
-            let place = folder.join(defect.name).join(format!("round-{round:02}"));
-            if place.exists() {
-                fs::remove_dir_all(&place)?;
-            }
-            let summary = run_round(defect, round, duration, &place).await?;
-            for judgement in &summary.judgements {
-                let Verdict::Fail { violations, .. } = &judgement.verdict else { continue };
-                if defect.breaks.contains(&judgement.promise.as_str()) {
-                    caught.round = Some(round);
-                    caught.promises.push(judgement.promise.clone());
-                    caught.violation = caught.violation.or_else(|| violations.first().cloned());
-                }
-            }
-            if caught.round.is_some() {
-                break;
-            }
+        let place = folder.join(defect.name);
+        if place.exists() {
+            fs::remove_dir_all(&place)?;
         }
+        let caught = match defect.shows {
+            Shows::InRounds { faults, breaks } => {
+                look_in_rounds(defect.name, faults, breaks, rounds, duration, &place).await?
+            }
+            Shows::InPowerCuts => look_in_power_cuts(defect.name, rounds, &place).await?,
+        };
         match caught.round {
             Some(round) => {
                 println!("{}: caught in round {round} by {}", defect.name, caught.promises.join(", "))
@@ -132,15 +143,65 @@ pub async fn run(
     Ok(all)
 }
 
-async fn run_round(defect: &Defect, round: u64, duration: Duration, folder: &Path) -> Result<Summary, Error> {
+async fn look_in_rounds(
+    defect: &str,
+    faults: &[&'static str],
+    breaks: &[&str],
+    rounds: u64,
+    duration: Duration,
+    folder: &Path,
+) -> Result<Caught, Error> {
+    let mut caught = Caught::not_yet(defect);
+    for round in 1..=rounds {
+        let place = folder.join(format!("round-{round:02}"));
+        let summary = run_round(defect, faults, round, duration, &place).await?;
+        for judgement in &summary.judgements {
+            let Verdict::Fail { violations, .. } = &judgement.verdict else { continue };
+            if breaks.contains(&judgement.promise.as_str()) {
+                caught.round = Some(round);
+                caught.promises.push(judgement.promise.clone());
+                caught.violation = caught.violation.or_else(|| violations.first().cloned());
+            }
+        }
+        if caught.round.is_some() {
+            break;
+        }
+    }
+    Ok(caught)
+}
+
+async fn look_in_power_cuts(defect: &str, rounds: u64, folder: &Path) -> Result<Caught, Error> {
+    let options = PowerCutOptions {
+        seed: 1,
+        cuts: u32::try_from(rounds).unwrap_or(u32::MAX),
+        folder: folder.to_owned(),
+        planted: Some(defect.to_owned()),
+    };
+    let mut caught = Caught::not_yet(defect);
+    let cuts = power_cut::run(&options).await?;
+    if let Some(cut) = cuts.iter().find(|cut| !cut.violations.is_empty()) {
+        caught.round = Some(u64::from(cut.number));
+        caught.promises.push("what the group acknowledged outlives a power cut".to_owned());
+        caught.violation = cut.violations.first().cloned();
+    }
+    Ok(caught)
+}
+
+async fn run_round(
+    defect: &str,
+    faults: &[&'static str],
+    round: u64,
+    duration: Duration,
+    folder: &Path,
+) -> Result<Summary, Error> {
     let options = RunOptions {
         seed: round,
         duration,
-        faults: defect.faults.to_vec(),
+        faults: faults.to_vec(),
         folder: folder.to_owned(),
         network: NetworkKind::Loopback,
         size: Size::default(),
-        planted: Some(defect.name.to_owned()),
+        planted: Some(defect.to_owned()),
     };
     run::run(&options).await?;
     let summary = Summary::of(&History::read(folder)?);
@@ -157,7 +218,8 @@ mod tests {
     #[test]
     fn every_defect_names_faults_that_there_are() {
         for defect in DEFECTS {
-            for name in defect.faults {
+            let Shows::InRounds { faults, .. } = defect.shows else { continue };
+            for name in faults {
                 assert!(Fault::named(name).is_some(), "{}: no fault is called {name}", defect.name);
             }
         }

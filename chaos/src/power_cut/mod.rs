@@ -36,8 +36,9 @@ pub struct PowerCutOptions {
 
 /// One cut and what came of it.
 #[derive(Debug, Clone, Serialize)]
-struct Cut {
-    number: u32,
+pub struct Cut {
+    /// Which one it is, from 1.
+    pub number: u32,
     /// Indices of the replicas that it struck.
     replicas: Vec<usize>,
     /// Changes that were acknowledged up to now.
@@ -47,14 +48,16 @@ struct Cut {
     /// Per replica, the highest term and applied index before, and those afterwards.
     before: Vec<(u64, u64)>,
     after: Vec<(u64, u64)>,
-    violations: Vec<String>,
+    /// What was lost.
+    pub violations: Vec<String>,
 }
 
-/// Cuts so often; answers whether nothing that was acknowledged got lost. Prints a table and writes `power-cut.json`.
+/// Cuts so often, or until something that was acknowledged is lost; answers all cuts. Prints a table and writes
+/// `power-cut.json`.
 ///
 /// # Errors
 /// When this is not root, or the cluster does not come up.
-pub async fn run(options: &PowerCutOptions) -> Result<bool, Error> {
+pub async fn run(options: &PowerCutOptions) -> Result<Vec<Cut>, Error> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err("a power cut needs root, to mount file systems".into());
     }
@@ -76,7 +79,7 @@ pub async fn run(options: &PowerCutOptions) -> Result<bool, Error> {
     std::fs::write(options.folder.join("power-cut.json"), serde_json::to_vec_pretty(&cuts)?)?;
     let broken: usize = cuts.iter().map(|cut| cut.violations.len()).sum();
     println!("{} cuts, {broken} violations", cuts.len());
-    Ok(broken == 0)
+    Ok(cuts)
 }
 
 /// A file system for each replica, mounted where its Raft log will be.
