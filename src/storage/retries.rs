@@ -32,9 +32,7 @@ pub struct Promoted {
 
 impl Database {
     /// Queues the jobs whose time has come, the longest overdue first, at most `limit`; the clock is PostgreSQL's, so
-    /// none is early. One that somebody else is changing is passed over. Fenced, and committed by itself, without a wait
-    /// for the disk: should PostgreSQL forget it in a crash, the job is due again, and the lease that makes the worker
-    /// begin is not committed before it.
+    /// none is early. One that somebody else is changing is passed over. Fenced, and committed by itself.
     pub async fn promote_due(
         &self,
         fence: Fence,
@@ -43,8 +41,7 @@ impl Database {
     ) -> Result<Vec<Promoted>, StorageError> {
         let mut connection = self.for_fenced_statement().await?;
         let rows = sqlx::query!(
-            r#"WITH fence AS MATERIALIZED (
-                   SELECT cortex_pass($3, $4) AS passed, set_config('synchronous_commit', 'off', true)
+            r#"WITH fence AS MATERIALIZED (SELECT cortex_pass($3, $4) AS passed
                ), due AS (
                    SELECT id FROM jobs WHERE status = 'pending' AND next_retry_at <= now()
                    ORDER BY next_retry_at LIMIT (SELECT CASE WHEN passed THEN $2::bigint ELSE 0 END FROM fence)
