@@ -1,6 +1,10 @@
 -- Lists of a model's jobs with a tag are found in the index of tags alone. To merge it with the index of models, as for other
 -- pairs of filters, costs more the more jobs have the one and the more have the other.
 
+-- Nobody may submit or delete a job meanwhile; to read jobs is possible but for lists by tags. In the order in which
+-- submissions lock these tables.
+LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE;
+
 -- A leader of the version before goes on to write rows that name no model. They are passed over, and as its sessions do not
 -- say what this version's say, the trigger of `jobs` writes the right ones.
 ALTER TABLE job_tags ADD COLUMN model_name VARCHAR(255);
@@ -20,12 +24,11 @@ BEGIN
     RETURN NULL;
 END
 $$;
-DROP TRIGGER index_tags ON jobs;
-CREATE TRIGGER index_tags AFTER INSERT ON jobs FOR EACH ROW
+CREATE OR REPLACE TRIGGER index_tags AFTER INSERT ON jobs FOR EACH ROW
     WHEN (NEW.tags <> '{}' AND current_setting('cortex.indexes_tags', TRUE) IS DISTINCT FROM 'with model')
     EXECUTE FUNCTION cortex_index_tags();
 
--- Written anew, which takes less room than to update every row. Nobody may submit a job meanwhile.
+-- Written anew, which takes less room than to update every row.
 TRUNCATE job_tags;
 DROP INDEX idx_job_tags;
 INSERT INTO job_tags (tag, submitted_at, job_id, model_name)

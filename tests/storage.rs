@@ -290,14 +290,18 @@ async fn a_new_leader_sets_right_what_a_replica_without_the_table_of_leases_has_
     assert_eq!(kept().await, right);
 }
 
+/// As it was before the migration with this number.
+async fn migrate_until(pool: &sqlx::PgPool, version: i64) {
+    let mut before = sqlx::migrate!("./migrations");
+    before.migrations = before.iter().filter(|migration| migration.version < version).cloned().collect();
+    before.run(pool).await.unwrap();
+}
+
 #[tokio::test]
 async fn leases_that_are_in_force_outlast_the_migration_that_gives_them_a_table() {
     let stores = Stores::fresh().await;
     let pool = stores.pool(1).await;
-    let all = sqlx::migrate!("./migrations");
-    let mut before = sqlx::migrate::Migrator { ignore_missing: true, ..sqlx::migrate!("./migrations") };
-    before.migrations = all.iter().filter(|migration| migration.version < 8).cloned().collect();
-    before.run(&pool).await.unwrap();
+    migrate_until(&pool, 8).await;
     sqlx::query(
         "INSERT INTO jobs (name, model_name, model_version, input_data, status, assigned_worker_id, lease_id,
              lease_expires_at)
@@ -306,7 +310,7 @@ async fn leases_that_are_in_force_outlast_the_migration_that_gives_them_a_table(
     .execute(&pool)
     .await
     .unwrap();
-    all.run(&pool).await.unwrap();
+    open(&stores.database_url).migrate().await.unwrap();
     let kept: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM leases l JOIN jobs j ON j.id = l.job_id AND j.lease_id = l.id",
     )
@@ -454,14 +458,15 @@ async fn every_combination_of_filters_finds_its_jobs() {
     assert!(setting.database.jobs(&nothing, 1, 10).await.unwrap().jobs.is_empty());
 }
 
+/// Makes the database's transactions see what was there when they began, unless they ask for something else.
+const STRICT: &str = "DO $$ BEGIN EXECUTE format(
+    'ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''', current_database()); END $$";
+
 #[tokio::test]
 async fn the_fence_holds_whatever_the_database_s_isolation_is() {
     let setting = Setting::fresh().await;
     let old = setting.lead(1).await;
-    sqlx::query("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''', current_database()); END $$")
-        .execute(&setting.pool)
-        .await
-        .unwrap();
+    sqlx::query(STRICT).execute(&setting.pool).await.unwrap();
     let strict = open(&setting.url);
     // A leader that begins to write at the moment when another one takes over.
     let mut lock = setting.pool.acquire().await.unwrap();

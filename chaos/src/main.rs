@@ -16,7 +16,7 @@ use cortex_chaos::faults;
 use cortex_chaos::history::History;
 use cortex_chaos::measures::{self, FlushOptions, IdleOptions, ReconnectOptions};
 use cortex_chaos::planted::{self, Defect};
-use cortex_chaos::power_cut::{self, PowerCutOptions};
+use cortex_chaos::power_cut::{self, Cut, PowerCutOptions};
 use cortex_chaos::report::{Overall, Report, Summary};
 use cortex_chaos::run::{self, RunOptions};
 use cortex_chaos::workload::Size;
@@ -83,7 +83,7 @@ async fn dispatch(command: Command) -> Result<bool, Error> {
         Command::PowerCut(args) => {
             let PowerCutArgs { seed, cuts, planted, output: folder } = args;
             let cuts = power_cut::run(&PowerCutOptions { seed, cuts, folder, planted }).await?;
-            Ok(cuts.iter().all(|cut| cut.violations.is_empty()))
+            Ok(cuts.iter().all(Cut::is_clean))
         }
         Command::Reconnect(args) => {
             let ReconnectArgs { seed, workers, output: folder } = args;

@@ -64,7 +64,9 @@ const PING_PATIENCE: Duration = Duration::from_millis(500);
 const OLDEST: i32 = 140_000;
 /// The advisory lock of migrations behind a pooler, and the same for others.
 const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(4855372910287432)";
-const MIGRATION_LOCK_OF_SESSION: &str = "SELECT pg_advisory_lock(4855372910287432)";
+/// Whatever the database's default is: a migration that has waited for a lock must see what was committed meanwhile.
+const MIGRATION_LOCK_OF_SESSION: &str = "SET default_transaction_isolation = 'read committed'; \
+     SELECT pg_advisory_lock(4855372910287432)";
 
 /// PostgreSQL. Cheap to clone.
 #[derive(Clone)]
@@ -136,7 +138,7 @@ impl Database {
         if self.pooler {
             // The migrator's own lock belongs to a session, which is none here. In one transaction all
             // goes over one server; a connection that breaks off in it takes the server with it.
-            let mut transaction = connection.begin().await?;
+            let mut transaction = connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
             sqlx::raw_sql(MIGRATION_LOCK).execute(&mut *transaction).await?;
             migrator.set_locking(false).run(&mut *transaction).await?;
             // Their names would be in the way of the next client.

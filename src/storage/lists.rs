@@ -25,8 +25,10 @@ const FEW: i64 = 5_000;
 const DEFAULT_PRIORITY: u8 = 5;
 /// Most tags that are looked for in the table of tags; of more, the rarest are, and jobs that have these are looked at.
 const JOINED_TAGS: usize = 3;
-/// Jobs of a tag or a model that are counted to find out which are rare.
+/// Jobs of a tag that are counted to find out which tags are rare.
 const RARE: i64 = 10_000;
+/// The share of all jobs that a frequent model has: to pass an entry of an index costs about so much of looking one up.
+const FREQUENT: f32 = 1.0 / 16.0;
 /// The furthest that a cursor is moved.
 const FURTHEST: i64 = i32::MAX as i64;
 
@@ -42,8 +44,8 @@ struct Search<'a> {
     few_under_way: bool,
     /// The tags that are looked for in their table.
     joined_tags: Vec<Uuid>,
-    /// Tags are asked for, and a model of so many jobs that to pass those of others with a tag is cheaper than to look for
-    /// the tags of each of its.
+    /// Tags are asked for, and a model of so many jobs that to pass those of others that have a tag is cheaper than to look
+    /// for the tag of each of its own.
     model_is_frequent: bool,
 }
 
@@ -152,16 +154,23 @@ impl Database {
         Ok(rarest.into_iter().take(JOINED_TAGS).collect())
     }
 
+    /// By PostgreSQL's statistics; a model that they do not know is rare.
     async fn is_of_frequent_model(&self, filter: &JobFilter) -> Result<bool, StorageError> {
-        let Some(model) = filter.model_name.as_ref().filter(|_| !filter.tags.is_empty()) else {
-            return Ok(false);
-        };
-        let count = sqlx::query_scalar!(
-            r#"SELECT count(*) AS "count!" FROM (SELECT FROM jobs WHERE model_name = $1 LIMIT $2) found"#,
+        let JobFilter { status, priority, model_name, created_by, tags } = filter;
+        // An index that is asked because of another field has the model, too.
+        let of_tags_alone = !tags.is_empty()
+            && matches!(status, None | Some(JobStatus::Completed))
+            && matches!(priority, None | Some(DEFAULT_PRIORITY))
+            && created_by.is_none();
+        let Some(model) = model_name.as_ref().filter(|_| of_tags_alone) else { return Ok(false) };
+        let share = sqlx::query_scalar!(
+            r#"SELECT common.share AS "share!"
+               FROM pg_stats s, unnest(s.most_common_vals::text::text[], s.most_common_freqs) AS common (model, share)
+               WHERE s.schemaname = ANY(current_schemas(FALSE)) AND s.tablename = 'jobs' AND s.attname = 'model_name'
+                   AND common.model = $1"#,
             model,
-            RARE,
         );
-        Ok(count.fetch_one(&self.reads).await? >= RARE)
+        Ok(share.fetch_optional(&self.reads).await?.is_some_and(|share| share >= FREQUENT))
     }
 }
 

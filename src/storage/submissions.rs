@@ -144,9 +144,11 @@ impl Database {
                    RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at, next_retry_at
                ), tagged AS (
                    INSERT INTO job_tags (tag, submitted_at, job_id, model_name)
-                   SELECT t.tag, fence.moment + t.ordinal * interval '1 microsecond', ($2::uuid[])[t.ordinal],
-                       ($4::text[])[t.ordinal]
-                   FROM fence, unnest(CASE WHEN passed THEN $22::uuid[] END, $23::bigint[]) AS t (tag, ordinal)
+                   SELECT t.tag, fence.moment + t.ordinal * interval '1 microsecond', t.job_id, t.model_name
+                   FROM fence, unnest(CASE WHEN passed THEN $22::uuid[] END, $23::uuid[], $24::bigint[], $25::text[])
+                       AS t (tag, job_id, ordinal, model_name)
+                   -- Otherwise the trigger writes them.
+                   WHERE current_setting('cortex.indexes_tags', TRUE) = 'with model'
                ), leased AS (
                    INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
                        lease_expires_at, delivery_id, delivered_at, created_at)
@@ -189,7 +191,9 @@ impl Database {
             &column.of_run_at() as _,
             &column.of_trace() as _,
             &tags.ids,
+            &tags.jobs,
             &tags.ordinals,
+            &tags.models as _,
         )
         .fetch_one(&mut connection)
         .await;
@@ -247,10 +251,12 @@ fn unless_empty(payload: &Payload) -> Option<&str> {
 
 /// The rows of the jobs' tags, column by column.
 #[derive(Default)]
-struct Tags {
+struct Tags<'a> {
     ids: Vec<Uuid>,
+    jobs: Vec<Uuid>,
     /// The jobs' places, from 1.
     ordinals: Vec<i64>,
+    models: Vec<&'a str>,
 }
 
 /// The rows to store, column by column; nothing of the jobs is copied that can be borrowed.
@@ -273,12 +279,14 @@ impl<'a> Columns<'a> {
         rows.map(|row| row.trace.map(TraceContext::to_text)).collect()
     }
 
-    fn tags(&self) -> Tags {
+    fn tags(&self) -> Tags<'a> {
         let mut tags = Tags::default();
         for (ordinal, row) in (1..).zip(self.0) {
             for id in tag_ids(&row.job.tags) {
                 tags.ids.push(id);
+                tags.jobs.push(row.job.id.0);
                 tags.ordinals.push(ordinal);
+                tags.models.push(&row.job.model_name);
             }
         }
         tags

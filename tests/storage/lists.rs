@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cortex::domain::ambient::{Ambient, System};
-use cortex::domain::ids::JobId;
+use cortex::domain::ids::{ClusterId, JobId};
 use cortex::domain::job::{Job, JobFilter, JobStatus};
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
+use crate::support::Stores;
 use crate::{Setting, job};
 
 /// A row in a state, without a way there.
@@ -228,17 +229,19 @@ async fn every_list_is_what_a_look_at_every_job_finds() {
     assert!(found_any > 80, "{found_any}");
 }
 
-/// 12,000 jobs of one model and a few of others, one after the other, with two tags.
+/// Jobs of one model and a few of others, one after the other, with two tags.
 const TWO_TAGS: &str = "INSERT INTO jobs (id, name, model_name, model_version, status, priority, input_data,
         queued_at, completed_at, submitted_at, tags)
-    SELECT gen_random_uuid(), 'tagged', 'model-' || (number % 10 = 0)::int, '1', 'completed', 4 + number % 2, '{}',
+    SELECT gen_random_uuid(), 'tagged', 'model-' || (number % 50 = 0)::int, '1', 'completed', 4 + number % 2, '{}',
         moment, moment, moment, jsonb_build_object('k', 'v' || number % 2, 'l', 'w' || number % 3)
-    FROM (SELECT number, now() - number * interval '1 second' AS moment FROM generate_series(1, 13333) number) given";
+    FROM (SELECT number, now() - number * interval '1 second' AS moment FROM generate_series(1, 3000) number) given";
 
 #[tokio::test]
 async fn of_a_frequent_model_and_of_a_rare_one_the_jobs_with_tags_are_found() {
     let setting = Setting::fresh().await;
-    sqlx::query(TWO_TAGS).execute(&setting.pool).await.unwrap();
+    for statement in [TWO_TAGS, "ANALYZE jobs"] {
+        sqlx::query(statement).execute(&setting.pool).await.unwrap();
+    }
     let some: [&[(&str, &str)]; 3] = [&[("k", "v1")], &[("k", "v0"), ("l", "w2")], &[("k", "none")]];
     for (number, model) in (0..12).zip(["model-0", "model-1", "model-2"].into_iter().cycle()) {
         let asked = some[number / 4];
@@ -312,6 +315,29 @@ async fn a_tag_is_written_once_with_its_job_by_whatever_way_and_goes_with_it() {
     let gone = transaction.delete_ended(0, &[plain.id, odd.id], Duration::from_secs(60)).await.unwrap();
     transaction.commit().await.unwrap();
     assert_eq!((gone, rows().await.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_job_that_is_submitted_while_its_tags_are_migrated_is_found_by_them_whatever_the_isolation_is() {
+    let stores = Stores::fresh().await;
+    let pool = stores.pool(2).await;
+    crate::migrate_until(&pool, 16).await;
+    sqlx::query(crate::STRICT).execute(&pool).await.unwrap();
+    let database = crate::open(&stores.database_url);
+    let setting = Setting { database, pool, cluster: ClusterId(System.uuid()), url: stores.database_url };
+    let insert = "INSERT INTO jobs (id, name, model_name, model_version, status, input_data, queued_at, tags)
+        VALUES (gen_random_uuid(), 'n', 'm', '1', 'queued', '{}', now(), '{\"k\": \"v\"}')";
+    let mut before = setting.pool.begin().await.unwrap();
+    sqlx::query(insert).execute(&mut *before).await.unwrap();
+    let commit = async {
+        setting.somebody_waits("relation").await;
+        before.commit().await.unwrap();
+    };
+    tokio::join!(setting.database.migrate(), commit).0.unwrap();
+    sqlx::query(insert).execute(&setting.pool).await.unwrap();
+    let models: Vec<String> =
+        sqlx::query_scalar("SELECT model_name FROM job_tags").fetch_all(&setting.pool).await.unwrap();
+    assert_eq!(models, ["m", "m"]);
 }
 
 #[tokio::test]

@@ -48,8 +48,17 @@ pub struct Cut {
     /// Per replica, the highest term and applied index before, and those afterwards.
     before: Vec<(u64, u64)>,
     after: Vec<(u64, u64)>,
-    /// What was lost.
-    pub violations: Vec<String>,
+    /// What was acknowledged and is gone.
+    pub lost: Vec<String>,
+    /// What did not come back in time.
+    pub late: Vec<String>,
+}
+
+impl Cut {
+    /// Whether it did no harm.
+    pub fn is_clean(&self) -> bool {
+        self.lost.is_empty() && self.late.is_empty()
+    }
 }
 
 /// Cuts so often, or until something that was acknowledged is lost; answers all cuts. Prints a table and writes
@@ -67,17 +76,13 @@ pub async fn run(options: &PowerCutOptions) -> Result<Vec<Cut>, Error> {
     }
     let folder = options.folder.join("cluster");
     let disks = disks(&folder, usize::from(cluster_options.replicas)).await?;
-    let cluster = Arc::new(Cluster::start(&folder, cluster_options).await?);
-    let outcome = cut_again_and_again(options, &cluster, &disks).await;
-    if let Some(cluster) = Arc::into_inner(cluster) {
-        cluster.stop().await;
-    }
+    let outcome = start_and_cut(options, &folder, cluster_options, &disks).await;
     for disk in &disks {
         disk.unmount().await?;
     }
     let cuts = outcome?;
     std::fs::write(options.folder.join("power-cut.json"), serde_json::to_vec_pretty(&cuts)?)?;
-    let broken: usize = cuts.iter().map(|cut| cut.violations.len()).sum();
+    let broken: usize = cuts.iter().map(|cut| cut.lost.len() + cut.late.len()).sum();
     println!("{} cuts, {broken} violations", cuts.len());
     Ok(cuts)
 }
@@ -90,6 +95,20 @@ async fn disks(folder: &Path, replicas: usize) -> Result<Vec<Disk>, Error> {
         disks.push(Disk::make(&folder.join(format!("disk-{id}.img")), &mount).await?);
     }
     Ok(disks)
+}
+
+async fn start_and_cut(
+    options: &PowerCutOptions,
+    folder: &Path,
+    cluster_options: ClusterOptions,
+    disks: &[Disk],
+) -> Result<Vec<Cut>, Error> {
+    let cluster = Arc::new(Cluster::start(folder, cluster_options).await?);
+    let outcome = cut_again_and_again(options, &cluster, disks).await;
+    if let Some(cluster) = Arc::into_inner(cluster) {
+        cluster.stop().await;
+    }
+    outcome
 }
 
 async fn cut_again_and_again(
@@ -116,13 +135,12 @@ async fn cut_again_and_again(
             disks[*index].unmount().await?;
             disks[*index].mount().await?;
         }
-        let mut violations = Vec::new();
         for index in &struck {
             cluster.restart(*index).await?;
         }
-        let after = settle(cluster, &before, &mut violations).await;
+        let (after, mut lost, late) = settle(cluster, &before).await;
         for index in 0..disks.len() {
-            violations.extend(acknowledged.missing(cluster, index).await);
+            lost.extend(acknowledged.missing(cluster, index).await);
         }
         let cut = Cut {
             number,
@@ -131,10 +149,11 @@ async fn cut_again_and_again(
             transfers: acknowledged.transfers,
             before: before.iter().map(of).collect(),
             after: after.iter().map(of).collect(),
-            violations,
+            lost,
+            late,
         };
         print(&cut);
-        let broken = !cut.violations.is_empty();
+        let broken = !cut.is_clean();
         cuts.push(cut);
         if broken {
             // Whatever is found after this would be of the same making.
@@ -144,31 +163,35 @@ async fn cut_again_and_again(
     Ok(cuts)
 }
 
-/// Waits until all replicas serve and know as much as before; says where they do not.
-async fn settle(cluster: &Cluster, before: &[View], violations: &mut Vec<String>) -> Vec<View> {
+/// Waits until all replicas serve and know as much as before; says what is lost, and what does not come in time.
+async fn settle(cluster: &Cluster, before: &[View]) -> (Vec<View>, Vec<String>, Vec<String>) {
     let settled = before.iter().enumerate().map(|(index, before)| settle_one(cluster, index, before));
-    let (after, wrong): (Vec<View>, Vec<Vec<String>>) = join_all(settled).await.into_iter().unzip();
-    violations.extend(wrong.into_iter().flatten());
-    after
+    let (mut after, mut lost, mut late) = (Vec::new(), Vec::new(), Vec::new());
+    for (view, gone, missed) in join_all(settled).await {
+        after.push(view);
+        lost.extend(gone);
+        late.extend(missed);
+    }
+    (after, lost, late)
 }
 
-async fn settle_one(cluster: &Cluster, index: usize, before: &View) -> (View, Vec<String>) {
+async fn settle_one(
+    cluster: &Cluster,
+    index: usize,
+    before: &View,
+) -> (View, Option<String>, Option<String>) {
     let ready = || async { cluster.replicas.read().await.is_ready(index).await };
     if let Err(error) = cluster.until("the replica is ready", ready).await {
-        return (View::default(), vec![format!("replica {} is not back: {error}", index + 1)]);
+        return (View::default(), None, Some(format!("replica {} is not back: {error}", index + 1)));
     }
     let knows = || async { cluster.view(index).await.is_some_and(|view| view.applied >= before.applied) };
     let knows = cluster.until("the replica has applied as much as before", knows).await;
     let view = cluster.view(index).await.unwrap_or_default();
-    let mut wrong = Vec::new();
-    if knows.is_err() {
-        let (had, has) = (before.applied, view.applied);
-        wrong.push(format!("replica {} had applied {had:?} and has {has:?}", index + 1));
-    }
-    if view.term < before.term {
-        wrong.push(format!("replica {} was in term {} and is in {}", index + 1, before.term, view.term));
-    }
-    (view, wrong)
+    let (had, has) = (before.applied, view.applied);
+    let late = knows.is_err().then(|| format!("replica {} had applied {had:?} and has {has:?}", index + 1));
+    let (was, is) = (before.term, view.term);
+    let lost = (is < was).then(|| format!("replica {} was in term {was} and is in {is}", index + 1));
+    (view, lost, late)
 }
 
 fn of(view: &View) -> (u64, u64) {
@@ -185,7 +208,7 @@ fn print(cut: &Cut) {
         cut.number,
         cut.acknowledged,
         cut.transfers,
-        cut.violations.len()
+        cut.lost.len() + cut.late.len()
     );
-    cut.violations.iter().for_each(|violation| println!("     {violation}"));
+    cut.lost.iter().chain(&cut.late).for_each(|violation| println!("     {violation}"));
 }
