@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use cortex::dev::Signal;
-use cortex::ready_queue::ReadyQueue;
+use cortex::domain::ambient::{Ambient, System};
+use cortex::domain::ids::{Epoch, JobId};
+use cortex::domain::matching::Shape;
+use cortex::ready_queue::{Entry, ReadyQueue};
 use futures::StreamExt;
 use serde_json::json;
 
@@ -56,6 +59,25 @@ async fn an_emptied_redis_is_filled_again_and_every_waiting_job_runs() {
     }
     scene.check(&tally).await;
     until("nothing is left in the queue", async || queue.total().await.is_ok_and(|total| total == 0)).await;
+}
+
+#[tokio::test]
+async fn a_job_that_the_queue_lacks_is_missed_although_the_numbers_agree() {
+    let scene = Scene::with(|builder, _| builder).await;
+    let replica = scene.http_of(&[0])[0];
+    let mut tally = Tally::default();
+    tally.note(submit(&scene.http, replica, json!({})).await);
+    let queue = scene.queue();
+    let shape = Shape { model_name: "m".to_owned(), requires_gpu: false, required_memory_mib: 0 };
+    let job = [(JobId(tally.accepted[0]), shape.clone())];
+    let is_there = async || queue.contains(&job).await.is_ok_and(|there| there == [true]);
+    until("the job is in the queue", is_there).await;
+    let epoch = Epoch(scene.count("SELECT epoch FROM leadership").await);
+    let stranger = Entry { job_id: JobId(System.uuid()), shape, priority: 5, submitted_at: System.now() };
+    queue.enqueue(epoch, &[stranger]).await.unwrap();
+    queue.remove(epoch, &job).await.unwrap();
+    assert_eq!(queue.total().await.unwrap(), 1);
+    until("the job is in the queue again", is_there).await;
 }
 
 #[tokio::test]

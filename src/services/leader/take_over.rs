@@ -88,9 +88,10 @@ impl Leader {
         self.settle_claims(&claims).await?;
         let shapes = queue.shapes().await?;
         core.backlog().note(shapes.into_iter().map(|(shape, _)| shape));
-        // Jobs that the former leader committed and could not tell the ready queue of.
-        let queued = core.parts.database.stats().await?.queued;
+        // Jobs that the former leader committed and could not tell the ready queue of. What it holds is asked first: a job
+        // that comes meanwhile must not stand for one that is missing.
         let held = i64::try_from(queue.total().await?).unwrap_or(i64::MAX);
+        let queued = core.parts.database.stats().await?.queued;
         if whole.is_none() || held != queued {
             core.queue_lacks.store(true, std::sync::atomic::Ordering::Release);
             core.nudges.reconcile.notify_one();

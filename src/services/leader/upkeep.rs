@@ -293,8 +293,8 @@ impl Leader {
         Ok(())
     }
 
-    /// Compares the ready queue with PostgreSQL. Numbers alone prove little while jobs come and go: what
-    /// seems to be missing is looked for, and what seems too much must be a lot, twice.
+    /// Compares the ready queue with PostgreSQL. Numbers alone prove little while jobs come and go: what is missing is
+    /// looked for, page by page, and what seems too much must be a lot, twice.
     async fn compare_queue(&self, memory: &mut Reconciliation) -> Result<(), UpkeepError> {
         let core = &self.core;
         let stats = core.parts.database.stats().await?;
@@ -302,7 +302,7 @@ impl Leader {
         let held = i64::try_from(core.parts.queue.total().await?).unwrap_or(i64::MAX);
         let shapes = core.parts.queue.shapes().await?;
         core.backlog().note(shapes.into_iter().map(|(shape, _)| shape));
-        if held < stats.queued && self.lacks_a_job(memory).await? {
+        if self.lacks_a_job(memory).await? {
             tracing::warn!(held, queued = stats.queued, "The ready queue lacks jobs; it is rebuilt.");
             self.rebuild_queue().await?;
         }
