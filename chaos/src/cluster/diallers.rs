@@ -25,18 +25,24 @@ pub fn by_process(replica: impl Fn(u32) -> Option<usize> + Send + Sync + 'static
     })
 }
 
-/// The replica that a process is, by its command line: `… serve --config …/replica-2.yaml`. Known from its first
-/// moment, unlike a process id, which is told only when the process has dialled already.
-pub fn replica_of_process(pid: u32) -> Option<usize> {
+/// The replica that a process is, by the peer port in the configuration that its command line names: one that was
+/// replaced keeps its place under another id. Known from its first moment, unlike a process id, which is told only when
+/// the process has dialled already. The first replica listens on `first`.
+pub fn replica_of_process(pid: u32, first: u16, replicas: u16) -> Option<usize> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    replica_of(&String::from_utf8_lossy(&line))
+    let config = fs::read_to_string(config_of(&String::from_utf8_lossy(&line))?).ok()?;
+    place_of(&config, first).filter(|place| *place < usize::from(replicas))
 }
 
-fn replica_of(line: &str) -> Option<usize> {
-    let mut arguments = line.split('\0').skip_while(|argument| *argument != "serve");
-    let config = arguments.nth(2)?;
-    let id: usize = config.rsplit_once("/replica-")?.1.strip_suffix(".yaml")?.parse().ok()?;
-    id.checked_sub(1)
+/// What a command line `… serve --config FILE` names.
+fn config_of(line: &str) -> Option<&str> {
+    line.split('\0').skip_while(|argument| *argument != "serve").nth(2)
+}
+
+fn place_of(config: &str, first: u16) -> Option<usize> {
+    let listens = config.lines().find_map(|line| line.trim().strip_prefix("peer_listen:"))?;
+    let port: u16 = listens.trim().trim_matches('"').rsplit_once(':')?.1.parse().ok()?;
+    port.checked_sub(first).map(usize::from)
 }
 
 /// The inode of the socket from `port` to `relay`, in the text of `/proc/net/tcp`.
@@ -63,11 +69,14 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_is_known_by_its_command_line_and_nothing_else_is() {
-        assert_eq!(replica_of("/x/cortex-chaos\0serve\0--config\0/d/replica-3.yaml\0"), Some(2));
-        assert_eq!(replica_of("/x/cortex-chaos\0verify\0--config\0/d/replica-3.yaml\0"), None);
-        assert_eq!(replica_of("/x/cortex-chaos\0serve\0--config\0/d/replica-0.yaml\0"), None);
-        assert_eq!(replica_of("/x/postgres\0-D\0/d/postgres\0"), None);
-        assert_eq!(replica_of(""), None);
+    fn a_replica_is_known_by_its_command_line_and_its_port_and_nothing_else_is() {
+        let serve = "/x/cortex-chaos\0serve\0--config\0/d/replica-3.yaml\0";
+        assert_eq!(config_of(serve), Some("/d/replica-3.yaml"));
+        assert_eq!(config_of("/x/cortex-chaos\0verify\0--config\0/d/replica-3.yaml\0"), None);
+        assert_eq!(config_of("/x/postgres\0-D\0/d/postgres\0"), None);
+        // The fourth member, in the place of the second.
+        let config = "cluster:\n  node_id: 4\n  peer_listen: \"127.0.0.1:7071\"\n";
+        assert_eq!((place_of(config, 7070), place_of(config, 7072)), (Some(1), None));
+        assert_eq!(place_of("", 7070), None);
     }
 }

@@ -112,7 +112,8 @@ impl ClusterOptions {
         listening.insert(End::Redis, local(stores + 1));
         match self.network {
             NetworkKind::Loopback => {
-                let dialler = by_process(replica_of_process);
+                let replicas = self.replicas;
+                let dialler = by_process(move |pid| replica_of_process(pid, peer, replicas));
                 let relays = Relays::start(Ipv4Addr::LOCALHOST.into(), &listening, dialler).await?;
                 let places = relays.places();
                 Ok((Network::Loopback(relays), places))
