@@ -40,7 +40,7 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
     let reads = request.method().is_safe();
-    let wants_messagepack = messagepack::is_wanted(request.headers());
+    let packed_as = messagepack::wanted(request.headers());
     let mut trace = Trace::of_http(&api.tracer, method, route, request.headers());
     let span = trace.log_span(
         || debug_span!("api.http.request", method, route, status = field::Empty),
@@ -62,8 +62,8 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
         Broken::TooSlow if reads => too_slow(ProblemType::StoreUnavailable).into_response(),
         Broken::TooSlow => too_slow(ProblemType::OutcomeUnknown).into_response(),
     });
-    if wants_messagepack {
-        response = messagepack::packed(response).await;
+    if let Some(name) = packed_as {
+        response = messagepack::packed(response, name).await;
     }
     span.record("status", response.status().as_u16());
     trace.http_answered(response.status());

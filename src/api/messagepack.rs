@@ -39,20 +39,21 @@ pub(super) fn to_json(bytes: &[u8]) -> Result<Vec<u8>, String> {
     serde_json::to_vec(&value).map_err(|error| error.to_string())
 }
 
-/// Whether the client wants MessagePack at least as much as JSON.
-pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
+/// Under which name the client wants MessagePack, if at least as much as JSON.
+pub(super) fn wanted(headers: &HeaderMap) -> Option<&'static str> {
     let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let (mut packed, mut json) = (0.0, 0.0);
+    let (mut packed, mut json) = ((0.0, MESSAGE_PACK), 0.0);
     for range in ranges.flat_map(|value| value.split(',')) {
         let (essence, parameters) = range.split_once(';').unwrap_or((range, ""));
         let essence = essence.trim().to_ascii_lowercase();
-        if is(&essence) {
-            packed = quality(parameters);
+        if let Some(name) = NAMES.into_iter().find(|name| *name == essence) {
+            packed = (quality(parameters), name);
         } else if essence == "application/json" {
             json = quality(parameters);
         }
     }
-    packed > 0.0 && packed >= json
+    let (quality, name) = packed;
+    (quality > 0.0 && quality >= json).then_some(name)
 }
 
 /// How much a media range is wanted: 1 where nothing is said.
@@ -63,7 +64,7 @@ fn quality(parameters: &str) -> f32 {
 
 /// Turns an answer in JSON into MessagePack. Others are left as they are, and so is one that holds a payload which is nested
 /// as deeply as is taken: it goes beyond that with what is around it.
-pub(super) async fn packed(response: Response) -> Response {
+pub(super) async fn packed(response: Response, name: &'static str) -> Response {
     let json = HeaderValue::from_static("application/json");
     if response.headers().get(header::CONTENT_TYPE) != Some(&json) {
         return response;
@@ -75,7 +76,7 @@ pub(super) async fn packed(response: Response) -> Response {
     };
     let packed = serde_json::from_slice(&json).ok().and_then(|value: Value| rmp_serde::to_vec(&value).ok());
     let Some(packed) = packed else { return Response::from_parts(parts, Body::from(json)) };
-    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MESSAGE_PACK));
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(name));
     parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(packed.len()));
     Response::from_parts(parts, Body::from(packed))
 }
@@ -151,10 +152,10 @@ mod tests {
         to_json(bytes).map(|json| serde_json::from_slice(&json).unwrap())
     }
 
-    fn wanted(accept: &str) -> bool {
+    fn asked(accept: &str) -> Option<&'static str> {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, accept.parse().unwrap());
-        is_wanted(&headers)
+        wanted(&headers)
     }
 
     #[test]
@@ -186,12 +187,13 @@ mod tests {
 
     #[test]
     fn it_is_answered_to_who_wants_it_no_less_than_json() {
-        for accept in [
-            "application/msgpack",
-            "text/html, Application/MsgPack;q=0.5",
-            "application/json, application/msgpack",
+        for (accept, name) in [
+            ("application/vnd.msgpack", MESSAGE_PACK),
+            ("application/msgpack", "application/msgpack"),
+            ("text/html, Application/MsgPack;q=0.5", "application/msgpack"),
+            ("application/json, application/x-msgpack", "application/x-msgpack"),
         ] {
-            assert!(wanted(accept), "{accept}");
+            assert_eq!(asked(accept), Some(name), "{accept}");
         }
         for accept in [
             "*/*",
@@ -199,9 +201,9 @@ mod tests {
             "application/msgpack;q=0",
             "application/json, application/msgpack;q=0.9",
         ] {
-            assert!(!wanted(accept), "{accept}");
+            assert_eq!(asked(accept), None, "{accept}");
         }
-        assert!(!is_wanted(&HeaderMap::new()));
+        assert_eq!(wanted(&HeaderMap::new()), None);
     }
 
     #[tokio::test]
@@ -209,7 +211,7 @@ mod tests {
         for (depth, kind) in [(100, MESSAGE_PACK), (DEPTH, "application/json")] {
             let text = [vec![b'['; depth], vec![b']'; depth]].concat();
             let answer = ([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response();
-            let answer = packed(answer).await;
+            let answer = packed(answer, MESSAGE_PACK).await;
             assert_eq!(
                 (answer.status().as_u16(), &answer.headers()[header::CONTENT_TYPE]),
                 (200, &kind.parse().unwrap())

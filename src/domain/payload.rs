@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+/// How deep an object may be nested. JSON is commonly read to 128 levels, and lists and batches put some around it.
+const MAX_DEPTH: usize = 120;
 /// Longest number literal that is accepted, in characters; PostgreSQL's `jsonb` refuses extreme ones.
 const MAX_NUMBER_LENGTH: usize = 300;
 /// Decimal exponents that are accepted: those of a double, as small as they come.
@@ -29,15 +31,15 @@ impl Default for Payload {
 }
 
 impl Payload {
-    /// Checks that `text` is a JSON object which PostgreSQL can store: nesting up to serde_json's
-    /// limit of 128 levels, no U+0000 in strings, numbers within the range of a double.
+    /// Checks that `text` is a JSON object which PostgreSQL can store and everybody can read again: nested at most 120
+    /// levels, no U+0000 in strings, numbers within the range of a double.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if !text.starts_with('{') {
             return Err("must be a JSON object".to_owned());
         }
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        Storable
+        Storable { levels: MAX_DEPTH }
             .deserialize(&mut deserializer)
             .and_then(|()| deserializer.end())
             .map_err(|error| format!("must be a JSON object that can be stored: {error}"))?;
@@ -123,8 +125,21 @@ impl<'de> Deserialize<'de> for Payload {
     }
 }
 
-/// Walks a JSON value, keeps nothing, and fails on what `jsonb` cannot hold.
-struct Storable;
+/// Walks a JSON value, keeps nothing, and fails on what `jsonb` cannot hold and on what is nested too deeply.
+struct Storable {
+    /// How many more there may be.
+    levels: usize,
+}
+
+impl Storable {
+    /// What stands in an array or an object.
+    fn inside<E: de::Error>(self) -> Result<Self, E> {
+        let levels = self.levels.checked_sub(1);
+        levels
+            .map(|levels| Self { levels })
+            .ok_or_else(|| E::custom(format_args!("it may be nested at most {MAX_DEPTH} levels deep")))
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Storable {
     type Value = ();
@@ -169,13 +184,15 @@ impl<'de> Visitor<'de> for Storable {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while items.next_element_seed(Storable)?.is_some() {}
+        let Self { levels } = self.inside()?;
+        while items.next_element_seed(Self { levels })?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        while members.next_key_seed(Storable)?.is_some() {
-            members.next_value_seed(Storable)?;
+        let Self { levels } = self.inside()?;
+        while members.next_key_seed(Self { levels })?.is_some() {
+            members.next_value_seed(Self { levels })?;
         }
         Ok(())
     }
@@ -266,6 +283,19 @@ mod tests {
             "",
         ] {
             assert!(Payload::parse(text).is_err(), "accepted {text:.60}");
+        }
+    }
+
+    #[test]
+    fn what_is_nested_deeply_can_still_be_read_in_the_middle_of_something() {
+        let nested =
+            |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1));
+        let taken = Payload::parse(&nested(MAX_DEPTH)).unwrap();
+        let shown = serde_json::json!({"jobs": [{"input_data": null}]}).to_string();
+        assert!(serde_json::from_str::<Value>(&shown.replace("null", taken.as_str())).is_ok());
+        for levels in [MAX_DEPTH + 1, 100_000] {
+            let refused = Payload::parse(&nested(levels)).unwrap_err();
+            assert!(refused.contains("at most 120 levels"), "{refused}");
         }
     }
 

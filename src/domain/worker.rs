@@ -15,6 +15,8 @@ use super::validate::{FieldError, Validator, check_text};
 
 /// Most bytes of what a worker says of itself, at registration or in a heartbeat.
 pub const MAX_METADATA: usize = 16 << 10;
+/// Most bytes of what a worker says that it can do: replicas hold it in memory.
+const MAX_CAPABILITIES: usize = 64 << 10;
 
 /// How a worker fares.
 #[derive(
@@ -135,7 +137,7 @@ impl WorkerDraft {
         if declared.is_empty() {
             declared.insert("gpu".to_owned(), Value::Bool(false));
         }
-        let capabilities = storable(&mut v, "capabilities", &declared, usize::MAX);
+        let capabilities = storable(&mut v, "capabilities", &declared, MAX_CAPABILITIES);
         let metadata = storable(&mut v, "metadata", &self.metadata, MAX_METADATA);
         let complete = (|| {
             Some(NewWorker {
@@ -244,7 +246,10 @@ mod tests {
             hostname: "h\0".into(),
             ip_address: "localhost".into(),
             port: 0,
-            capabilities: json!({"models": "a"}).as_object().unwrap().clone(),
+            capabilities: json!({"models": "a", "x": "x".repeat(MAX_CAPABILITIES)})
+                .as_object()
+                .unwrap()
+                .clone(),
             max_concurrent_jobs: 101,
             heartbeat_interval_seconds: 1,
             version: Some("v".repeat(51)),
@@ -263,6 +268,7 @@ mod tests {
                 "heartbeat_interval_seconds",
                 "version",
                 "capabilities.models",
+                "capabilities",
                 "metadata"
             ]
         );

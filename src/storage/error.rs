@@ -90,7 +90,7 @@ impl StorageError {
 fn reason(error: &sqlx::Error) -> &'static str {
     match error {
         sqlx::Error::Database(error) => reason_given(&error.code().unwrap_or_default()),
-        sqlx::Error::PoolTimedOut => "no connection was free in time",
+        sqlx::Error::PoolTimedOut => "no connection was free or could be opened in time",
         sqlx::Error::Tls(_) => "TLS with it failed",
         sqlx::Error::Io(error) if security::is_tls_failure(error) => "TLS with it failed",
         sqlx::Error::Io(_) => "it cannot be reached",

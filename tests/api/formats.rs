@@ -17,7 +17,7 @@ async fn send(api: &Api, replica: usize, body: Vec<u8>, accept: &str) -> Respons
 
 /// An answer in MessagePack.
 async fn unpacked(response: Response) -> Value {
-    assert_eq!(response.headers()[CONTENT_TYPE], "application/vnd.msgpack");
+    assert_eq!(response.headers()[CONTENT_TYPE], PACKED);
     rmp_serde::from_slice(&response.bytes().await.unwrap()).unwrap()
 }
 
@@ -56,6 +56,22 @@ async fn what_is_wrong_with_a_packed_body_is_said_in_a_json_problem() {
         let draft = api.draft(&json!({"priority": 11, "name": ""}));
         let reply = Reply::read(send(&api, replica, rmp_serde::to_vec(&draft).unwrap(), PACKED).await).await;
         assert_eq!((reply.status, reply.fields()), (422, vec!["name", "priority"]));
+    }
+    api.leave().await;
+}
+
+#[tokio::test]
+async fn what_is_nested_as_deeply_as_is_taken_can_be_read_in_lists_in_both_formats() {
+    let api = Api::of("nested").await;
+    let nested = |levels| (1..levels).fold(json!({}), |inner, _| json!({"a": inner}));
+    for replica in 0..REPLICAS {
+        let id = api.submit(replica, &json!({"input_data": nested(120)})).await;
+        let path = format!("/api/v1/jobs?model_name={}&page_size=1", api.name);
+        assert_eq!(api.get(replica, &path).await.expect(200)["jobs"][0]["id"], *id);
+        let list = api.http.get(api.url(replica, &path)).header(ACCEPT, PACKED).send().await.unwrap();
+        assert_eq!(unpacked(list).await["jobs"][0]["input_data"], nested(120));
+        let draft = api.draft(&json!({"input_data": nested(121)}));
+        assert_eq!(api.post(replica, "/api/v1/jobs", &draft).await.fields(), ["input_data"]);
     }
     api.leave().await;
 }

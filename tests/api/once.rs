@@ -7,6 +7,7 @@ use tonic::Code;
 
 use crate::group::{Api, REPLICAS};
 use crate::hand::channel;
+use crate::reply::Reply;
 
 const JOBS: &str = "/api/v1/jobs";
 const BATCH: &str = "/api/v1/jobs/batch";
@@ -139,6 +140,9 @@ async fn a_bad_key_is_named_beside_the_bad_fields() {
         assert_eq!(reply.fields(), ["Idempotency-Key", "jobs[0].priority"]);
         reply.expect(422);
     }
+    let twice = api.http.post(api.url(2, JOBS)).header("Idempotency-Key", "a").header("Idempotency-Key", "b");
+    let reply = Reply::read(twice.json(&api.draft(&json!({}))).send().await.unwrap()).await;
+    assert_eq!((reply.status, reply.fields()), (422, vec!["Idempotency-Key"]));
     assert_eq!(stored(&api).await, 0);
     api.leave().await;
 }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use axum::Json;
 use axum::extract::{FromRequestParts, RawQuery, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -74,11 +74,12 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let draft = |key: &HeaderValue| {
-            let text = String::from_utf8_lossy(key.as_bytes()).into_owned();
-            KeyDraft { field: IDEMPOTENCY_KEY, scope: convert::key_scope(), text }
-        };
-        Ok(Self(parts.headers.get(IDEMPOTENCY_KEY).map(draft)))
+        // Given twice it is one list (RFC 9110, 5.3), which is no key.
+        let keys = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
+        let keys: Vec<_> = keys.map(|key| String::from_utf8_lossy(key.as_bytes())).collect();
+        let draft =
+            || KeyDraft { field: IDEMPOTENCY_KEY, scope: convert::key_scope(), text: keys.join(", ") };
+        Ok(Self((!keys.is_empty()).then(draft)))
     }
 }
 

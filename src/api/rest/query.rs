@@ -29,11 +29,11 @@ pub(super) struct JobsQuery {
     pub(super) page_size: i64,
 }
 
-/// Reads the parameters of a job listing. Unknown ones are ignored; of repeated ones the last counts.
+/// Reads the parameters of a job listing. Unknown ones are ignored.
 pub(super) fn jobs(query: &str) -> Result<JobsQuery, Vec<FieldError>> {
     let mut v = Validator::default();
     let mut wanted = JobsQuery { filter: JobFilter::default(), page: 1, page_size: 50 };
-    for (name, value) in pairs(query) {
+    for (name, value) in once(&mut v, query) {
         let filter = &mut wanted.filter;
         match name.as_str() {
             "status" | "status_filter" => filter.status = choice(&mut v, &name, value),
@@ -53,7 +53,7 @@ pub(super) fn jobs(query: &str) -> Result<JobsQuery, Vec<FieldError>> {
 pub(super) fn worker_status(query: &str) -> Result<Option<WorkerStatus>, Vec<FieldError>> {
     let mut v = Validator::default();
     let mut status = None;
-    for (name, value) in pairs(query) {
+    for (name, value) in once(&mut v, query) {
         if name == "status" {
             status = choice(&mut v, &name, value);
         }
@@ -79,13 +79,10 @@ pub(super) struct MetricsQuery {
     pub(super) limit: i64,
 }
 
-/// Reads the parameter `priority`.
+/// Reads the parameter `priority`, of a call that does more without it: there must be nothing else.
 pub(super) fn priority(query: &str) -> Result<Option<u8>, Vec<FieldError>> {
     let mut v = Validator::default();
-    let mut priority = None;
-    for (name, value) in pairs(query).filter(|(name, _)| name == "priority") {
-        priority = of_priority(&mut v, &name, value);
-    }
+    let priority = alone(&mut v, query, "priority").and_then(|value| of_priority(&mut v, "priority", value));
     v.finish(Some(priority))
 }
 
@@ -93,7 +90,7 @@ pub(super) fn priority(query: &str) -> Result<Option<u8>, Vec<FieldError>> {
 pub(super) fn peek(query: &str) -> Result<PeekQuery, Vec<FieldError>> {
     let mut v = Validator::default();
     let (mut limit, mut priority) = (PEEK, None);
-    for (name, value) in pairs(query) {
+    for (name, value) in once(&mut v, query) {
         match name.as_str() {
             "limit" => limit = whole(&mut v, &name, value, 1, MAX_PEEK).unwrap_or(PEEK),
             "priority" => priority = of_priority(&mut v, &name, value),
@@ -103,13 +100,10 @@ pub(super) fn peek(query: &str) -> Result<PeekQuery, Vec<FieldError>> {
     v.finish(usize::try_from(limit).ok().map(|limit| PeekQuery { limit, priority }))
 }
 
-/// Reads the parameter `model_name`.
+/// Reads the parameter `model_name`, of a call that does more without it: there must be nothing else.
 pub(super) fn model(query: &str) -> Result<Option<String>, Vec<FieldError>> {
     let mut v = Validator::default();
-    let mut model = None;
-    for (name, value) in pairs(query).filter(|(name, _)| name == "model_name") {
-        model = text(&mut v, &name, value);
-    }
+    let model = alone(&mut v, query, "model_name").and_then(|value| text(&mut v, "model_name", value));
     v.finish(Some(model))
 }
 
@@ -117,7 +111,7 @@ pub(super) fn model(query: &str) -> Result<Option<String>, Vec<FieldError>> {
 pub(super) fn metrics(query: &str) -> Result<MetricsQuery, Vec<FieldError>> {
     let mut v = Validator::default();
     let mut wanted = MetricsQuery { since: None, limit: METRICS };
-    for (name, value) in pairs(query) {
+    for (name, value) in once(&mut v, query) {
         match name.as_str() {
             "since" => wanted.since = moment(&mut v, &name, value),
             "limit" => wanted.limit = whole(&mut v, &name, value, 1, MAX_METRICS).unwrap_or(METRICS),
@@ -127,12 +121,46 @@ pub(super) fn metrics(query: &str) -> Result<MetricsQuery, Vec<FieldError>> {
     v.finish(Some(wanted))
 }
 
-/// The decoded name, and the decoded value unless it cannot be decoded.
-fn pairs(query: &str) -> impl Iterator<Item = (String, Option<String>)> {
-    query.split('&').filter(|pair| !pair.is_empty()).filter_map(|pair| {
+/// A parameter's decoded name, and its decoded value unless it cannot be decoded.
+type Pair = (String, Option<String>);
+
+fn pairs(query: &str) -> impl Iterator<Item = Pair> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        Some((decode(name)?, decode(value)))
+        // As it is, no parameter is called like that.
+        (decode(name).unwrap_or_else(|| name.to_owned()), decode(value))
     })
+}
+
+/// The parameters, none of which may be given twice but tags.
+fn once(v: &mut Validator, query: &str) -> Vec<Pair> {
+    let mut given: Vec<Pair> = Vec::new();
+    for (name, value) in pairs(query) {
+        if name == "tag" || !given.iter().any(|(other, _)| meant(other) == meant(&name)) {
+            given.push((name, value));
+        } else if !v.has(&name) {
+            v.reject(name, "may be given only once");
+        }
+    }
+    given
+}
+
+/// `status_filter` is another name of `status`.
+fn meant(name: &str) -> &str {
+    if name == "status_filter" { "status" } else { name }
+}
+
+/// The value of the only parameter that there may be.
+fn alone(v: &mut Validator, query: &str, known: &str) -> Option<Option<String>> {
+    let mut only = None;
+    for (name, value) in once(v, query) {
+        if name == known {
+            only = Some(value);
+        } else {
+            v.reject(format!("{name:.64}"), format!("is not known here; {known} is"));
+        }
+    }
+    only
 }
 
 /// Undoes form encoding; `None` if a `%` is not followed by two hexadecimal digits or the bytes are not
@@ -288,7 +316,7 @@ mod tests {
 
     #[test]
     fn the_queue_is_asked_for_by_priority_model_and_time() {
-        assert_eq!((priority(""), priority("priority=10&x=y")), (Ok(None), Ok(Some(10))));
+        assert_eq!((priority(""), priority("priority=10")), (Ok(None), Ok(Some(10))));
         assert!(priority("priority=0").is_err() && priority("priority=11").is_err());
         assert_eq!(peek(""), Ok(PeekQuery { limit: 10, priority: None }));
         assert_eq!(peek("limit=100&priority=1"), Ok(PeekQuery { limit: 100, priority: Some(1) }));
@@ -296,6 +324,28 @@ mod tests {
         assert_eq!(wrong.into_iter().map(|error| error.field).collect::<Vec<_>>(), ["limit", "priority"]);
         assert_eq!((model("").unwrap(), model("model_name=a%20b").unwrap()), (None, Some("a b".to_owned())));
         assert!(model("model_name=").is_err() && model("model_name=%00").is_err());
+    }
+
+    #[test]
+    fn what_does_more_without_a_parameter_takes_no_other_one() {
+        for query in ["prio=10", "priority=10&x=y", "%zz=1", "x"] {
+            assert!(priority(query).is_err(), "{query}");
+        }
+        assert_eq!(model("model=foo").unwrap_err()[0].field, "model");
+    }
+
+    #[test]
+    fn what_is_given_twice_is_refused_but_for_tags() {
+        for (query, field) in [
+            ("priority=5&priority=9", "priority"),
+            ("status=failed&status_filter=failed", "status_filter"),
+            ("page=1&page=1&page=1", "page"),
+        ] {
+            assert_eq!(fields(query), [field], "{query}");
+        }
+        assert!(jobs("tag=a:b&tag=c:d&x=1").is_ok());
+        assert!(worker_status("status=idle&status=busy").is_err() && peek("limit=1&limit=2").is_err());
+        assert!(metrics("limit=1&limit=2").is_err() && priority("priority=1&priority=2").is_err());
     }
 
     #[test]

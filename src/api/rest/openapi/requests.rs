@@ -51,7 +51,7 @@ pub struct JobCreate {
     run_at: Option<DateTime<Utc>>,
 }
 
-/// What a job is to work on: numbers of at most 300 characters with exponents from -324 to 308, nested at most 126 levels.
+/// What a job is to work on: numbers of at most 300 characters with exponents from -324 to 308, nested at most 120 levels.
 #[derive(ToSchema)]
 #[schema(value_type = Object)]
 pub struct JobInput(Value);
@@ -138,7 +138,7 @@ pub struct WorkerCreate {
     /// With `hostname` the worker's identity.
     #[schema(minimum = 1, maximum = 65535)]
     port: i32,
-    /// What it can do.
+    /// What it can do, at most 65536 bytes.
     capabilities: Option<WorkerCapabilities>,
     /// Jobs that it runs at a time, 1 by default.
     #[schema(minimum = 1, maximum = 100)]
