@@ -19,8 +19,6 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use prometheus::{Histogram, HistogramOpts};
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 const SHAPES: usize = 500;
@@ -191,10 +189,8 @@ fn enqueue_and_remove_500(bencher: Bencher) {
 /// From the first push until the last batch of so many items has been handed over.
 #[divan::bench(args = [1, 64, 8_000])]
 fn batcher(bencher: Bencher, items: usize) {
-    let (stage, done) = (
-        Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() },
-        std::sync::Arc::new((AtomicUsize::new(0), tokio::sync::Notify::new())),
-    );
+    let (stage, done) =
+        (Stage::default(), std::sync::Arc::new((AtomicUsize::new(0), tokio::sync::Notify::new())));
     let sizes = Histogram::with_opts(HistogramOpts::new("sizes", "sizes")).expect("a histogram");
     let shared = std::sync::Arc::clone(&done);
     let batcher = RUNTIME.block_on(async {

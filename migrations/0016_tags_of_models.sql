@@ -1,8 +1,8 @@
 -- Lists of a model's jobs with a tag are found in the index of tags alone. To merge it with the index of models, as for other
 -- pairs of filters, costs more the more jobs have the one and the more have the other.
 
--- Nobody may submit or delete a job meanwhile; to read jobs is possible but for lists by tags. In the order in which
--- submissions lock these tables.
+-- Nobody may write a job meanwhile, and no job goes on; to read jobs is possible but for lists by tags. In the order in
+-- which submissions lock these tables.
 LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE;
 
 -- A leader of the version before goes on to write rows that name no model. They are passed over, and as its sessions do not

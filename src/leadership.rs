@@ -253,7 +253,7 @@ impl<O: Office> Parts<O> {
     ) -> Result<Reign<O>, Over> {
         let fence =
             Fence { cluster_id: ClusterId(claim.cluster_id), epoch: Epoch(claim.epoch.cast_signed()) };
-        let stage = Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() };
+        let stage = Stage::default();
         let (term, id) = (claim.term.cast_signed(), self.node.id().cast_signed());
         let began = tokio::time::Instant::now();
         let mut foreign = false;
@@ -342,14 +342,13 @@ impl<O: Office> Reign<O> {
         }
     }
 
-    /// Loops first, then what the batchers hold. At once nothing new begins, and nothing more is handed to workers.
+    /// Loops and what the batchers hold, then what the ready queue is told of it. At once nothing new begins, and nothing more is handed to workers.
     fn drain(self) -> impl Future<Output = ()> + Send {
         self.loops.cancel();
         O::dismiss(&self.leader);
-        self.stage.stop.cancel();
-        self.stage.tasks.close();
+        let ended = self.stage.end();
         async move {
-            if tokio::time::timeout(DRAIN_WITHIN, self.stage.tasks.wait()).await.is_err() {
+            if tokio::time::timeout(DRAIN_WITHIN, ended).await.is_err() {
                 tracing::warn!(
                     "A former leader's batches did not finish in time; the fence takes care of them."
                 );

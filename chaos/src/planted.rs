@@ -143,8 +143,8 @@ pub async fn run(
             None => println!("{}: NOT caught in {rounds} rounds", defect.name),
         }
         all.push(caught);
+        fs::write(folder.join("planted.json"), serde_json::to_vec_pretty(&all)?)?;
     }
-    fs::write(folder.join("planted.json"), serde_json::to_vec_pretty(&all)?)?;
     Ok(all)
 }
 

@@ -47,7 +47,10 @@ pub(super) fn wanted(headers: &HeaderMap) -> Option<&'static str> {
         let (essence, parameters) = range.split_once(';').unwrap_or((range, ""));
         let essence = essence.trim().to_ascii_lowercase();
         if let Some(name) = NAMES.into_iter().find(|name| *name == essence) {
-            packed = (quality(parameters), name);
+            let asked = quality(parameters);
+            if asked > packed.0 {
+                packed = (asked, name);
+            }
         } else if essence == "application/json" {
             json = quality(parameters);
         }
@@ -62,8 +65,8 @@ fn quality(parameters: &str) -> f32 {
     quality.map_or(1.0, |quality| quality.trim().parse().unwrap_or(0.0))
 }
 
-/// Turns an answer in JSON into MessagePack. Others are left as they are, and so is one that holds a payload which is nested
-/// as deeply as is taken: it goes beyond that with what is around it.
+/// Turns an answer in JSON into MessagePack. Others are left as they are, and so is one that holds a payload from before
+/// 120 levels were the most: it may go beyond what can be read with what is around it.
 pub(super) async fn packed(response: Response, name: &'static str) -> Response {
     let json = HeaderValue::from_static("application/json");
     if response.headers().get(header::CONTENT_TYPE) != Some(&json) {
@@ -192,6 +195,10 @@ mod tests {
             ("application/msgpack", "application/msgpack"),
             ("text/html, Application/MsgPack;q=0.5", "application/msgpack"),
             ("application/json, application/x-msgpack", "application/x-msgpack"),
+            (
+                "application/x-msgpack;q=0.1, application/msgpack, application/vnd.msgpack;q=0",
+                "application/msgpack",
+            ),
         ] {
             assert_eq!(asked(accept), Some(name), "{accept}");
         }

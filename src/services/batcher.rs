@@ -60,12 +60,36 @@ impl Default for Limits {
 }
 
 /// Where committers run, and when they stop.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Stage {
     /// Tracks the committers, so that stopping can wait for batches in flight.
     pub tasks: TaskTracker,
     /// Once cancelled, nothing new is taken; what waits is still committed.
     pub stop: CancellationToken,
+    tail: TaskTracker,
+    tail_stop: CancellationToken,
+}
+
+impl Stage {
+    /// The stage of those who pass on what the others have committed: it stops when all of them have ended.
+    pub fn tail(&self) -> Self {
+        Self { tasks: self.tail.clone(), stop: self.tail_stop.clone(), ..Self::default() }
+    }
+
+    /// Stops at once, and answers what to wait for until all have ended, the tail last. The tail stops anyway if nobody waits
+    /// for so long.
+    pub fn end(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tail.close();
+        let (tasks, tail, stop) =
+            (self.tasks.clone(), self.tail.clone(), self.tail_stop.clone().drop_guard());
+        async move {
+            tasks.wait().await;
+            drop(stop);
+            tail.wait().await;
+        }
+    }
 }
 
 /// The entrance to a batch.
@@ -198,17 +222,46 @@ mod tests {
 
     use super::*;
 
-    fn stage() -> Stage {
-        Stage { tasks: TaskTracker::new(), stop: CancellationToken::new() }
-    }
-
     fn sizes() -> Histogram {
         Histogram::with_opts(HistogramOpts::new("sizes", "sizes")).unwrap()
     }
 
     #[tokio::test]
+    async fn the_tail_takes_what_the_others_commit_last() {
+        let (stage, gate) = (Stage::default(), Arc::new(Notify::new()));
+        let (told, mut heard) = mpsc::unbounded_channel();
+        let tail =
+            Batcher::start(&stage.tail(), Limits::default(), &[0], &sizes(), move |_, batch: Vec<u32>| {
+                told.send(batch).unwrap();
+                async {}
+            });
+        let wait = Arc::clone(&gate);
+        stage.tasks.spawn(async move {
+            wait.notified().await;
+            tail.push(7, 0).unwrap();
+            // A round that a loop begins last.
+            tokio::task::yield_now().await;
+            tail.push(8, 0).unwrap();
+        });
+        let ended = tokio::spawn(stage.end());
+        tokio::task::yield_now().await;
+        gate.notify_one();
+        ended.await.unwrap();
+        let mut all = Vec::new();
+        while let Ok(batch) = heard.try_recv() {
+            all.extend(batch);
+        }
+        assert_eq!(all, [7, 8]);
+
+        // Who waits no longer leaves nobody behind.
+        let stage = Stage::default();
+        drop(stage.end());
+        assert!(stage.tail().stop.is_cancelled());
+    }
+
+    #[tokio::test]
     async fn what_arrives_during_a_commit_shares_the_next_one() {
-        let (stage, gate) = (stage(), Arc::new(Notify::new()));
+        let (stage, gate) = (Stage::default(), Arc::new(Notify::new()));
         let (seen, mut batches) = mpsc::unbounded_channel();
         let wait = Arc::clone(&gate);
         let batcher = Batcher::start(&stage, Limits::default(), &[0], &sizes(), move |_, batch: Vec<u32>| {
@@ -232,7 +285,7 @@ mod tests {
     #[tokio::test]
     async fn under_load_a_batch_lingers_until_it_is_full() {
         let limits = Limits { batch: 20, linger: Duration::from_secs(3600), ..Limits::default() };
-        let (stage, (seen, mut batches)) = (stage(), mpsc::unbounded_channel());
+        let (stage, (seen, mut batches)) = (Stage::default(), mpsc::unbounded_channel());
         let batcher = Batcher::start(&stage, limits, &[0], &sizes(), move |_, batch: Vec<u32>| {
             let sent = seen.send(batch.len());
             async move { sent.unwrap() }
@@ -252,7 +305,7 @@ mod tests {
 
     #[tokio::test]
     async fn under_load_those_who_come_one_after_the_other_share_a_batch() {
-        let (stage, (seen, mut batches)) = (stage(), mpsc::unbounded_channel());
+        let (stage, (seen, mut batches)) = (Stage::default(), mpsc::unbounded_channel());
         let batcher = Batcher::start(&stage, Limits::default(), &[0], &sizes(), move |_, batch: Vec<u32>| {
             let sent = seen.send(batch.len());
             async move { sent.unwrap() }
@@ -276,7 +329,7 @@ mod tests {
     #[tokio::test]
     async fn a_batch_that_nothing_joins_lingers_no_longer_than_it_may() {
         let limits = Limits { linger: Duration::from_millis(1), ..Limits::default() };
-        let (stage, (seen, mut batches)) = (stage(), mpsc::unbounded_channel());
+        let (stage, (seen, mut batches)) = (Stage::default(), mpsc::unbounded_channel());
         let batcher = Batcher::start(&stage, limits, &[0], &sizes(), move |_, batch: Vec<u32>| {
             let sent = seen.send(batch.len());
             async move { sent.unwrap() }
@@ -289,7 +342,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_refuses_and_a_stopped_one_drains_what_it_has() {
-        let (stage, gate) = (stage(), Arc::new(Semaphore::new(0)));
+        let (stage, gate) = (Stage::default(), Arc::new(Semaphore::new(0)));
         let limits = Limits {
             queued: 2,
             queued_bytes: 8 * UNIT,

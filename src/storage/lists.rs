@@ -166,8 +166,8 @@ impl Database {
         let share = sqlx::query_scalar!(
             r#"SELECT common.share AS "share!"
                FROM pg_stats s, unnest(s.most_common_vals::text::text[], s.most_common_freqs) AS common (model, share)
-               WHERE s.schemaname = ANY(current_schemas(FALSE)) AND s.tablename = 'jobs' AND s.attname = 'model_name'
-                   AND common.model = $1"#,
+               WHERE s.schemaname = (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'jobs'::regclass)
+                   AND s.tablename = 'jobs' AND s.attname = 'model_name' AND common.model = $1"#,
             model,
         );
         Ok(share.fetch_optional(&self.reads).await?.is_some_and(|share| share >= FREQUENT))

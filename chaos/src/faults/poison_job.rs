@@ -66,7 +66,7 @@ async fn poison(mut strike: Strike) -> Struck {
     let (deaths, status) = ended.map_err(Miss::Broke)?;
     let (workers, code): (i64, Option<String>) = sqlx::query_as(
         "SELECT count(DISTINCT worker_id),
-            (SELECT error_code FROM executions WHERE job_id = $1 ORDER BY attempt_number DESC LIMIT 1)
+            (SELECT error_code FROM executions WHERE job_id = $1 ORDER BY created_at DESC LIMIT 1)
          FROM executions WHERE job_id = $1",
     )
     .bind(job)

@@ -19,6 +19,21 @@ const METRICS: i64 = 100;
 /// Most rows of the series of metrics.
 const MAX_METRICS: i64 = 1_000;
 
+/// What a call may be asked only once.
+const SINGLE: [&str; 9] = [
+    "status",
+    "status_filter",
+    "priority",
+    "model_name",
+    "created_by",
+    "page",
+    "page_size",
+    "limit",
+    "since",
+];
+/// Most parameters of a call: tags, and some that are not known.
+const MAX_PARAMETERS: usize = 100;
+
 /// Which jobs to list, and which part of them.
 #[derive(Debug)]
 pub(super) struct JobsQuery {
@@ -79,6 +94,11 @@ pub(super) struct MetricsQuery {
     pub(super) limit: i64,
 }
 
+/// Reads the parameter `priority`.
+pub(super) fn depth(query: &str) -> Result<Option<u8>, Vec<FieldError>> {
+    peek(query).map(|wanted| wanted.priority)
+}
+
 /// Reads the parameter `priority`, of a call that does more without it: there must be nothing else.
 pub(super) fn priority(query: &str) -> Result<Option<u8>, Vec<FieldError>> {
     let mut v = Validator::default();
@@ -132,11 +152,16 @@ fn pairs(query: &str) -> impl Iterator<Item = Pair> {
     })
 }
 
-/// The parameters, none of which may be given twice but tags.
+/// The parameters, none of which may be given twice but tags and unknown ones.
 fn once(v: &mut Validator, query: &str) -> Vec<Pair> {
     let mut given: Vec<Pair> = Vec::new();
-    for (name, value) in pairs(query) {
-        if name == "tag" || !given.iter().any(|(other, _)| meant(other) == meant(&name)) {
+    for (number, (name, value)) in pairs(query).enumerate() {
+        if number == MAX_PARAMETERS {
+            v.reject("query", format!("may have at most {MAX_PARAMETERS} parameters"));
+            break;
+        }
+        let again = given.iter().any(|(other, _)| meant(other) == meant(&name));
+        if !again || !SINGLE.contains(&name.as_str()) {
             given.push((name, value));
         } else if !v.has(&name) {
             v.reject(name, "may be given only once");
@@ -312,6 +337,9 @@ mod tests {
         }
         let many: String = (0..=MAX_TAGS).map(|n| format!("&tag=k{n}:v")).collect();
         assert_eq!(fields(&many), ["tag"]);
+        let unknown: String = (0..10_000).map(|n| format!("&x{n}=1")).collect();
+        assert_eq!(fields(&unknown), ["query"]);
+        assert_eq!(priority(&unknown).unwrap_err().len(), MAX_PARAMETERS + 1);
     }
 
     #[test]
@@ -343,7 +371,7 @@ mod tests {
         ] {
             assert_eq!(fields(query), [field], "{query}");
         }
-        assert!(jobs("tag=a:b&tag=c:d&x=1").is_ok());
+        assert!(jobs("tag=a:b&tag=c:d&x=1&x=2").is_ok());
         assert!(worker_status("status=idle&status=busy").is_err() && peek("limit=1&limit=2").is_err());
         assert!(metrics("limit=1&limit=2").is_err() && priority("priority=1&priority=2").is_err());
     }

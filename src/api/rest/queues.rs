@@ -45,7 +45,7 @@ pub(super) async fn show(State(api): State<Api>) -> Answer<QueueView> {
     responses((status = 200, description = "How many there are", body = Depth))
 )]
 pub(super) async fn depth(State(api): State<Api>, RawQuery(query): RawQuery) -> Answer<Depth> {
-    let priority = query::priority(query.as_deref().unwrap_or_default()).map_err(Problem::invalid)?;
+    let priority = query::depth(query.as_deref().unwrap_or_default()).map_err(Problem::invalid)?;
     Ok(Json(Depth { depth: api.services.queries.queue_depth(priority).await? }))
 }
 

@@ -9,8 +9,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::Histogram;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::Core;
 use crate::domain::ids::JobId;
@@ -60,25 +58,14 @@ pub(super) fn prepare() -> (Feed, Tail) {
 }
 
 impl Tail {
-    /// Answers the stage of those who feed: only when they have all ended, the feed does, or what they commit last would
-    /// not be told.
-    pub(super) fn start(self, core: &Arc<Core>, stage: &Stage, sizes: &Histogram) -> Stage {
-        let feeders = Stage { tasks: TaskTracker::new(), stop: stage.stop.clone() };
-        let last = Stage { tasks: stage.tasks.clone(), stop: CancellationToken::new() };
-        let teller = Arc::clone(core);
-        let batcher = Batcher::start(&last, LIMITS, &[0], sizes, move |_, batch| {
-            let core = Arc::clone(&teller);
+    /// The feed ends after those who feed it, or what they commit last would not be told.
+    pub(super) fn start(self, core: &Arc<Core>, stage: &Stage, sizes: &Histogram) {
+        let feeder = Arc::clone(core);
+        let batcher = Batcher::start(&stage.tail(), LIMITS, &[0], sizes, move |_, batch| {
+            let core = Arc::clone(&feeder);
             async move { core.tell_queue(batch).await }
         });
         drop(core.feed.0.set(batcher));
-        let (stop, tasks) = (stage.stop.clone(), feeders.tasks.clone());
-        stage.tasks.spawn(async move {
-            stop.cancelled().await;
-            tasks.close();
-            tasks.wait().await;
-            last.stop.cancel();
-        });
-        feeders
     }
 }
 

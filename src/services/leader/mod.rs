@@ -180,7 +180,7 @@ impl Leader {
     /// Starts the batchers of a leader that has taken over.
     fn start(core: Arc<Core>, stage: &Stage, feed: feed::Tail) -> Arc<Self> {
         let sizes = |name: &str| core.parts.metrics.batch_size.with_label_values(&[name]);
-        let stage = &feed.start(&core, stage, &sizes("ready_queue"));
+        feed.start(&core, stage, &sizes("ready_queue"));
         let events = apply::start(&core, stage, &sizes("event"));
         let keys = once::start(&core, stage, &sizes("key"));
         let fetches = workers::start(&core, stage, &sizes("fetch"));

@@ -1,5 +1,6 @@
 //! What the leader's loops do, one method each; every one can be run at any time and any number of times.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -231,6 +232,11 @@ impl Leader {
         if memory.compared.is_none_or(|at| now.duration_since(at) >= COMPARE_EVERY) {
             memory.compared = Some(now);
             self.compare_queue(memory).await?;
+            // The jobs that come first are looked at each time, those behind them in turn.
+            let next = self.put_missing_back(None).await?;
+            memory.looked_at = memory.looked_at.take().or(next);
+        } else if let Some(after) = memory.looked_at.take() {
+            memory.looked_at = self.put_missing_back(Some(&after)).await?;
         }
         core.queue_known.store(true, Ordering::Release);
         core.publish_depth().await
@@ -293,8 +299,8 @@ impl Leader {
         Ok(())
     }
 
-    /// Compares the ready queue with PostgreSQL. Numbers alone prove little while jobs come and go: what is missing is
-    /// looked for, page by page, and what seems too much must be a lot, twice.
+    /// Compares the ready queue with PostgreSQL by numbers, which prove little while jobs come and go: what seems too
+    /// much must be a lot, twice.
     async fn compare_queue(&self, memory: &mut Reconciliation) -> Result<(), UpkeepError> {
         let core = &self.core;
         let stats = core.parts.database.stats().await?;
@@ -302,10 +308,6 @@ impl Leader {
         let held = i64::try_from(core.parts.queue.total().await?).unwrap_or(i64::MAX);
         let shapes = core.parts.queue.shapes().await?;
         core.backlog().note(shapes.into_iter().map(|(shape, _)| shape));
-        if self.lacks_a_job(memory).await? {
-            tracing::warn!(held, queued = stats.queued, "The ready queue lacks jobs; it is rebuilt.");
-            self.rebuild_queue().await?;
-        }
         let bloated = held - stats.queued > (stats.queued / 10).max(1_000);
         if bloated && memory.bloated {
             tracing::warn!(
@@ -326,25 +328,42 @@ impl Leader {
         Ok(())
     }
 
-    /// Whether, on the next page of queued jobs, one is neither in the ready queue nor claimed, and still
-    /// queued when asked again.
-    async fn lacks_a_job(&self, memory: &mut Reconciliation) -> Result<bool, UpkeepError> {
+    /// Looks whether the jobs of a page are in the ready queue or claimed, and puts those back that are neither. Answers the
+    /// page's last job if there are more. Numbers cannot tell: a job too many stands for one that is missing.
+    async fn put_missing_back(&self, after: Option<&QueuedJob>) -> Result<Option<QueuedJob>, UpkeepError> {
         let core = &self.core;
-        let page = core.parts.database.queued_jobs(memory.looked_at.as_ref(), PAGE).await?;
-        let jobs: Vec<_> = page.iter().map(|job| (job.id, job.shape.clone())).collect();
-        let present = core.parts.queue.contains(&jobs).await?;
-        let absent: Vec<JobId> =
-            jobs.iter().zip(present).filter(|(_, present)| !present).map(|((job, _), _)| *job).collect();
+        let page = core.parts.database.queued_jobs(after, PAGE).await?;
         let full = i64::try_from(page.len()).unwrap_or(0) >= PAGE;
-        memory.looked_at = page.into_iter().last().filter(|_| full);
+        let last = page.last().filter(|_| full).cloned();
+        let mut absent = self.absent(page).await?;
         if absent.is_empty() {
-            return Ok(false);
+            return Ok(last);
         }
         // What was just committed may be on its way: a moment later only a loss is left.
-        tokio::time::sleep(ON_THE_WAY).await;
-        let queued = core.parts.database.still_queued(&absent).await?;
-        let jobs: Vec<_> = jobs.into_iter().filter(|(job, _)| queued.contains(job)).collect();
-        Ok(core.parts.queue.contains(&jobs).await?.contains(&false))
+        let mut end = core.end.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(ON_THE_WAY) => {}
+            _ = end.wait_for(Option::is_some) => return Ok(None),
+        }
+        absent = self.absent(absent).await?;
+        // PostgreSQL last: what was given to a worker meanwhile is not queued any more.
+        let ids: Vec<JobId> = absent.iter().map(|job| job.id).collect();
+        let queued: HashSet<JobId> = core.parts.database.still_queued(&ids).await?.into_iter().collect();
+        let missing: Vec<Entry> = absent.iter().filter(|job| queued.contains(&job.id)).map(entry).collect();
+        if !missing.is_empty() {
+            tracing::warn!(jobs = missing.len(), "The ready queue lacked jobs; they are put back.");
+            core.parts.queue.enqueue(core.parts.fence.epoch, &missing).await?;
+            core.backlog().note(missing.into_iter().map(|entry| entry.shape));
+            core.nudges.schedule.notify_one();
+        }
+        Ok(last)
+    }
+
+    /// Those of the jobs that are neither in the ready queue nor claimed.
+    async fn absent(&self, jobs: Vec<QueuedJob>) -> Result<Vec<QueuedJob>, UpkeepError> {
+        let asked: Vec<_> = jobs.iter().map(|job| (job.id, job.shape.clone())).collect();
+        let present = self.core.parts.queue.contains(&asked).await?;
+        Ok(jobs.into_iter().zip(present).filter(|(_, present)| !present).map(|(job, _)| job).collect())
     }
 
     /// Takes out of the ready queue what PostgreSQL does not call queued.
