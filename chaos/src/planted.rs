@@ -75,10 +75,7 @@ pub const DEFECTS: &[Defect] = &[
     Defect {
         name: "deposed_reports_accepted",
         about: "a former leader goes on to accept reports",
-        shows: Shows::InRounds {
-            faults: &["freeze-leader", "partition-leader"],
-            breaks: &["S1", "S4", "S6", "S7"],
-        },
+        shows: Shows::InRounds { faults: &["freeze-leader"], breaks: &["S1", "S4", "S6", "S7"] },
     },
     Defect {
         name: "fsync_left_out",
