@@ -23,7 +23,7 @@ trap 'server -m immediate stop >/dev/null 2>&1 || true; rm -rf "$folder"' EXIT
 # Reachable through a socket in its folder only, so no port is needed.
 server -w -l "$folder/log" -o "-k $folder -c listen_addresses= -c fsync=off" start
 for migration in migrations/*.sql; do
-    "$programs/psql" -q --single-transaction -v ON_ERROR_STOP=1 -h "$folder" -U "$user" -d postgres -f - <"$migration" >/dev/null
+    "$programs/psql" -q -v ON_ERROR_STOP=1 -h "$folder" -U "$user" -d postgres -f - <"$migration" >/dev/null
 done
 
 mkdir "$folder/sqlx"

@@ -46,8 +46,8 @@ const WRITE_SETTINGS: [(&str, &str); 9] = [
     ("enable_mergejoin", "off"),
     // What is ruled out counts as endlessly dear, and dear plans would be compiled each time.
     ("jit", "off"),
-    // The rows of a submission's tags are written with it, so that the trigger need not (migration 16).
-    ("cortex.indexes_tags", "with model"),
+    // The rows of a submission's tags are written with it, so that the trigger need not (migration 14).
+    ("cortex.indexes_tags", "on"),
 ];
 
 /// Connections of each kind that a leader needs at once.

@@ -27,8 +27,6 @@ const DEFAULT_PRIORITY: u8 = 5;
 const JOINED_TAGS: usize = 3;
 /// Jobs of a tag that are counted to find out which tags are rare.
 const RARE: i64 = 10_000;
-/// The share of all jobs that a frequent model has: to pass an entry of an index costs about so much of looking one up.
-const FREQUENT: f32 = 1.0 / 16.0;
 /// The furthest that a cursor is moved.
 const FURTHEST: i64 = i32::MAX as i64;
 
@@ -44,9 +42,6 @@ struct Search<'a> {
     few_under_way: bool,
     /// The tags that are looked for in their table.
     joined_tags: Vec<Uuid>,
-    /// Tags are asked for, and a model of so many jobs that to pass those of others that have a tag is cheaper than to look
-    /// for the tag of each of its own.
-    model_is_frequent: bool,
 }
 
 impl Database {
@@ -62,12 +57,7 @@ impl Database {
             _ => None,
         };
         let few_under_way = stats.as_ref().is_some_and(|stats| under_way(stats) <= FEW);
-        let search = Search {
-            filter,
-            few_under_way,
-            joined_tags: self.tags_to_join(filter).await?,
-            model_is_frequent: self.is_of_frequent_model(filter).await?,
-        };
+        let search = Search { filter, few_under_way, joined_tags: self.tags_to_join(filter).await? };
         let (ids, total) = match stats.filter(|_| counted) {
             Some(stats) => {
                 let total = filter.status.map_or(stats.total_jobs, |status| of(&stats, status));
@@ -153,25 +143,6 @@ impl Database {
         .await?;
         Ok(rarest.into_iter().take(JOINED_TAGS).collect())
     }
-
-    /// By PostgreSQL's statistics; a model that they do not know is rare.
-    async fn is_of_frequent_model(&self, filter: &JobFilter) -> Result<bool, StorageError> {
-        let JobFilter { status, priority, model_name, created_by, tags } = filter;
-        // An index that is asked because of another field has the model, too.
-        let of_tags_alone = !tags.is_empty()
-            && matches!(status, None | Some(JobStatus::Completed))
-            && matches!(priority, None | Some(DEFAULT_PRIORITY))
-            && created_by.is_none();
-        let Some(model) = model_name.as_ref().filter(|_| of_tags_alone) else { return Ok(false) };
-        let share = sqlx::query_scalar!(
-            r#"SELECT common.share AS "share!"
-               FROM pg_stats s, unnest(s.most_common_vals::text::text[], s.most_common_freqs) AS common (model, share)
-               WHERE s.schemaname = (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'jobs'::regclass)
-                   AND s.tablename = 'jobs' AND s.attname = 'model_name' AND common.model = $1"#,
-            model,
-        );
-        Ok(share.fetch_optional(&self.reads).await?.is_some_and(|share| share >= FREQUENT))
-    }
 }
 
 fn under_way(stats: &JobStats) -> i64 {
@@ -202,11 +173,8 @@ impl Search<'_> {
 
     /// Selects the ids of the list in its order.
     fn push(&self, query: &mut QueryBuilder<Postgres>) {
-        let tags = &self.filter.tags;
-        let model_of_tag = self.filter.model_name.as_ref().filter(|_| self.model_is_frequent);
-        let in_tags_alone =
-            JobFilter { tags: tags.clone(), model_name: model_of_tag.cloned(), ..JobFilter::default() };
-        let every_tag = self.joined_tags.len() == tags.len();
+        let by_tags_alone = JobFilter { tags: self.filter.tags.clone(), ..JobFilter::default() };
+        let every_tag = self.joined_tags.len() == self.filter.tags.len();
         let (mut time, mut id) = ("jobs.submitted_at".to_owned(), "jobs.id".to_owned());
         if self.joined_tags.is_empty() {
             query.push("SELECT id FROM jobs");
@@ -222,7 +190,7 @@ impl Search<'_> {
             for number in 1..self.joined_tags.len() {
                 join("job_tags", &format!("tag_{number}"), "job_id");
             }
-            if !every_tag || *self.filter != in_tags_alone {
+            if !every_tag || *self.filter != by_tags_alone {
                 join("jobs", "jobs", "id");
             }
         }
@@ -230,11 +198,8 @@ impl Search<'_> {
         for (number, tag) in self.joined_tags.iter().enumerate() {
             query.push(format!(" AND tag_{number}.tag = ")).push_bind(*tag);
         }
-        if let Some(model) = model_of_tag {
-            query.push(" AND tag_0.model_name = ").push_bind(model.clone());
-        }
         if !every_tag {
-            query.push(" AND tags @> ").push_bind(sqlx::types::Json(tags.clone()));
+            query.push(" AND tags @> ").push_bind(sqlx::types::Json(self.filter.tags.clone()));
         }
         self.push_fields(query);
         query.push(format!(" ORDER BY {time} DESC, {id} DESC"));
@@ -251,8 +216,8 @@ impl Search<'_> {
                 query.push(" AND priority <> ").push(i32::from(DEFAULT_PRIORITY));
             }
         }
-        if let Some(model) = filter.model_name.as_ref().filter(|_| !self.model_is_frequent) {
-            query.push(" AND jobs.model_name = ").push_bind(model.clone());
+        if let Some(model) = &filter.model_name {
+            query.push(" AND model_name = ").push_bind(model.clone());
         }
         if let Some(creator) = &filter.created_by {
             query.push(" AND created_by = ").push_bind(creator.clone());

@@ -143,12 +143,10 @@ impl Database {
                    FROM submission
                    RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at, next_retry_at
                ), tagged AS (
-                   INSERT INTO job_tags (tag, submitted_at, job_id, model_name)
-                   SELECT t.tag, fence.moment + t.ordinal * interval '1 microsecond', t.job_id, t.model_name
-                   FROM fence, unnest(CASE WHEN passed THEN $22::uuid[] END, $23::uuid[], $24::bigint[], $25::text[])
-                       AS t (tag, job_id, ordinal, model_name)
-                   -- Otherwise the trigger writes them.
-                   WHERE current_setting('cortex.indexes_tags', TRUE) = 'with model'
+                   INSERT INTO job_tags (tag, submitted_at, job_id)
+                   SELECT t.tag, fence.moment + t.ordinal * interval '1 microsecond', t.job_id
+                   FROM fence, unnest(CASE WHEN passed THEN $22::uuid[] END, $23::uuid[], $24::bigint[])
+                       AS t (tag, job_id, ordinal)
                ), leased AS (
                    INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
                        lease_expires_at, delivery_id, delivered_at, created_at)
@@ -193,7 +191,6 @@ impl Database {
             &tags.ids,
             &tags.jobs,
             &tags.ordinals,
-            &tags.models as _,
         )
         .fetch_one(&mut connection)
         .await;
@@ -251,12 +248,11 @@ fn unless_empty(payload: &Payload) -> Option<&str> {
 
 /// The rows of the jobs' tags, column by column.
 #[derive(Default)]
-struct Tags<'a> {
+struct Tags {
     ids: Vec<Uuid>,
     jobs: Vec<Uuid>,
     /// The jobs' places, from 1.
     ordinals: Vec<i64>,
-    models: Vec<&'a str>,
 }
 
 /// The rows to store, column by column; nothing of the jobs is copied that can be borrowed.
@@ -279,14 +275,13 @@ impl<'a> Columns<'a> {
         rows.map(|row| row.trace.map(TraceContext::to_text)).collect()
     }
 
-    fn tags(&self) -> Tags<'a> {
+    fn tags(&self) -> Tags {
         let mut tags = Tags::default();
         for (ordinal, row) in (1..).zip(self.0) {
             for id in tag_ids(&row.job.tags) {
                 tags.ids.push(id);
                 tags.jobs.push(row.job.id.0);
                 tags.ordinals.push(ordinal);
-                tags.models.push(&row.job.model_name);
             }
         }
         tags
