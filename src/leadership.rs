@@ -17,7 +17,7 @@
 //! - Once PostgreSQL has fenced an epoch off, it is never led with again. Redis is no authority: what it
 //!   refuses makes this replica take over again, and PostgreSQL decides.
 //! - A replica that was removed from its group stays, to say so to those who ask; it takes no part any more.
-//! - Stepping down: loops first, then what the batchers hold; meanwhile the others elect, and the next leader's fence
+//! - Stepping down: loops and what the batchers hold, then the ready queue is told; meanwhile the others elect, and the next leader's fence
 //!   waits for transactions under way and stops those that come later.
 //! - Whoever may be elected opens the connections that a leader needs while the election goes on.
 //!
@@ -342,7 +342,8 @@ impl<O: Office> Reign<O> {
         }
     }
 
-    /// Loops and what the batchers hold, then what the ready queue is told of it. At once nothing new begins, and nothing more is handed to workers.
+    /// Loops and what the batchers hold, then what the ready queue is told of it. At once nothing new begins, and nothing
+    /// more is handed to workers.
     fn drain(self) -> impl Future<Output = ()> + Send {
         self.loops.cancel();
         O::dismiss(&self.leader);

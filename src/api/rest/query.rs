@@ -96,7 +96,14 @@ pub(super) struct MetricsQuery {
 
 /// Reads the parameter `priority`.
 pub(super) fn depth(query: &str) -> Result<Option<u8>, Vec<FieldError>> {
-    peek(query).map(|wanted| wanted.priority)
+    let mut v = Validator::default();
+    let mut priority = None;
+    for (name, value) in once(&mut v, query) {
+        if name == "priority" {
+            priority = of_priority(&mut v, &name, value);
+        }
+    }
+    v.finish(Some(priority))
 }
 
 /// Reads the parameter `priority`, of a call that does more without it: there must be nothing else.
@@ -344,6 +351,7 @@ mod tests {
 
     #[test]
     fn the_queue_is_asked_for_by_priority_model_and_time() {
+        assert_eq!((depth(""), depth("priority=10&limit=0&x=y")), (Ok(None), Ok(Some(10))));
         assert_eq!((priority(""), priority("priority=10")), (Ok(None), Ok(Some(10))));
         assert!(priority("priority=0").is_err() && priority("priority=11").is_err());
         assert_eq!(peek(""), Ok(PeekQuery { limit: 10, priority: None }));

@@ -352,7 +352,8 @@ impl Leader {
         let missing: Vec<Entry> = absent.iter().filter(|job| queued.contains(&job.id)).map(entry).collect();
         if !missing.is_empty() {
             tracing::warn!(jobs = missing.len(), "The ready queue lacked jobs; they are put back.");
-            core.parts.queue.enqueue(core.parts.fence.epoch, &missing).await?;
+            let told = core.parts.queue.enqueue(core.parts.fence.epoch, &missing).await;
+            told.inspect_err(|error| core.note_queue_failure(error))?;
             core.backlog().note(missing.into_iter().map(|entry| entry.shape));
             core.nudges.schedule.notify_one();
         }

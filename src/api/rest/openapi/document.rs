@@ -20,7 +20,7 @@ use crate::api::rest::{events, heartbeat, jobs, members, queues, router, system,
         description = "A job orchestrator for fleets of ML workers that stays up. Any replica takes any request.\n\n\
             Bodies and answers are JSON, or MessagePack with `Content-Type` and `Accept: application/vnd.msgpack` \
             (`application/msgpack` and `application/x-msgpack` are understood as well; what is nested too deeply to be packed is answered as JSON). Members of bodies and parameters that are \
-            not known are ignored, but for the parameters of calls that do more without one; a parameter other than `tag` may be given only once. Whatever is refused is answered with `application/problem+json` (RFC 9457), which names \
+            not known are ignored, but for the parameters of calls that do more without one; a known one other than `tag` may be given only once. Whatever is refused is answered with `application/problem+json` (RFC 9457), which names \
             all fields that are wrong at once; `HEAD` is answered wherever `GET` is, other methods with 405 and `Allow`.\n\n\
             A request may say to which trace it belongs (`traceparent` and `tracestate` of W3C Trace Context); a job's trace goes on to \
             its worker.\n\n\
