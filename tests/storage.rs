@@ -17,7 +17,7 @@ use cortex::domain::ids::{ClusterId, DeliveryId, Epoch, JobId, LeaseId, WorkerId
 use cortex::domain::job::{JobDefaults, JobDraft, JobFilter, JobStatus, NewJob};
 use cortex::domain::retry::RetryPolicy;
 use cortex::domain::worker::{NewWorker, WorkerDraft};
-use cortex::storage::{Claim, Completion, Database, DatabaseOptions, Fence, Insertion, StorageError};
+use cortex::storage::{Claim, Completion, Database, DatabaseOptions, Fence, Insertion, Origin, StorageError};
 use serde_json::json;
 use support::Stores;
 
@@ -157,7 +157,7 @@ async fn an_epoch_that_was_replaced_writes_nothing() {
         assert!(matches!(setting.database.begin(old).await, Err(StorageError::Fenced)));
         let stored = setting.database.insert_jobs(old, 0, &queued(&[&new_job]), 30).await;
         assert!(matches!(stored, Err(StorageError::Fenced)), "{stored:?}");
-        let assigned = setting.database.assign_jobs(old, 0, &[claim], 30).await;
+        let assigned = setting.database.assign_jobs(old, 0, Origin::Queue, &[claim], 30).await;
         assert!(matches!(assigned, Err(StorageError::Fenced)));
         let completed = setting.database.complete_jobs(old, 0, &[completion(claim, false)]).await;
         assert!(matches!(completed, Err(StorageError::Fenced)));
@@ -243,7 +243,7 @@ async fn a_job_is_assigned_once_and_only_while_it_is_queued() {
         let claim =
             Claim { job_id: new_job.id, worker_id: worker.id, lease: LeaseId(System.uuid()), delivery: None };
         transaction.commit().await.unwrap();
-        taken.push(setting.database.assign_jobs(fence, 0, &[claim], 30).await.unwrap().len());
+        taken.push(setting.database.assign_jobs(fence, 0, Origin::Queue, &[claim], 30).await.unwrap().len());
     }
     assert_eq!(taken, [1, 0]);
     let stats = setting.database.stats().await.unwrap();
@@ -397,7 +397,7 @@ async fn a_job_whose_call_went_away_before_the_commit_can_be_fetched_by_another_
     let (worker, _) = transaction.register_worker(&worker()).await.unwrap();
     let claim = Claim { job_id: new_job.id, worker_id: worker.id, lease, delivery: Some(gone) };
     transaction.commit().await.unwrap();
-    assert_eq!(setting.database.assign_jobs(fence, 0, &[claim], 30).await.unwrap().len(), 1);
+    assert_eq!(setting.database.assign_jobs(fence, 0, Origin::Queue, &[claim], 30).await.unwrap().len(), 1);
     let mut transaction = setting.database.begin(fence).await.unwrap();
     let live = transaction.mark_delivered(&[(lease, next)]).await.unwrap();
     transaction.commit().await.unwrap();

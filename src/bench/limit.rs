@@ -19,7 +19,7 @@ use crate::domain::job::{JobDefaults, JobDraft, NewJob};
 use crate::domain::payload::Payload;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::worker::WorkerDraft;
-use crate::storage::{Claim, Completion, Database, DatabaseOptions, Fence, Insertion, StorageError};
+use crate::storage::{Claim, Completion, Database, DatabaseOptions, Fence, Insertion, Origin, StorageError};
 
 /// Jobs of one transaction.
 const BATCH: usize = 500;
@@ -176,7 +176,7 @@ async fn run_batch(
         .collect();
     database.insert_jobs(fence, slot, &rows, FETCH_SECONDS).await?;
     if !direct {
-        database.assign_jobs(fence, slot, &claims, FETCH_SECONDS).await?;
+        database.assign_jobs(fence, slot, Origin::Queue, &claims, FETCH_SECONDS).await?;
     }
     let output = Payload::trusted(r#"{"ok":true,"n":1}"#);
     let completions: Vec<Completion<'_>> = claims

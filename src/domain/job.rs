@@ -82,10 +82,17 @@ impl JobStatus {
     /// The one statement of the state machine: whether a job may go from here to `next`.
     pub const fn may_become(self, next: Self) -> bool {
         match self {
-            // A job driven from outside may be started, and fail, without ever being assigned.
-            Self::Pending => {
-                matches!(next, Self::Pending | Self::Queued | Self::Running | Self::Failed | Self::Cancelled)
-            }
+            // A worker may take it as soon as its time has come; a job driven from outside may be started, and fail,
+            // without ever being assigned.
+            Self::Pending => matches!(
+                next,
+                Self::Pending
+                    | Self::Queued
+                    | Self::Assigned
+                    | Self::Running
+                    | Self::Failed
+                    | Self::Cancelled
+            ),
             Self::Queued => matches!(
                 next,
                 Self::Pending | Self::Assigned | Self::Running | Self::Failed | Self::Cancelled

@@ -23,6 +23,15 @@ pub struct Claim {
     pub delivery: Option<DeliveryId>,
 }
 
+/// Where jobs are that are to be assigned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// `queued`, and claimed in the ready queue.
+    Queue,
+    /// `pending`, and their time has come; the ready queue never hears of them.
+    Backoff,
+}
+
 /// A job that was taken for a worker, with all that the worker needs.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the columns of the specification's tables")]
@@ -62,13 +71,15 @@ async fn trust_redis(
 }
 
 impl Database {
-    /// Takes those of the claimed jobs that are still `queued`, each under its new lease. Until its
-    /// worker says that it runs, a lease is good for `fetch_seconds` beyond the job's timeout. Fenced, and
-    /// committed by itself.
+    /// Takes those of the claimed jobs that are still where they were, each under its new lease; whose time has come
+    /// is for PostgreSQL's clock to say, so none is early. Until its worker says that it runs, a lease is good for
+    /// `fetch_seconds` beyond the job's timeout. Fenced, and committed by itself.
+    #[expect(clippy::too_many_lines, reason = "one statement, and what is bound to it")]
     pub async fn assign_jobs(
         &self,
         fence: Fence,
         slot: i16,
+        from: Origin,
         claims: &[Claim],
         fetch_seconds: i32,
     ) -> Result<Vec<Taken>, StorageError> {
@@ -80,9 +91,10 @@ impl Database {
         let workers: Vec<_> = claims.iter().map(|claim| claim.worker_id.0).collect();
         let leases: Vec<_> = claims.iter().map(|claim| claim.lease.0).collect();
         let deliveries: Vec<_> = claims.iter().map(|claim| claim.delivery.map(|id| id.0)).collect();
+        let due = from == Origin::Backoff;
         let mut connection = self.for_fenced_statement().await?;
         #[cfg(feature = "planted-defects")]
-        if crate::planted::planted(crate::planted::Plant::RedisTrusted) {
+        if !due && crate::planted::planted(crate::planted::Plant::RedisTrusted) {
             trust_redis(&mut connection, fence, &jobs).await?;
         }
         let rows = sqlx::query!(
@@ -95,10 +107,13 @@ impl Database {
                    UPDATE jobs j SET status = 'assigned', assigned_worker_id = c.worker_id,
                        assigned_at = now(), lease_id = c.lease_id,
                        lease_expires_at = now() + make_interval(secs => j.timeout_seconds + $6::int),
-                       queue_wait_time_ms =
-                           greatest(0, extract(epoch FROM now() - j.queued_at) * 1000)::bigint,
+                       queue_wait_time_ms = greatest(0, extract(epoch FROM
+                           now() - CASE WHEN $9 THEN j.next_retry_at ELSE j.queued_at END) * 1000)::bigint,
+                       queued_at = CASE WHEN $9 THEN now() ELSE j.queued_at END, next_retry_at = NULL,
                        updated_at = now()
-                   FROM claim c WHERE j.id = c.job_id AND j.status = 'queued'
+                   FROM claim c WHERE j.id = c.job_id
+                       AND j.status = CASE WHEN $9 THEN 'pending' ELSE 'queued' END
+                       AND (NOT $9 OR j.next_retry_at <= now())
                    RETURNING j.id, j.lease_id, j.assigned_worker_id, j.lease_expires_at, c.delivery_id,
                        j.retry_count + 1 AS attempt_number, j.name, j.model_name, j.model_version,
                        j.input_data, j.timeout_seconds, j.queue_wait_time_ms, j.trace_context
@@ -111,7 +126,8 @@ impl Database {
                    RETURNING job_id, id
                ), live AS (INSERT INTO leases (job_id, id) SELECT job_id, id FROM leased
                ), counted AS (
-                   UPDATE job_counters SET queued = queued - t.jobs, assigned = assigned + t.jobs,
+                   UPDATE job_counters SET queued = queued - CASE WHEN $9 THEN 0 ELSE t.jobs END,
+                       pending = pending - CASE WHEN $9 THEN t.jobs ELSE 0 END, assigned = assigned + t.jobs,
                        wait_ms = job_counters.wait_ms + t.wait_ms, waits = waits + t.jobs
                    FROM (SELECT count(*) AS jobs, coalesce(sum(queue_wait_time_ms), 0)::bigint AS wait_ms
                          FROM taken) t
@@ -131,6 +147,7 @@ impl Database {
             fetch_seconds,
             fence.cluster_id.0,
             fence.epoch.0,
+            due,
         )
         .fetch_all(&mut connection)
         .await

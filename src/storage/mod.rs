@@ -28,7 +28,7 @@ mod tags;
 mod transitions;
 mod workers;
 
-pub use assignments::{Claim, Taken};
+pub use assignments::{Claim, Origin, Taken};
 pub use audit::{AuditLimits, AuditRow, SchemaAudit};
 pub use completions::{Completed, Completion};
 pub use counters::Deltas;
@@ -40,7 +40,7 @@ pub use leases::LiveLease;
 pub use queue_metrics::{NewQueueMetrics, Totals};
 pub use reconcile::{QueuedJob, StoredPlace};
 pub use retention::OldJob;
-pub use retries::Promoted;
+pub use retries::{Due, Promoted};
 pub use submissions::{Inserted, Insertion};
 pub use transitions::Reported;
 pub use workers::{Vitals, WorkerTally};

@@ -11,6 +11,17 @@ use crate::domain::ids::JobId;
 use crate::domain::matching::Shape;
 use crate::domain::trace::TraceContext;
 
+/// A job whose time has come, and that still waits.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// Which.
+    pub id: JobId,
+    /// 1 to 10.
+    pub priority: u8,
+    /// Who can take it.
+    pub shape: Shape,
+}
+
 /// A job whose time has come: it is queued now.
 #[derive(Debug, Clone)]
 pub struct Promoted {
@@ -31,13 +42,33 @@ pub struct Promoted {
 }
 
 impl Database {
+    /// The jobs whose time has come, the longest overdue first, at most `limit`.
+    pub async fn due(&self, limit: u16) -> Result<Vec<Due>, StorageError> {
+        let rows = sqlx::query!(
+            r#"SELECT id, priority, model_name, metadata->'requires_gpu' AS "requires_gpu: Value",
+                   metadata->'required_memory_gb' AS "required_memory_gb: Value"
+               FROM jobs WHERE status = 'pending' AND next_retry_at <= now() ORDER BY next_retry_at LIMIT $1"#,
+            i64::from(limit),
+        )
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Due {
+                id: JobId(row.id),
+                priority: u8::try_from(row.priority).unwrap_or_default(),
+                shape: shape(&row.model_name, row.requires_gpu, row.required_memory_gb),
+            })
+            .collect())
+    }
+
     /// Queues the jobs whose time has come, the longest overdue first, at most `limit`; the clock is PostgreSQL's, so
     /// none is early. One that somebody else is changing is passed over. Fenced, and committed by itself.
     pub async fn promote_due(
         &self,
         fence: Fence,
         slot: i16,
-        limit: i64,
+        limit: u16,
     ) -> Result<Vec<Promoted>, StorageError> {
         let mut connection = self.for_fenced_statement().await?;
         let rows = sqlx::query!(
@@ -61,7 +92,7 @@ impl Database {
                    submitted_at AS "submitted_at!", retry_count AS "retry_count!", trace_context, now() AS "now!"
                FROM queued"#,
             slot,
-            limit,
+            i64::from(limit),
             fence.cluster_id.0,
             fence.epoch.0,
         )

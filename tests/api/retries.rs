@@ -74,6 +74,31 @@ struct Plan {
 }
 
 #[tokio::test]
+async fn a_due_job_goes_straight_to_a_worker_with_a_slot_to_spare_and_waits_in_line_for_a_busy_one() {
+    let api = Api::of("straight").await;
+    let hand = Hand::new(&api, 1, 1).await;
+    let id = api.submit(0, &with_policy(&json!({"strategy": "fixed", "initial_delay_seconds": 1}))).await;
+    let fail = async || {
+        let job = hand.job().await;
+        assert_eq!(job.job_id, id);
+        let rows = api.rows(&id).await;
+        assert!(hand.report(&hand.failure(&job, "broken", "")).await.acknowledged);
+        ["queued_at", "assigned_at"].map(|column| time(&rows["job"], column))
+    };
+    fail().await;
+    let [queued, assigned] = fail().await;
+    assert_eq!(queued, assigned, "it was never in line");
+    let other = api.submit(2, &json!({})).await;
+    let busy = hand.job().await;
+    assert_eq!(busy.job_id, other);
+    api.reaches(&id, "queued").await;
+    assert!(hand.report(&hand.success(&busy, &json!({}))).await.acknowledged);
+    let [queued, assigned] = fail().await;
+    assert!(queued < assigned, "it was in line until {assigned}, since {queued}");
+    api.leave().await;
+}
+
+#[tokio::test]
 async fn a_failed_job_runs_again_at_its_time_and_never_before() {
     let api = Api::of("not-early").await;
     let plan = |policy: Value, delays, jitter| Plan { policy, delays, jitter };

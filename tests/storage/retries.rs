@@ -1,7 +1,9 @@
 //! Jobs that wait for their time.
 
+use cortex::domain::ambient::{Ambient, System};
+use cortex::domain::ids::LeaseId;
 use cortex::domain::job::{JobFilter, JobStatus};
-use cortex::storage::StorageError;
+use cortex::storage::{Claim, Origin, StorageError};
 use serde_json::json;
 
 use crate::{Setting, job};
@@ -34,4 +36,36 @@ async fn jobs_whose_time_has_come_are_queued_once_and_those_that_somebody_holds_
     assert_eq!(waiting.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [later.id]);
     setting.lead(2).await;
     assert!(matches!(setting.database.promote_due(fence, 7, 10).await, Err(StorageError::Fenced)));
+}
+
+#[tokio::test]
+async fn a_job_whose_time_has_come_can_be_assigned_and_one_that_has_to_wait_cannot() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    let mut transaction = setting.database.begin(fence).await.unwrap();
+    let worker_id = transaction.register_worker(&crate::worker()).await.unwrap().0.id;
+    transaction.commit().await.unwrap();
+    let later = json!({"run_at": "2999-01-01T00:00:00Z"});
+    let [due, early, queued] = [job(later.clone()), job(later), job(json!({}))];
+    crate::store(&setting, fence, &[&due, &early, &queued]).await;
+    sqlx::query("UPDATE jobs SET next_retry_at = now() - interval '3 seconds' WHERE id = $1")
+        .bind(due.id.0)
+        .execute(&setting.pool)
+        .await
+        .unwrap();
+    let found = setting.database.due(10).await.unwrap();
+    assert_eq!(found.iter().map(|job| job.id).collect::<Vec<_>>(), [due.id]);
+    let claim = |job_id| Claim { job_id, worker_id, lease: LeaseId(System.uuid()), delivery: None };
+    let claims = [&due, &early, &queued].map(|job| claim(job.id));
+    let assign = async |origin| {
+        let taken = setting.database.assign_jobs(fence, 7, origin, &claims, 30).await.unwrap();
+        taken.into_iter().map(|taken| (taken.job_id, taken.wait_ms / 1000)).collect::<Vec<_>>()
+    };
+    assert_eq!(assign(Origin::Backoff).await, [(due.id, 3)]);
+    let stats = setting.database.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.queued, stats.assigned), (1, 1, 1));
+    assert_eq!(assign(Origin::Backoff).await, []);
+    assert_eq!(assign(Origin::Queue).await, [(queued.id, 0)]);
+    let stats = setting.database.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.queued, stats.assigned), (1, 0, 2));
 }

@@ -23,7 +23,7 @@ use crate::ready_queue::{self, MAX_CLAIM, Offer, QueueError};
 use crate::services::command::Assignment;
 use crate::services::crash;
 use crate::services::fleet::{FETCH_WITHIN, Poller};
-use crate::storage::{Claim, StorageError, Taken};
+use crate::storage::{Claim, Origin, StorageError, Taken};
 use crate::telemetry::Tracer;
 
 /// Until when a lease is good that its worker has not called running, beyond the job's timeout, in seconds.
@@ -113,13 +113,16 @@ impl Leader {
         let assigned = core
             .transaction("assign_jobs", || {
                 let parts = &core.parts;
-                parts.database.assign_jobs(parts.fence, lane.slot(), &wanted, FETCH_SECONDS)
+                let (slot, origin) = (lane.slot(), Origin::Queue);
+                parts.database.assign_jobs(parts.fence, slot, origin, &wanted, FETCH_SECONDS)
             })
             .await;
         match assigned {
             Ok(taken) => {
                 crash::point("assigned");
-                self.hand_over(claims, placed, taken);
+                wanted.iter().for_each(|claim| core.feed(FeedItem::Settle(claim.job_id)));
+                let priority = |claim: &ready_queue::Claim| (claim.job_id, claim.priority);
+                self.hand_over(&claims.iter().map(priority).collect(), placed, taken);
             }
             Err(error) => {
                 let jobs: Vec<JobId> = wanted.iter().map(|claim| claim.job_id).collect();
@@ -136,12 +139,9 @@ impl Leader {
         core.nudges.schedule.notify_one();
     }
 
-    /// After the commit: leases into the fleet, jobs to their workers. Claimed jobs that were not taken were
-    /// no longer queued.
-    fn hand_over(&self, claims: &[ready_queue::Claim], placed: Vec<Placed>, taken: Vec<Taken>) {
+    /// After the commit: leases into the fleet, jobs to their workers. Those that were not taken waited no longer.
+    pub(super) fn hand_over(&self, priorities: &HashMap<JobId, u8>, placed: Vec<Placed>, taken: Vec<Taken>) {
         let core = &self.core;
-        let priorities: HashMap<JobId, u8> =
-            claims.iter().map(|claim| (claim.job_id, claim.priority)).collect();
         let mut taken: HashMap<LeaseId, Taken> = taken.into_iter().map(|job| (job.lease, job)).collect();
         core.waiting.fetch_sub(i64::try_from(taken.len()).unwrap_or(0), Ordering::Relaxed);
         core.announce(|| {
@@ -154,7 +154,6 @@ impl Leader {
             })
         });
         for Placed { claim, poller } in placed {
-            core.feed(FeedItem::Settle(claim.job_id));
             let Some(job) = taken.remove(&claim.lease) else {
                 core.fleet().unreserve(claim.worker_id, poller);
                 continue;

@@ -11,6 +11,7 @@ mod changes;
 mod clear;
 mod complete;
 mod control;
+mod direct;
 mod dispatch;
 mod feed;
 mod lanes;

@@ -1,11 +1,13 @@
-//! Jobs whose time has come.
+//! Jobs whose time has come: to a worker if one has a slot to spare, else into the ready queue.
 //!
-//! A statement of its own, beside the batches of events: behind them a due job would wait for the commits of reports
+//! By statements of their own, beside the batches of events: behind them a due job would wait for the commits of reports
 //! that came before it, and for the round trips of a transaction that looks at jobs before it changes them.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use super::direct::Newcomer;
+use super::dispatch::{FETCH_SECONDS, Placed};
 use super::feed::FeedItem;
 use super::upkeep::UpkeepError;
 use super::{Core, Leader, PROMOTE_SLOT};
@@ -13,33 +15,24 @@ use crate::domain::changes::JobChange;
 use crate::domain::job::JobStatus;
 use crate::ready_queue::Entry;
 use crate::services::crash;
-use crate::storage::Promoted;
+use crate::storage::{Claim, Due, Origin, Promoted, StorageError};
 
 /// Jobs of one statement.
-const SWEEP: i64 = 500;
+const SWEEP: u16 = 500;
 
 impl Leader {
-    /// Puts jobs whose retry time has come into the ready queue. Answers how long until the next one is
+    /// Assigns jobs whose time has come, or puts them into the ready queue. Answers how long until the next one is
     /// due, if one is known.
     pub async fn promote_retries(&self) -> Result<Option<Duration>, UpkeepError> {
         let core = &self.core;
         core.next_due.lock().unwrap_or_else(PoisonError::into_inner).take();
         loop {
-            let began = core.parts.tracer.now();
-            let promoted = core
-                .transaction("promote_due", || {
-                    let parts = &core.parts;
-                    parts.database.promote_due(parts.fence, PROMOTE_SLOT, SWEEP)
-                })
-                .await?;
-            crash::point("promoted");
-            if let Some(began) = began {
-                promoted.iter().for_each(|job| core.trace_promotion(job, began));
+            let due = core.parts.database.due(SWEEP).await?;
+            let mut moved = self.assign_due(&due).await?;
+            if moved < due.len() {
+                moved += self.queue_due().await?;
             }
-            core.announce(|| promoted.iter().map(queued));
-            let count = promoted.len();
-            promoted.into_iter().for_each(|job| core.queue_promoted(job));
-            if i64::try_from(count).unwrap_or(SWEEP) < SWEEP {
+            if moved < usize::from(SWEEP) {
                 break;
             }
         }
@@ -49,6 +42,59 @@ impl Leader {
         let mut noted = core.next_due.lock().unwrap_or_else(PoisonError::into_inner);
         *noted = [*noted, stored].into_iter().flatten().min();
         Ok(noted.map(|due| due.saturating_duration_since(core.now())))
+    }
+
+    /// Gives jobs to workers that have slots to spare. Answers how many.
+    async fn assign_due(&self, due: &[Due]) -> Result<usize, StorageError> {
+        let core = &self.core;
+        let _open = core.dispatching.begin().await;
+        let newcomers: Vec<_> = due.iter().map(|job| Some(Newcomer::due(job))).collect();
+        let placed: Vec<Placed> = core.place_directly(&newcomers).into_iter().flatten().collect();
+        if placed.is_empty() {
+            return Ok(0);
+        }
+        let claims: Vec<Claim> = placed.iter().map(|placed| placed.claim).collect();
+        let assigned = core
+            .transaction("assign_due", || {
+                let parts = &core.parts;
+                let origin = Origin::Backoff;
+                parts.database.assign_jobs(parts.fence, PROMOTE_SLOT, origin, &claims, FETCH_SECONDS)
+            })
+            .await;
+        match assigned {
+            Ok(taken) => {
+                crash::point("assigned");
+                let count = taken.len();
+                let queued = &core.parts.metrics.jobs_queued;
+                queued.inc_by(count as u64);
+                self.hand_over(&due.iter().map(|job| (job.id, job.priority)).collect(), placed, taken);
+                Ok(count)
+            }
+            Err(error) => {
+                core.unreserve(placed);
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts jobs into the ready queue. Answers how many.
+    async fn queue_due(&self) -> Result<usize, StorageError> {
+        let core = &self.core;
+        let began = core.parts.tracer.now();
+        let promoted = core
+            .transaction("promote_due", || {
+                let parts = &core.parts;
+                parts.database.promote_due(parts.fence, PROMOTE_SLOT, SWEEP)
+            })
+            .await?;
+        crash::point("promoted");
+        if let Some(began) = began {
+            promoted.iter().for_each(|job| core.trace_promotion(job, began));
+        }
+        core.announce(|| promoted.iter().map(queued));
+        let count = promoted.len();
+        promoted.into_iter().for_each(|job| core.queue_promoted(job));
+        Ok(count)
     }
 }
 

@@ -1,7 +1,5 @@
 //! Storing submissions, hundreds in one transaction.
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -9,14 +7,12 @@ use std::time::Duration;
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
-use super::backlog::Rivals;
+use super::direct::Newcomer;
 use super::dispatch::{FETCH_SECONDS, Placed};
 use super::feed::FeedItem;
 use super::{Core, Leader, SUBMISSION_SLOTS};
 use crate::domain::changes::JobChange;
 use crate::domain::job::{JobStatus, NewJob};
-use crate::domain::matching::Shape;
-use crate::domain::placement::GroupId;
 use crate::domain::trace::TraceContext;
 use crate::ready_queue::Entry;
 use crate::services::batcher::{Batcher, Limits, Stage};
@@ -132,7 +128,8 @@ impl Leader {
             .iter()
             .flat_map(|submission| std::iter::repeat_n(submission.trace.as_deref(), submission.jobs.len()));
         let _open = core.dispatching.begin().await;
-        let placed = core.place_directly(&jobs);
+        let ready = jobs.iter().copied().map(|job| job.run_at.is_none().then(|| Newcomer::of(job)));
+        let placed = core.place_directly(&ready.collect::<Vec<_>>());
         let insertion = |((job, placed), trace): ((_, &Option<Placed>), _)| Insertion {
             job,
             claim: placed.as_ref().map(|placed| placed.claim),
@@ -209,46 +206,6 @@ impl Core {
             Ok(_) => Ok(Room { arriving: Arc::clone(&self.arriving), jobs }),
             Err(_) => Err(ServiceError::QueueFull { limit }),
         }
-    }
-
-    /// Reserves a slot for each job that a worker can take at once without taking one from a job that waits for
-    /// the same slots, and without overtaking a more urgent one: that may be kept waiting by Redis.
-    fn place_directly(&self, jobs: &[&NewJob]) -> Vec<Option<Placed>> {
-        let paused = self.parts.control.paused();
-        if !self.parts.scheduling || paused.all || !self.knows_who_waits() {
-            return jobs.iter().map(|_| None).collect();
-        }
-        let backlog = self.backlog();
-        let mut fleet = self.fleet();
-        // The order of the jobs among each other: who comes later may be more urgent.
-        let mut order: Vec<usize> = (0..jobs.len()).filter(|index| jobs[*index].run_at.is_none()).collect();
-        order.sort_by_key(|index| Reverse(jobs[*index].priority));
-        let mut placed: Vec<Option<Placed>> = jobs.iter().map(|_| None).collect();
-        let mut rivals: HashMap<GroupId, Rivals> = HashMap::new();
-        for index in order {
-            let job = jobs[index];
-            if paused.holds(&job.shape.model_name) {
-                continue;
-            }
-            let pool = fleet.pool();
-            let able = pool.able(&job.shape);
-            // A slot more than those need that wait for this group.
-            let to_spare = |group: &GroupId| {
-                let rivals = rivals.entry(*group);
-                let rivals = rivals.or_insert_with(|| {
-                    let goes_on = |shape: &Shape| !paused.holds(&shape.model_name);
-                    backlog.rivals(|shape| goes_on(shape) && pool.runs(*group, shape))
-                });
-                u64::from(pool.free_in(*group)) > rivals.jobs && job.priority >= rivals.urgency
-            };
-            let Some(group) = able.into_iter().find(to_spare) else { continue };
-            let model = &job.shape.model_name;
-            let Some(worker) = pool.with_model(group, model).or_else(|| pool.best(group)) else { continue };
-            if let Some(poller) = fleet.reserve(worker) {
-                placed[index] = Some(self.placed(job.id, worker, poller));
-            }
-        }
-        placed
     }
 }
 

@@ -1,0 +1,73 @@
+//! Jobs that need not wait: one whose time comes while a worker has a slot to spare is given to it by the statement
+//! that makes it ready. The ready queue never hears of it.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use super::Core;
+use super::backlog::Rivals;
+use super::dispatch::Placed;
+use crate::domain::ids::JobId;
+use crate::domain::job::NewJob;
+use crate::domain::matching::Shape;
+use crate::domain::placement::GroupId;
+use crate::storage::Due;
+
+/// A job that is ready and has not waited.
+pub(super) struct Newcomer<'a> {
+    id: JobId,
+    shape: &'a Shape,
+    priority: u8,
+}
+
+impl<'a> Newcomer<'a> {
+    pub(super) fn of(job: &'a NewJob) -> Self {
+        Self { id: job.id, shape: &job.shape, priority: job.priority }
+    }
+
+    pub(super) fn due(job: &'a Due) -> Self {
+        Self { id: job.id, shape: &job.shape, priority: job.priority }
+    }
+}
+
+impl Core {
+    /// Reserves a slot for each job that a worker can take at once without taking one from a job that waits for
+    /// the same slots, and without overtaking a more urgent one: that may be kept waiting by Redis.
+    pub(super) fn place_directly(&self, jobs: &[Option<Newcomer<'_>>]) -> Vec<Option<Placed>> {
+        let mut placed: Vec<Option<Placed>> = jobs.iter().map(|_| None).collect();
+        let paused = self.parts.control.paused();
+        if !self.parts.scheduling || paused.all || !self.knows_who_waits() {
+            return placed;
+        }
+        let backlog = self.backlog();
+        let mut fleet = self.fleet();
+        // The order of the jobs among each other: who comes later may be more urgent.
+        let mut order: Vec<(&Newcomer<'_>, &mut Option<Placed>)> =
+            jobs.iter().zip(&mut placed).filter_map(|(job, place)| Some((job.as_ref()?, place))).collect();
+        order.sort_by_key(|(job, _)| Reverse(job.priority));
+        let mut rivals: HashMap<GroupId, Rivals> = HashMap::new();
+        for (job, place) in order {
+            if paused.holds(&job.shape.model_name) {
+                continue;
+            }
+            let pool = fleet.pool();
+            let able = pool.able(job.shape);
+            // A slot more than those need that wait for this group.
+            let to_spare = |group: &GroupId| {
+                let rivals = rivals.entry(*group);
+                let rivals = rivals.or_insert_with(|| {
+                    let goes_on = |shape: &Shape| !paused.holds(&shape.model_name);
+                    backlog.rivals(|shape| goes_on(shape) && pool.runs(*group, shape))
+                });
+                u64::from(pool.free_in(*group)) > rivals.jobs && job.priority >= rivals.urgency
+            };
+            let Some(group) = able.into_iter().find(to_spare) else { continue };
+            let model = &job.shape.model_name;
+            let Some(worker) = pool.with_model(group, model).or_else(|| pool.best(group)) else { continue };
+            if let Some(poller) = fleet.reserve(worker) {
+                *place = Some(self.placed(job.id, worker, poller));
+            }
+        }
+        placed
+    }
+}
