@@ -34,9 +34,7 @@ impl JobChange {
     /// Whether it tells something new to somebody who knows `known` of the job; a change may be read that a look
     /// at the job has shown before.
     pub fn is_news_after(&self, known: &Self) -> bool {
-        // When a job was assigned says the leader's clock, all else the database's.
-        let older = self.at < known.at && self.status != JobStatus::Assigned;
-        self.status != known.status && known.status.may_become(self.status) && !older
+        self.status != known.status && known.status.may_become(self.status) && self.at >= known.at
     }
 }
 

@@ -270,7 +270,7 @@ fn detail(reason: Reason, job: &Job, queue: Option<&Position>, workers: Option<&
             let what = if job.retry_count > 0 { "its next attempt" } else { "its time" };
             format!("The job waits for {what}, due at {due}.")
         }
-        Reason::IsDue => "The job is due and about to be queued.".to_owned(),
+        Reason::IsDue => "The job is due and about to be assigned or queued.".to_owned(),
         Reason::NoLeader => "No replica leads at the moment, so no jobs are given to workers.".to_owned(),
         Reason::SchedulingIsOff => "scheduler.enabled is false: no jobs are given to workers.".to_owned(),
         Reason::IsPaused => format!("Jobs of model {} are held back until the pause ends.", job.model_name),

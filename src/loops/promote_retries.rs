@@ -1,4 +1,4 @@
-//! Puts jobs whose retry time has come into the ready queue.
+//! Gives jobs whose time has come to workers, or puts them into the ready queue.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! Giving queued jobs to workers.
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::database::Database;
@@ -28,7 +29,7 @@ pub struct Claim {
 pub enum Origin {
     /// `queued`, and claimed in the ready queue.
     Queue,
-    /// `pending`, and their time has come; the ready queue never hears of them.
+    /// `pending`, and their time has come; the ready queue never hears of them. What somebody holds is passed over.
     Backoff,
 }
 
@@ -46,6 +47,7 @@ pub struct Taken {
     pub input_data: Payload,
     pub timeout_seconds: u32,
     pub wait_ms: i64,
+    pub assigned_at: DateTime<Utc>,
     pub trace: Option<TraceContext>,
 }
 
@@ -103,12 +105,16 @@ impl Database {
                    SELECT c.* FROM fence,
                        unnest(CASE WHEN passed THEN $2::uuid[] END, $3::uuid[], $4::uuid[], $5::uuid[])
                        AS c (job_id, worker_id, lease_id, delivery_id)
+                   WHERE NOT $9 OR EXISTS (
+                       SELECT FROM jobs due WHERE due.id = c.job_id AND due.next_retry_at <= now()
+                       FOR UPDATE SKIP LOCKED)
                ), taken AS (
                    UPDATE jobs j SET status = 'assigned', assigned_worker_id = c.worker_id,
                        assigned_at = now(), lease_id = c.lease_id,
                        lease_expires_at = now() + make_interval(secs => j.timeout_seconds + $6::int),
                        queue_wait_time_ms = greatest(0, extract(epoch FROM
-                           now() - CASE WHEN $9 THEN j.next_retry_at ELSE j.queued_at END) * 1000)::bigint,
+                           now() - CASE WHEN $9 THEN greatest(j.next_retry_at, j.submitted_at)
+                               ELSE j.queued_at END) * 1000)::bigint,
                        queued_at = CASE WHEN $9 THEN now() ELSE j.queued_at END, next_retry_at = NULL,
                        updated_at = now()
                    FROM claim c WHERE j.id = c.job_id
@@ -116,7 +122,8 @@ impl Database {
                        AND (NOT $9 OR j.next_retry_at <= now())
                    RETURNING j.id, j.lease_id, j.assigned_worker_id, j.lease_expires_at, c.delivery_id,
                        j.retry_count + 1 AS attempt_number, j.name, j.model_name, j.model_version,
-                       j.input_data, j.timeout_seconds, j.queue_wait_time_ms, j.trace_context
+                       j.input_data, j.timeout_seconds, j.queue_wait_time_ms,
+                       j.assigned_at, j.trace_context
                ), leased AS (
                    INSERT INTO executions (id, job_id, worker_id, attempt_number, status, started_at,
                        lease_expires_at, delivery_id, delivered_at)
@@ -137,7 +144,7 @@ impl Database {
                    attempt_number AS "attempt_number!", name AS "name!", model_name AS "model_name!",
                    model_version AS "model_version!", input_data::text AS "input_data!",
                    timeout_seconds AS "timeout_seconds!", queue_wait_time_ms AS "wait_ms!",
-                   trace_context
+                   assigned_at AS "assigned_at!", trace_context
                FROM taken"#,
             slot,
             &jobs,
@@ -165,6 +172,7 @@ impl Database {
                 input_data: self.opened_input(row.id, row.input_data),
                 timeout_seconds: row.timeout_seconds.cast_unsigned(),
                 wait_ms: row.wait_ms,
+                assigned_at: row.assigned_at,
                 trace: row.trace_context.as_deref().and_then(TraceContext::from_text),
             })
             .collect())
@@ -205,7 +213,8 @@ impl Database {
         let row = sqlx::query!(
             r#"SELECT id, assigned_worker_id AS "worker_id!", retry_count + 1 AS "attempt_number!", name,
                    model_name, model_version, input_data::text AS "input_data!", timeout_seconds,
-                   coalesce(queue_wait_time_ms, 0) AS "wait_ms!", trace_context
+                   coalesce(queue_wait_time_ms, 0) AS "wait_ms!",
+                   coalesce(assigned_at, updated_at) AS "assigned_at!", trace_context
                FROM jobs WHERE lease_id = $1 AND id = (SELECT job_id FROM executions WHERE id = $1)"#,
             lease.0
         )
@@ -222,6 +231,7 @@ impl Database {
             input_data: self.opened_input(row.id, row.input_data),
             timeout_seconds: row.timeout_seconds.cast_unsigned(),
             wait_ms: row.wait_ms,
+            assigned_at: row.assigned_at,
             trace: row.trace_context.as_deref().and_then(TraceContext::from_text),
         }))
     }

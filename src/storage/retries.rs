@@ -18,6 +18,8 @@ pub struct Due {
     pub id: JobId,
     /// 1 to 10.
     pub priority: u8,
+    /// When it was submitted.
+    pub submitted_at: DateTime<Utc>,
     /// Who can take it.
     pub shape: Shape,
 }
@@ -42,24 +44,28 @@ pub struct Promoted {
 }
 
 impl Database {
-    /// The jobs whose time has come, the longest overdue first, at most `limit`.
+    /// The jobs whose time has come, those that are longest overdue, at most `limit`, in the order of their submission.
+    /// Over a connection for writes: reads must not keep them waiting.
     pub async fn due(&self, limit: u16) -> Result<Vec<Due>, StorageError> {
         let rows = sqlx::query!(
-            r#"SELECT id, priority, model_name, metadata->'requires_gpu' AS "requires_gpu: Value",
+            r#"SELECT id, priority, submitted_at, model_name, metadata->'requires_gpu' AS "requires_gpu: Value",
                    metadata->'required_memory_gb' AS "required_memory_gb: Value"
                FROM jobs WHERE status = 'pending' AND next_retry_at <= now() ORDER BY next_retry_at LIMIT $1"#,
             i64::from(limit),
         )
-        .fetch_all(&self.reads)
+        .fetch_all(&self.writes)
         .await?;
-        Ok(rows
+        let mut due: Vec<Due> = rows
             .into_iter()
             .map(|row| Due {
                 id: JobId(row.id),
                 priority: u8::try_from(row.priority).unwrap_or_default(),
+                submitted_at: row.submitted_at,
                 shape: shape(&row.model_name, row.requires_gpu, row.required_memory_gb),
             })
-            .collect())
+            .collect();
+        due.sort_by_key(|job| job.submitted_at);
+        Ok(due)
     }
 
     /// Queues the jobs whose time has come, the longest overdue first, at most `limit`; the clock is PostgreSQL's, so

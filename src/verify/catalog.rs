@@ -227,7 +227,7 @@ pub static CHECKS: [Check; 29] = [
         "retries_promoted",
         Group::Waits,
         "jobs wait for a time that has come: retries, and jobs with a `run_at`",
-        "the leader's `promote_retries` queues them when they are due; if they stay, nobody leads \
+        "the leader's `promote_retries` assigns or queues them when they are due; if they stay, nobody leads \
          (`cortex cluster status`), or `cortex cluster transfer`",
     ),
     drift(

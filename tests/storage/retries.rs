@@ -39,33 +39,42 @@ async fn jobs_whose_time_has_come_are_queued_once_and_those_that_somebody_holds_
 }
 
 #[tokio::test]
-async fn a_job_whose_time_has_come_can_be_assigned_and_one_that_has_to_wait_cannot() {
+async fn a_job_whose_time_has_come_can_be_assigned_and_one_that_has_to_wait_or_is_held_cannot() {
     let setting = Setting::fresh().await;
     let fence = setting.lead(1).await;
     let mut transaction = setting.database.begin(fence).await.unwrap();
     let worker_id = transaction.register_worker(&crate::worker()).await.unwrap().0.id;
     transaction.commit().await.unwrap();
-    let later = json!({"run_at": "2999-01-01T00:00:00Z"});
-    let [due, early, queued] = [job(later.clone()), job(later), job(json!({}))];
-    crate::store(&setting, fence, &[&due, &early, &queued]).await;
-    sqlx::query("UPDATE jobs SET next_retry_at = now() - interval '3 seconds' WHERE id = $1")
-        .bind(due.id.0)
-        .execute(&setting.pool)
+    let run_at = |time: &str| job(json!({"run_at": time}));
+    let [due, held, early] =
+        ["2001-01-01T00:00:00Z", "2002-01-01T00:00:00Z", "2999-01-01T00:00:00Z"].map(run_at);
+    let queued = job(json!({}));
+    crate::store(&setting, fence, &[&held, &due, &early, &queued]).await;
+    let found = setting.database.due(10).await.unwrap();
+    assert_eq!(
+        found.iter().map(|job| job.id).collect::<Vec<_>>(),
+        [held.id, due.id],
+        "as they were submitted"
+    );
+    let mut somebody = setting.pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM jobs WHERE id = $1 FOR UPDATE")
+        .bind(held.id.0)
+        .execute(&mut *somebody)
         .await
         .unwrap();
-    let found = setting.database.due(10).await.unwrap();
-    assert_eq!(found.iter().map(|job| job.id).collect::<Vec<_>>(), [due.id]);
     let claim = |job_id| Claim { job_id, worker_id, lease: LeaseId(System.uuid()), delivery: None };
-    let claims = [&due, &early, &queued].map(|job| claim(job.id));
+    let claims = [&due, &held, &early, &queued].map(|job| claim(job.id));
     let assign = async |origin| {
         let taken = setting.database.assign_jobs(fence, 7, origin, &claims, 30).await.unwrap();
-        taken.into_iter().map(|taken| (taken.job_id, taken.wait_ms / 1000)).collect::<Vec<_>>()
+        assert!(taken.iter().all(|taken| taken.wait_ms < 60_000), "counted from its submission: {taken:?}");
+        taken.into_iter().map(|taken| taken.job_id).collect::<Vec<_>>()
     };
-    assert_eq!(assign(Origin::Backoff).await, [(due.id, 3)]);
+    assert_eq!(assign(Origin::Backoff).await, [due.id]);
     let stats = setting.database.stats().await.unwrap();
-    assert_eq!((stats.pending, stats.queued, stats.assigned), (1, 1, 1));
-    assert_eq!(assign(Origin::Backoff).await, []);
-    assert_eq!(assign(Origin::Queue).await, [(queued.id, 0)]);
+    assert_eq!((stats.pending, stats.queued, stats.assigned), (2, 1, 1));
+    somebody.rollback().await.unwrap();
+    assert_eq!(assign(Origin::Backoff).await, [held.id]);
+    assert_eq!(assign(Origin::Queue).await, [queued.id]);
     let stats = setting.database.stats().await.unwrap();
-    assert_eq!((stats.pending, stats.queued, stats.assigned), (1, 0, 2));
+    assert_eq!((stats.pending, stats.queued, stats.assigned), (1, 0, 3));
 }

@@ -63,7 +63,8 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
             let passed_over = before
                 .flat_map(|jobs| jobs.iter().take_while(|(at, _)| *at + WAITED < change.at))
                 .find(|(at, job)| left.get(&(*job, *at)).is_none_or(|left| *left > change.at + SIDE_BY_SIDE));
-            let excused = change.old_status.is_some() && queue_is_struck(evidence, change.at);
+            let excused =
+                change.old_status.as_deref() == Some("queued") && queue_is_struck(evidence, change.at);
             if let Some((at, job)) = passed_over.filter(|_| !excused) {
                 let (urgent, left) = (priorities.get(job).copied().unwrap_or(0), left.get(&(*job, *at)));
                 // Thousands of grants may pass over one job: only the first are told.
@@ -123,7 +124,11 @@ fn told(
          {urgent}) waited for {} ms and went on for {}; faults: {faults:?}",
         grant.new_lease,
         grant.job_id,
-        if grant.old_status.is_none() { "placed with its submission" } else { "from the queue" },
+        match grant.old_status.as_deref() {
+            None => "placed with its submission",
+            Some("queued") => "from the queue",
+            Some(_) => "placed when it was due",
+        },
         grant.at,
         grant.epoch,
         (grant.at - since).num_milliseconds(),
@@ -165,12 +170,14 @@ mod tests {
         kept(&struck(two(3000, None), "redis-kill"), 1);
         refuted(&struck(two(3000, None), "worker-crash"), "waited for 3000 ms");
         refuted(&struck(two(4000, None), "redis-kill"), "waited for 4000 ms");
-        let mut placed = Story::submitted(1);
-        placed.row(1, 1, "queued").priority = 9;
-        placed.row(2, 2, "assigned").priority = 3;
-        placed.change(1, 0, "", "queued", None);
-        placed.change(2, 1900, "", "assigned", Some(2));
-        refuted(&struck(placed, "redis-kill"), "placed with its submission");
+        for (before, told) in [("", "placed with its submission"), ("pending", "placed when it was due")] {
+            let mut placed = Story::submitted(1);
+            placed.row(1, 1, "queued").priority = 9;
+            placed.row(2, 2, "assigned").priority = 3;
+            placed.change(1, 0, "", "queued", None);
+            placed.change(2, 1900, before, "assigned", Some(2));
+            refuted(&struck(placed, "redis-kill"), told);
+        }
     }
 
     #[test]

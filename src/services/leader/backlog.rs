@@ -24,6 +24,8 @@ struct Waiting {
     /// Jobs that wait, those on their way included; unknown where the ready queue holds jobs that were not
     /// expected.
     waiting: Option<u64>,
+    /// Claimed, and whether they were jobs that waited will be known soon.
+    claimed: u64,
     /// No job that was expected and waits is more urgent.
     urgency: u8,
 }
@@ -49,7 +51,7 @@ impl Backlog {
             now.waiting = now.waiting.map(|waiting| waiting + 1);
             now.urgency = now.urgency.max(priority);
         } else {
-            let first = Waiting { coming: 1, arrived: 0, waiting: Some(1), urgency: priority };
+            let first = Waiting { coming: 1, waiting: Some(1), urgency: priority, ..Waiting::default() };
             self.shapes.insert(shape.clone(), first);
         }
     }
@@ -73,9 +75,10 @@ impl Backlog {
         }
     }
 
-    /// All shapes, with what is known of each before a claim.
+    /// All shapes that may have jobs, with what is known of each before a claim.
     pub(super) fn shapes(&self) -> impl Iterator<Item = (&Shape, Glimpse)> {
-        self.shapes.iter().map(|(shape, now)| (shape, Glimpse(now.arrived)))
+        let may_have_jobs = self.shapes.iter().filter(|(_, now)| !now.is_over());
+        may_have_jobs.map(|(shape, now)| (shape, Glimpse(now.arrived)))
     }
 
     /// The jobs of those shapes that wait.
@@ -88,22 +91,47 @@ impl Backlog {
     }
 
     /// A claim has taken so many jobs of the shape; `emptied` holds what was known before it, if it found no
-    /// more.
+    /// more. The shape stays until [`Self::settled`] tells what they were: less urgent jobs are not placed past it.
     pub(super) fn claimed(&mut self, shape: &Shape, jobs: u64, emptied: Option<Glimpse>) {
         let Some(now) = self.shapes.get_mut(shape) else { return };
+        now.claimed += jobs;
         now.waiting = now.waiting.map(|waiting| waiting.saturating_sub(jobs));
         if let Some(Glimpse(arrived)) = emptied {
             let since = now.arrived - arrived.min(now.arrived);
             now.waiting = Some(now.coming + since);
         }
-        if now.waiting == Some(0) && now.coming == 0 {
+        self.forget(shape);
+    }
+
+    /// What became of so many claims: `all_waited` if each was for a job that waited. What was claimed in vain was not
+    /// among those that were counted, so they are more than are left.
+    pub(super) fn settled(&mut self, shape: &Shape, jobs: u64, all_waited: bool) {
+        if let Some(now) = self.shapes.get_mut(shape) {
+            now.claimed = now.claimed.saturating_sub(jobs);
+        }
+        if all_waited {
+            self.forget(shape);
+        } else {
+            self.note([shape.clone()]);
+        }
+    }
+
+    /// Forgets the shape if none of its jobs waits.
+    fn forget(&mut self, shape: &Shape) {
+        if self.shapes.get(shape).is_some_and(|now| now.is_over() && now.claimed == 0) {
             self.shapes.remove(shape);
         }
     }
 
     /// Whether no shape has jobs.
     pub(super) fn is_empty(&self) -> bool {
-        self.shapes.is_empty()
+        self.shapes().next().is_none()
+    }
+}
+
+impl Waiting {
+    fn is_over(&self) -> bool {
+        self.waiting == Some(0) && self.coming == 0
     }
 }
 
@@ -129,6 +157,24 @@ mod tests {
         backlog.claimed(&a, 1, None);
         assert_eq!(backlog.rivals(|_| true).jobs, 1);
         backlog.claimed(&a, 1, None);
+        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 5 }, "it may have been another");
+        assert!(backlog.is_empty());
+        backlog.settled(&a, 2, true);
+        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 0 });
+    }
+
+    #[test]
+    fn what_was_claimed_in_vain_does_not_stand_for_a_job_that_waits() {
+        let (mut backlog, a) = (Backlog::default(), shape("a"));
+        backlog.expect(&a, 8);
+        backlog.arrive(&a, 1);
+        backlog.claimed(&a, 1, None);
+        backlog.settled(&a, 1, false);
+        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: u64::MAX, urgency: 8 });
+        // The job itself, and the end.
+        let seen = glimpse(&backlog, &a);
+        backlog.claimed(&a, 1, seen);
+        backlog.settled(&a, 1, true);
         assert!(backlog.is_empty());
     }
 
@@ -175,6 +221,8 @@ mod tests {
         assert_eq!(backlog.rivals(|shape| *shape == b).urgency, 5);
         backlog.arrive(&a, 2);
         backlog.claimed(&a, 2, None);
+        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 1, urgency: 8 });
+        backlog.settled(&a, 2, true);
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 1, urgency: 5 });
     }
 }

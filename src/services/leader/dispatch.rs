@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::backlog::Glimpse;
 use super::control::Open;
@@ -92,6 +93,7 @@ impl Leader {
         let placed = core.place(&question, &claims).await;
         timer.observe_duration();
         if placed.is_empty() {
+            core.conclude(&question, &claims, &[]);
             return Ok(0);
         }
         let (leader, count) = (Arc::clone(self), claims.len());
@@ -109,6 +111,7 @@ impl Leader {
         placed: Vec<Placed>,
     ) {
         let core = &self.core;
+        let began = core.now();
         let wanted: Vec<Claim> = placed.iter().map(|placed| placed.claim).collect();
         let assigned = core
             .transaction("assign_jobs", || {
@@ -120,11 +123,13 @@ impl Leader {
         match assigned {
             Ok(taken) => {
                 crash::point("assigned");
+                core.conclude(question, claims, &taken);
                 wanted.iter().for_each(|claim| core.feed(FeedItem::Settle(claim.job_id)));
                 let priority = |claim: &ready_queue::Claim| (claim.job_id, claim.priority);
-                self.hand_over(&claims.iter().map(priority).collect(), placed, taken);
+                self.hand_over(&claims.iter().map(priority).collect(), placed, taken, began);
             }
             Err(error) => {
+                core.conclude(question, claims, &[]);
                 let jobs: Vec<JobId> = wanted.iter().map(|claim| claim.job_id).collect();
                 core.unreserve(placed);
                 tracing::warn!(%error, jobs = jobs.len(), "Claimed jobs could not be assigned.");
@@ -139,18 +144,24 @@ impl Leader {
         core.nudges.schedule.notify_one();
     }
 
-    /// After the commit: leases into the fleet, jobs to their workers. Those that were not taken waited no longer.
-    pub(super) fn hand_over(&self, priorities: &HashMap<JobId, u8>, placed: Vec<Placed>, taken: Vec<Taken>) {
+    /// After the commit of what was begun at `began`: leases into the fleet, jobs to their workers. What was not taken
+    /// was not there to be had.
+    pub(super) fn hand_over(
+        &self,
+        priorities: &HashMap<JobId, u8>,
+        placed: Vec<Placed>,
+        taken: Vec<Taken>,
+        began: Instant,
+    ) {
         let core = &self.core;
         let mut taken: HashMap<LeaseId, Taken> = taken.into_iter().map(|job| (job.lease, job)).collect();
         core.waiting.fetch_sub(i64::try_from(taken.len()).unwrap_or(0), Ordering::Relaxed);
         core.announce(|| {
-            let at = core.parts.ambient.now();
-            taken.values().map(move |job| JobChange {
+            taken.values().map(|job| JobChange {
                 job_id: job.job_id,
                 status: JobStatus::Assigned,
                 worker_id: Some(job.worker_id),
-                at,
+                at: job.assigned_at,
             })
         });
         for Placed { claim, poller } in placed {
@@ -159,7 +170,7 @@ impl Leader {
                 continue;
             };
             let priority = priorities.get(&claim.job_id).copied().unwrap_or_default();
-            core.count_assignment(priority, job.wait_ms);
+            core.count_assignment(priority, job.wait_ms, began);
             if let Some(trace) = &job.trace {
                 drop(core.trace_assignment(trace, &claim, job.attempt_number, job.wait_ms));
             }
@@ -234,6 +245,27 @@ impl Core {
         }
     }
 
+    /// Tells the backlog which claims were for jobs that waited, each where it was looked for.
+    fn conclude(&self, question: &Question, claims: &[ready_queue::Claim], taken: &[Taken]) {
+        let taken: HashMap<JobId, &str> =
+            taken.iter().map(|job| (job.job_id, job.model_name.as_str())).collect();
+        let mut outcomes = vec![(0, true); question.offers.len()];
+        for claim in claims {
+            if let (Some(offer), Some((jobs, all_waited))) =
+                (question.offers.get(claim.offer), outcomes.get_mut(claim.offer))
+            {
+                *jobs += 1;
+                *all_waited &= taken.get(&claim.job_id) == Some(&offer.shape.model_name.as_str());
+            }
+        }
+        let mut backlog = self.backlog();
+        for (offer, (jobs, all_waited)) in question.offers.iter().zip(outcomes) {
+            if jobs > 0 {
+                backlog.settled(&offer.shape, jobs, all_waited);
+            }
+        }
+    }
+
     /// Reserves a worker for each claim, those with the model loaded first; what no worker can take any
     /// more goes back.
     async fn place(&self, question: &Question, claims: &[ready_queue::Claim]) -> Vec<Placed> {
@@ -293,14 +325,15 @@ impl Core {
         self.backlog().note(shapes);
     }
 
-    pub(super) fn count_assignment(&self, priority: u8, wait_ms: i64) {
+    /// A job was assigned that had waited for `wait_ms` at `then`, and goes to its worker now.
+    pub(super) fn count_assignment(&self, priority: u8, wait_ms: i64, then: Instant) {
         let metrics = &self.parts.metrics;
         metrics.jobs_assigned.inc();
         metrics.jobs_scheduled.with_label_values(&[&priority.to_string()]).inc();
         #[expect(clippy::cast_precision_loss, reason = "a duration for a histogram")]
         let seconds = wait_ms as f64 / 1000.0;
         metrics.job_wait.observe(seconds);
-        metrics.dispatch.observe(seconds);
+        metrics.dispatch.observe(seconds + self.now().duration_since(then).as_secs_f64());
     }
 }
 

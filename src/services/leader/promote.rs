@@ -27,12 +27,14 @@ impl Leader {
         let core = &self.core;
         core.next_due.lock().unwrap_or_else(PoisonError::into_inner).take();
         loop {
-            let due = core.parts.database.due(SWEEP).await?;
-            let mut moved = self.assign_due(&due).await?;
+            // No more inputs in one statement than a round has.
+            let limit = u16::try_from(core.parts.batch_size).map_or(SWEEP, |batch| batch.min(SWEEP));
+            let due = core.parts.database.due(limit).await?;
+            let mut moved = self.assign_due(&due).await;
             if moved < due.len() {
                 moved += self.queue_due().await?;
             }
-            if moved < usize::from(SWEEP) {
+            if moved < usize::from(limit) {
                 break;
             }
         }
@@ -44,15 +46,16 @@ impl Leader {
         Ok(noted.map(|due| due.saturating_duration_since(core.now())))
     }
 
-    /// Gives jobs to workers that have slots to spare. Answers how many.
-    async fn assign_due(&self, due: &[Due]) -> Result<usize, StorageError> {
+    /// Gives jobs to workers that have slots to spare. Answers how many. If it fails, they have the ready queue.
+    async fn assign_due(&self, due: &[Due]) -> usize {
         let core = &self.core;
         let _open = core.dispatching.begin().await;
         let newcomers: Vec<_> = due.iter().map(|job| Some(Newcomer::due(job))).collect();
         let placed: Vec<Placed> = core.place_directly(&newcomers).into_iter().flatten().collect();
         if placed.is_empty() {
-            return Ok(0);
+            return 0;
         }
+        let began = core.now();
         let claims: Vec<Claim> = placed.iter().map(|placed| placed.claim).collect();
         let assigned = core
             .transaction("assign_due", || {
@@ -61,20 +64,26 @@ impl Leader {
                 parts.database.assign_jobs(parts.fence, PROMOTE_SLOT, origin, &claims, FETCH_SECONDS)
             })
             .await;
-        match assigned {
+        let count = match assigned {
             Ok(taken) => {
                 crash::point("assigned");
                 let count = taken.len();
-                let queued = &core.parts.metrics.jobs_queued;
-                queued.inc_by(count as u64);
-                self.hand_over(&due.iter().map(|job| (job.id, job.priority)).collect(), placed, taken);
-                Ok(count)
+                core.parts.metrics.jobs_queued.inc_by(count as u64);
+                let priorities = due.iter().map(|job| (job.id, job.priority)).collect();
+                self.hand_over(&priorities, placed, taken, began);
+                count
             }
             Err(error) => {
                 core.unreserve(placed);
-                Err(error)
+                tracing::warn!(%error, jobs = claims.len(), "Due jobs could not be assigned; they are queued.");
+                0
             }
+        };
+        if count < claims.len() {
+            // Slots are free again that a round may have missed.
+            core.nudges.schedule.notify_one();
         }
+        count
     }
 
     /// Puts jobs into the ready queue. Answers how many.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::Histogram;
 use tokio::sync::oneshot;
@@ -32,6 +32,7 @@ pub(super) struct Submission {
     /// The trace that they belong to.
     trace: Option<Box<TraceContext>>,
     room: Room,
+    came: Instant,
     reply: Reply,
 }
 
@@ -51,14 +52,14 @@ impl Leader {
     /// Stores jobs, all or none. They are answered as accepted; by then they are on their way into the
     /// ready queue.
     pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Accepted>, ServiceError> {
-        let room = self.core.take_room(jobs.len())?;
+        let (room, came) = (self.core.take_room(jobs.len())?, self.core.now());
         let bytes = jobs.iter().map(size).sum();
         let (reply, answer) = oneshot::channel();
         let span = self.core.trace_submission(&jobs);
         let own = span.as_ref().map(|span| span.context().clone());
         let trace = own.or_else(traces::current).map(Box::new);
         let stored = async {
-            self.submissions.push(Submission { jobs, trace, room, reply }, bytes)?;
+            self.submissions.push(Submission { jobs, trace, room, came, reply }, bytes)?;
             answer.await.unwrap_or(Err(ServiceError::OutcomeUnknown))
         };
         let stored = stored.await;
@@ -166,7 +167,7 @@ impl Leader {
             match placed {
                 Some(placed) if new => {
                     core.parts.metrics.jobs_queued.inc();
-                    core.count_assignment(job.priority, 0);
+                    core.count_assignment(job.priority, 0, submission.came);
                     let trace = submission.trace.as_deref();
                     let trace = trace.map(|trace| core.trace_assignment(trace, &placed.claim, 1, 0));
                     self.give(assignment(job, placed.claim, trace), placed.poller);
