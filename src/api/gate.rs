@@ -16,7 +16,6 @@ use tower_http::cors::CorsLayer;
 use super::grpc;
 use super::problem::{Problem, ProblemType};
 use super::state::Api;
-use super::tls::TlsPeer;
 use crate::security::{Access, AuthError, Authenticator, Caller, Limiter};
 
 /// What opens the value of an `Authorization` header.
@@ -104,9 +103,7 @@ pub(super) async fn http(
     if access == Access::Open {
         return next.run(request).await;
     }
-    let plain = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-    let tls = || request.extensions().get::<ConnectInfo<TlsPeer>>().map(|peer| peer.0.0.ip());
-    let address = plain.or_else(tls);
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     match api.gate.admit(access, request.headers(), address).await {
         Ok(caller) => caller.scope(next.run(request)).await,
         Err(problem) => problem.into_response(),

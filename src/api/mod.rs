@@ -20,4 +20,4 @@ mod trace;
 pub use gate::Gate;
 pub use guard::Observe;
 pub use state::{Api, Limits, Parts};
-pub use tls::{HANDSHAKE_WITHIN, TlsListener, TlsPeer};
+pub use tls::{HANDSHAKE_WITHIN, TlsListener};
