@@ -62,7 +62,7 @@ declare_metrics! {
     jobs_dequeued: IntCounterVec = "cortex_jobs_dequeued_total" ["priority"] NONE,
         "Jobs taken from the ready queue.";
     jobs_retried: IntCounterVec = "cortex_jobs_retried_total" ["attempt"] NONE,
-        "Retries, by the number of the attempt that follows.";
+        "Retries, by their number: a job's first is 1.";
     jobs_queued: IntCounter = "cortex_jobs_queued_total" [] NONE,
         "Transitions into the state queued.";
     jobs_finished: IntCounterVec = "cortex_jobs_finished_total" ["status"] NONE,
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn all_metrics_register_and_render_with_their_labels() {
         let metrics = Metrics::new();
-        metrics.jobs_retried.with_label_values(&["2"]).inc();
+        metrics.jobs_retried.with_label_values(&["1"]).inc();
         metrics.http_requests.with_label_values(&["GET", "/api/v1/jobs", "200"]).inc();
         metrics.takeover.with_label_values(&["fence"]).observe(0.2);
         metrics.dispatch.observe(0.003);
@@ -215,7 +215,7 @@ mod tests {
             "cortex_queue_depth{priority=\"10\"} 0",
             "cortex_jobs_finished_total{status=\"timeout\"} 0",
             "cortex_workers{status=\"idle\"} 0",
-            "cortex_jobs_retried_total{attempt=\"2\"} 1",
+            "cortex_jobs_retried_total{attempt=\"1\"} 1",
             "cortex_http_requests_total{method=\"GET\",route=\"/api/v1/jobs\",status=\"200\"} 1",
             "cortex_takeover_seconds_count{phase=\"fence\"} 1",
             "cortex_dispatch_seconds_bucket{le=\"0.005\"} 1",

@@ -83,7 +83,7 @@ async fn every_promised_metric_is_there_under_its_name_and_labels() {
             "cortex_fenced_writes_total 0",
             "cortex_http_request_seconds_count{method=\"PATCH\",route=\"/api/v1/jobs/{id}\"}",
             if leads { "cortex_leader 1" } else { "cortex_leader 0" },
-            if leads { "cortex_jobs_retried_total{attempt=\"2\"}" } else { "cortex_leader" },
+            if leads { "cortex_jobs_retried_total{attempt=\"1\"}" } else { "cortex_leader" },
             if replica == 0 {
                 "cortex_grpc_request_seconds_count{method=\"other\"}"
             } else {

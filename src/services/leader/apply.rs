@@ -250,7 +250,7 @@ impl Core {
             self.promote_at((due - now).to_std().unwrap_or(Duration::ZERO));
         }
         if after.retry_count > before.retry_count {
-            let attempt = (after.retry_count + 1).to_string();
+            let attempt = after.retry_count.to_string();
             self.parts.metrics.jobs_retried.with_label_values(&[&attempt]).inc();
         }
         if after.status.is_terminal() && !before.status.is_terminal() {
