@@ -143,7 +143,7 @@ impl BatchDraft {
 /// Lists jobs, newest first, a page at a time.
 ///
 /// Filters are combined. With other filters than `status`, `total` is counted up to 10,000 jobs beyond the page, with several up to 1,000.
-/// Parameters that are not known are ignored; of a repeated one other than `tag` the last counts.
+/// Parameters that are not known are ignored; of those that are, only `tag` may be repeated.
 #[utoipa::path(
     get,
     path = "/api/v1/jobs",
@@ -214,7 +214,7 @@ pub(super) async fn update(
 
 /// Cancels a job.
 ///
-/// A running job's worker is told to stop it. A job that was cancelled before stays so.
+/// A running job's worker is told to stop it. A job that has ended, be it by being cancelled, is refused.
 #[utoipa::path(
     delete,
     path = "/api/v1/jobs/{id}",
@@ -222,7 +222,7 @@ pub(super) async fn update(
     params(("id" = JobId, Path, description = "The job", example = "0190a5c0-0000-7000-8000-000000000001")),
     responses(
         (status = 204, description = "The job is cancelled"),
-        (status = 409, description = "The job has ended otherwise"),
+        (status = 409, description = "The job has ended"),
     )
 )]
 pub(super) async fn cancel(State(api): State<Api>, JobPath(id): JobPath) -> Result<StatusCode, Problem> {
