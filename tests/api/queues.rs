@@ -107,6 +107,9 @@ async fn members_are_checked_before_anything_changes() {
             async |to: Value| api.post(replica, "/api/v1/cluster/transfer", &json!({"to": to})).await;
         transfer(json!(99)).await.expect(404);
         assert_eq!(transfer(json!("one")).await.fields(), ["to"]);
+        // No body needs no type, but a body does.
+        let untyped = api.http.post(api.url(replica, "/api/v1/cluster/transfer")).body("{}").send().await;
+        assert_eq!(untyped.unwrap().status(), 415);
     }
     let after = api.get(follower, "/api/v1/cluster").await.expect(200);
     assert_eq!(

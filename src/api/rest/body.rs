@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, OptionalFromRequest, Request};
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -29,21 +29,28 @@ impl<T: DeserializeOwned> FromRequest<Api> for JsonObject<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
-        let (parts, body) = request.into_parts();
-        let bytes = tokio::time::timeout(BODY_TIMEOUT, read(body, api.limits.max_body_bytes))
-            .await
-            .map_err(|_| Problem::new(ProblemType::RequestTimeout, "the body did not arrive in time"))??;
-        match media_type(&parts.headers)? {
-            MediaType::Json => parse(&bytes).map(Self),
-            MediaType::MessagePack => {
-                let json = messagepack::to_json(&bytes).map_err(|error| {
-                    let detail = format!("the body is not valid MessagePack: {error}");
-                    Problem::new(ProblemType::MalformedRequest, detail)
-                })?;
-                parse(&json).map(Self)
-            }
-        }
+        let (headers, bytes) = arrived(request, api).await?;
+        decode(&headers, &bytes).map(Self)
     }
+}
+
+/// An empty body is none, and needs no type: `curl -X POST` sends neither.
+impl<T: DeserializeOwned> OptionalFromRequest<Api> for JsonObject<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Option<Self>, Problem> {
+        let (headers, bytes) = arrived(request, api).await?;
+        (!bytes.is_empty()).then(|| decode(&headers, &bytes).map(Self)).transpose()
+    }
+}
+
+/// The headers, and the body once it is there.
+async fn arrived(request: Request, api: &Api) -> Result<(HeaderMap, Bytes), Problem> {
+    let (parts, body) = request.into_parts();
+    let bytes = tokio::time::timeout(BODY_TIMEOUT, read(body, api.limits.max_body_bytes))
+        .await
+        .map_err(|_| Problem::new(ProblemType::RequestTimeout, "the body did not arrive in time"))??;
+    Ok((parts.headers, bytes))
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -68,6 +75,20 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
         read.extend_from_slice(&chunk);
     }
     Ok(read.freeze())
+}
+
+/// Takes a body apart as its type says.
+fn decode<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, Problem> {
+    match media_type(headers)? {
+        MediaType::Json => parse(bytes),
+        MediaType::MessagePack => {
+            let json = messagepack::to_json(bytes).map_err(|error| {
+                let detail = format!("the body is not valid MessagePack: {error}");
+                Problem::new(ProblemType::MalformedRequest, detail)
+            })?;
+            parse(&json)
+        }
+    }
 }
 
 /// How a body is written.

@@ -88,12 +88,12 @@ pub(super) async fn remove(
 
 /// Lets another replica lead.
 ///
-/// The one that is named, or the one that is best prepared.
+/// The one that is named, or the one that is best prepared. The body may be left out.
 #[utoipa::path(
     post,
     path = "/api/v1/cluster/transfer",
     tag = "cluster",
-    request_body = requests::Transfer,
+    request_body = Option<requests::Transfer>,
     responses(
         (status = 200, description = "Who leads now", body = Leads),
         (status = 404, description = "There is no such replica"),
@@ -102,9 +102,9 @@ pub(super) async fn remove(
 )]
 pub(super) async fn transfer(
     State(api): State<Api>,
-    JsonObject(draft): JsonObject<TransferDraft>,
+    draft: Option<JsonObject<TransferDraft>>,
 ) -> Result<Json<Leads>, Problem> {
-    let to = draft.check().map_err(Problem::invalid)?;
+    let to = draft.map_or_else(TransferDraft::default, |body| body.0).check().map_err(Problem::invalid)?;
     Ok(Json(Leads { leader: api.services.transfer_leadership(to).await? }))
 }
 

@@ -28,6 +28,10 @@ pub(super) fn complete(operation: &mut Value, path: &str, access: Access, exampl
         not_null(&mut parameter["schema"]);
     }
     if let Some(body) = operation.get_mut("requestBody") {
+        // Nor is a body.
+        if let Some(json) = body["content"].get_mut(JSON) {
+            not_null(&mut json["schema"]);
+        }
         illustrate(&mut body["content"], examples);
     }
     for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
