@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::services::leader::{Leader, RoundError, UpkeepError, UsageGauges};
+use crate::services::leader::{Leader, Reconciliation, RoundError, UpkeepError, UsageGauges};
 use crate::telemetry::Metrics;
 
 /// Pause after a run that failed.
@@ -85,7 +85,8 @@ pub fn start(surroundings: &Surroundings, tasks: &TaskTracker) {
     }
     tasks.spawn(drive(promote_retries::PromoteRetries, surroundings.clone()));
     tasks.spawn(drive(reap_leases::ReapLeases, surroundings.clone()));
-    tasks.spawn(drive(reconcile_queue::ReconcileQueue::default(), surroundings.clone()));
+    let memory = Reconciliation::new(Arc::clone(&surroundings.metrics));
+    tasks.spawn(drive(reconcile_queue::ReconcileQueue { memory }, surroundings.clone()));
     let gauges = UsageGauges::new(Arc::clone(&surroundings.metrics));
     tasks.spawn(drive(record_vitals::RecordVitals { gauges }, surroundings.clone()));
     tasks.spawn(drive(forget_keys::ForgetKeys, surroundings.clone()));

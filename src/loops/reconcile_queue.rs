@@ -9,9 +9,8 @@ use super::{Loop, LoopError};
 use crate::services::leader::{Leader, Reconciliation};
 
 /// Looks for a lost generation, left claims and differing counts.
-#[derive(Default)]
 pub(super) struct ReconcileQueue {
-    memory: Reconciliation,
+    pub(super) memory: Reconciliation,
 }
 
 impl Loop for ReconcileQueue {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::scene::Scene;
@@ -72,4 +73,46 @@ async fn old_rows_go_and_new_ones_stay() {
     eventually("the replica serves", async || scene.cluster.is_ready(0).await).await;
     let rows = scene.get(0, "/api/v1/queues/metrics?limit=1").await;
     assert_eq!(rows[0]["queue_depth"], json!(1), "the newest row, which no leader has added to");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gauges_of_workers_and_of_the_queue_are_the_leaders_alone() {
+    let scene = Scene::start().await;
+    for name in ["stays", "goes"] {
+        let worker = json!({"name": name, "hostname": name, "ip_address": "10.0.2.10", "port": 8000,
+            "capabilities": {"models": ["m"]}, "max_concurrent_jobs": 1,
+            "heartbeat_interval_seconds": 300});
+        let (status, worker) = scene.ask(0, Method::POST, "/api/v1/workers", Some(worker)).await;
+        assert_eq!(status, 201, "{worker}");
+        if name == "goes" {
+            let path = format!("/api/v1/workers/{}", worker["id"].as_str().unwrap());
+            assert_eq!(scene.ask(1, Method::DELETE, &path, None).await.0, 204);
+        }
+    }
+    scene.submit(0, "nobody", 3, 4).await;
+    let shown = async |replica: usize| {
+        let url = format!("http://{}/metrics", scene.cluster.http(replica));
+        let text = reqwest::get(url).await.unwrap().text().await.unwrap();
+        ["workers{status=\"idle\"}", "workers{status=\"offline\"}", "queue_depth{priority=\"3\"}"].map(
+            |series| {
+                let line = text.lines().find_map(|line| line.strip_prefix(&format!("cortex_{series} ")));
+                line.unwrap().parse::<i64>().unwrap()
+            },
+        )
+    };
+    let mut leader = scene.leader().await;
+    for _ in 0..2 {
+        eventually("the leader shows them, and nobody else", async || {
+            let mut all = Vec::new();
+            for replica in 0..3 {
+                let expected = if replica == leader { [1, 1, 4] } else { [0; 3] };
+                all.push(shown(replica).await == expected);
+            }
+            all == [true; 3]
+        })
+        .await;
+        let transfer = scene.ask(leader, Method::POST, "/api/v1/cluster/transfer", None).await;
+        assert_eq!(transfer.0, 200, "to name nobody takes no body: {}", transfer.1);
+        leader = scene.cluster.wait_for_leader(Some(leader), Duration::from_secs(60)).await.unwrap();
+    }
 }

@@ -1,18 +1,21 @@
 //! What the leader's loops do, one method each; every one can be run at any time and any number of times.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Core, Leader, PRUNE_SLOT, UsageGauges};
+use super::{Leader, PRUNE_SLOT, UsageGauges};
 use crate::domain::ids::JobId;
 use crate::domain::transition::JobEvent;
+use crate::domain::worker::WorkerStatus;
 use crate::planted::{Plant, planted};
 use crate::ready_queue::{Entry, QueueError};
 use crate::services::error::ServiceError;
-use crate::storage::{OldJob, QueuedJob, StorageError};
+use crate::storage::{OldJob, QueuedJob, StorageError, Vitals};
+use crate::telemetry::Metrics;
 
 /// Jobs that one sweep looks at.
 const SWEEP: i64 = 500;
@@ -26,6 +29,8 @@ const STALE_CLAIM: Duration = Duration::from_secs(8);
 const ON_THE_WAY: Duration = Duration::from_millis(500);
 /// How often the ready queue is compared with the counters.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// How often the workers that are offline are counted, of which PostgreSQL alone knows.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 
 /// A loop's run that failed; it is run again.
 #[derive(Debug, thiserror::Error)]
@@ -41,13 +46,34 @@ pub enum UpkeepError {
     Service(#[from] ServiceError),
 }
 
-/// What `reconcile_queue` remembers from one run to the next.
-#[derive(Default)]
+/// What `reconcile_queue` remembers from one run to the next. The depth that it shows goes with the leadership.
 pub struct Reconciliation {
+    metrics: Arc<Metrics>,
     compared: Option<Instant>,
     bloated: bool,
     /// Where the search for missing jobs goes on.
     looked_at: Option<QueuedJob>,
+}
+
+impl Reconciliation {
+    /// Nothing is known yet.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, compared: None, bloated: false, looked_at: None }
+    }
+
+    fn show(&self, depth: [u64; 10]) {
+        for (priority, count) in (1..).zip(depth) {
+            let label = i32::to_string(&priority);
+            let gauge = self.metrics.queue_depth.with_label_values(&[&label]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+impl Drop for Reconciliation {
+    fn drop(&mut self) {
+        self.show([0; 10]);
+    }
 }
 
 /// What `prune_jobs` remembers from one run to the next.
@@ -132,21 +158,31 @@ impl Leader {
             (fleet.take_vitals(core.now()), fleet.count_by_status(), fleet.usage_by_worker())
         };
         gauges.show(usage);
-        for (status, count) in counts {
-            core.parts.metrics.workers.with_label_values(&[status.as_str()]).set(count);
+        for (status, count) in counts.into_iter().filter(|(status, _)| *status != WorkerStatus::Offline) {
+            gauges.count(status, count);
         }
-        if vitals.is_empty() {
-            return Ok(());
+        if !vitals.is_empty() {
+            self.write_vitals(&vitals).await?;
         }
+        let now = core.now();
+        if gauges.counted.is_none_or(|at| now.duration_since(at) >= COUNT_EVERY) {
+            gauges.count(WorkerStatus::Offline, core.parts.database.worker_stats().await?.offline_workers);
+            gauges.counted = Some(now);
+        }
+        Ok(())
+    }
+
+    async fn write_vitals(&self, vitals: &[Vitals]) -> Result<(), UpkeepError> {
+        let core = &self.core;
         let written = core
             .transaction("record_vitals", || async {
                 let mut transaction = core.begin().await?;
-                transaction.write_vitals(&vitals).await?;
+                transaction.write_vitals(vitals).await?;
                 transaction.commit().await
             })
             .await;
         if written.is_err() {
-            core.fleet().keep_vitals(&vitals);
+            core.fleet().keep_vitals(vitals);
         }
         Ok(written?)
     }
@@ -239,7 +275,8 @@ impl Leader {
             memory.looked_at = self.put_missing_back(Some(&after)).await?;
         }
         core.queue_known.store(true, Ordering::Release);
-        core.publish_depth().await
+        memory.show(core.parts.queue.depth().await?);
+        Ok(())
     }
 
     /// Fills the ready queue from PostgreSQL, in dispatch order, while scheduling goes on. A job that is
@@ -388,18 +425,21 @@ impl Leader {
     }
 }
 
-impl Core {
-    async fn publish_depth(&self) -> Result<(), UpkeepError> {
-        let depth = self.parts.queue.depth().await?;
-        for (priority, count) in (1..).zip(depth) {
-            let label = i32::to_string(&priority);
-            let gauge = self.parts.metrics.queue_depth.with_label_values(&[&label]);
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-        Ok(())
-    }
-}
-
 fn entry(job: &QueuedJob) -> Entry {
     Entry { job_id: job.id, shape: job.shape.clone(), priority: job.priority, submitted_at: job.submitted_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leads_no_more_shows_no_depth() {
+        let metrics = Arc::new(Metrics::new());
+        let memory = Reconciliation::new(Arc::clone(&metrics));
+        memory.show([3; 10]);
+        assert_eq!(metrics.queue_depth.with_label_values(&["10"]).get(), 3);
+        drop(memory);
+        assert_eq!(metrics.queue_depth.with_label_values(&["10"]).get(), 0);
+    }
 }

@@ -1,9 +1,11 @@
-//! What workers say of their machines, as gauges of the leader.
+//! How many workers there are, and what they say of their machines, as gauges of the leader.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::domain::execution::Usage;
+use crate::domain::worker::WorkerStatus;
 use crate::telemetry::Metrics;
 
 /// Workers that are shown; the first ones by hostname and port. Each is three series.
@@ -13,12 +15,14 @@ const MOST_SHOWN: usize = 1_000;
 pub struct UsageGauges {
     metrics: Arc<Metrics>,
     shown: BTreeSet<String>,
+    /// When those that are offline were counted.
+    pub(super) counted: Option<Instant>,
 }
 
 impl UsageGauges {
     /// Shows nothing yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, shown: BTreeSet::new() }
+        Self { metrics, shown: BTreeSet::new(), counted: None }
     }
 
     /// Shows these workers and no others.
@@ -30,6 +34,11 @@ impl UsageGauges {
             self.shown.insert(worker);
         }
         gone.iter().for_each(|worker| self.set(worker, Usage::default()));
+    }
+
+    /// Shows how many workers are in this state.
+    pub(super) fn count(&self, status: WorkerStatus, count: i64) {
+        self.metrics.workers.with_label_values(&[status.as_str()]).set(count);
     }
 
     /// A gauge for each number; none where there is no number.
@@ -51,6 +60,7 @@ impl UsageGauges {
 impl Drop for UsageGauges {
     fn drop(&mut self) {
         self.show(BTreeMap::new());
+        WorkerStatus::ALL.into_iter().for_each(|status| self.count(status, 0));
     }
 }
 
@@ -85,6 +95,17 @@ mod tests {
         assert_eq!(lines(&metrics), ["cortex_worker_cpu_usage_percent{worker=\"a:1\"} 13"]);
         drop(gauges);
         assert_eq!(lines(&metrics), [""; 0], "another replica leads, and shows its own");
+    }
+
+    #[test]
+    fn who_leads_no_more_counts_no_workers() {
+        let metrics = Arc::new(Metrics::new());
+        let gauges = UsageGauges::new(Arc::clone(&metrics));
+        let counts = || WorkerStatus::ALL.map(|of| metrics.workers.with_label_values(&[of.as_str()]).get());
+        WorkerStatus::ALL.into_iter().for_each(|status| gauges.count(status, 7));
+        assert_eq!(counts(), [7; 4]);
+        drop(gauges);
+        assert_eq!(counts(), [0; 4]);
     }
 
     #[test]
