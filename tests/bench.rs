@@ -25,10 +25,14 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
+        Self::with_workers(0).await
+    }
+
+    async fn with_workers(workers: u16) -> Self {
         let (scratch, stores) = (Scratch::new(), Stores::fresh().await);
         let cluster = DevCluster::builder(scratch.path().join("data"))
             .replicas(1)
-            .workers(0)
+            .workers(workers)
             .binary(CORTEX)
             .database_url(Some(stores.database_url.clone()))
             .redis_url(Some(stores.redis_url.clone()))
@@ -181,4 +185,15 @@ async fn a_wrong_usage_exits_with_2_and_a_cluster_that_does_not_answer_with_1() 
     let (code, complained) = run(&format!("submit --jobs 5 {unreachable}")).await;
     assert_eq!(code, Some(1), "{complained}");
     assert!(complained.contains("connecting"), "{complained}");
+}
+
+#[tokio::test]
+async fn workers_that_take_any_job_leave_those_of_a_run_alone() {
+    let scene = Scene::with_workers(1).await;
+    for (line, workload) in [("submit --jobs 100", "submit"), ("pipeline --jobs 100", "pipeline")] {
+        let said = lines(&scene.bench(line).await);
+        check_line(&said[0], workload, 100);
+    }
+    let others = "executions e JOIN workers w ON w.id = e.worker_id WHERE w.name LIKE 'demo%'";
+    assert_eq!(scene.count(others).await, 0);
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cortex_client::{JobFilter, JobsClient};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::load::Target;
@@ -53,6 +54,14 @@ impl Cluster {
             .into_iter()
             .filter_map(|member| member.grpc.map(|grpc| format!("http://{grpc}")))
             .collect())
+    }
+
+    /// Whether there are workers that name no models, and so would take the run's jobs.
+    pub(super) async fn has_takers(&self) -> Result<bool, BenchError> {
+        let workers = self.client.workers(None).await;
+        let workers = workers.map_err(|error| BenchError::call("asking for workers")(&error))?.workers;
+        let takes_any = |models: Option<&Value>| models.is_none_or(Value::is_null);
+        Ok(workers.iter().any(|worker| takes_any(worker.capabilities.get("models"))))
     }
 
     /// How many jobs of the model there are in PostgreSQL, in one state or in all.

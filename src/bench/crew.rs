@@ -99,6 +99,7 @@ impl Crew {
         options: &Options,
         endpoints: &[String],
         model: &str,
+        memory_gb: Option<u32>,
         clock: Clock,
     ) -> Result<Self, BenchError> {
         let tally = Arc::new(Tally {
@@ -113,14 +114,16 @@ impl Crew {
         for index in 0..options.workers {
             let failed = |error: &dyn std::fmt::Display| BenchError::call("starting a worker")(error);
             let name = format!("{model}-{}", index + 1);
-            let worker = Worker::builder()
+            let mut worker = Worker::builder()
                 .endpoints(endpoints.join(","))
                 .identity(Identity::reserve(&name).map_err(|error| failed(&error))?)
                 .models([model])
                 .slots(options.slots)
-                .token(options.token.clone())
-                .build()
-                .map_err(|error| failed(&error))?;
+                .token(options.token.clone());
+            if let Some(gb) = memory_gb {
+                worker = worker.memory_gb(gb.into());
+            }
+            let worker = worker.build().map_err(|error| failed(&error))?;
             let nothing = Nothing { tally: Arc::clone(&tally), worker: index };
             workers.push(tokio::spawn(worker.run(nothing, shutdown.clone())));
         }

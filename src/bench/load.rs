@@ -50,10 +50,12 @@ pub(super) enum Sent {
 }
 
 impl Template {
-    /// Jobs for `model` with an input of about `payload_bytes`.
-    pub(super) fn new(model: &str, payload_bytes: usize) -> Self {
+    /// Jobs for `model` with an input of about `payload_bytes`, and so much memory, if any.
+    pub(super) fn new(model: &str, payload_bytes: usize, memory_gb: Option<u32>) -> Self {
+        let metadata = memory_gb.map(|gb| format!(r#""metadata":{{"required_memory_gb":{gb}}},"#));
+        let metadata = metadata.unwrap_or_default();
         let head = format!(
-            r#"{{"name":"bench","model_name":"{model}","model_version":"1","max_retries":0,"input_data":{{"t":""#
+            r#"{{"name":"bench","model_name":"{model}","model_version":"1","max_retries":0,{metadata}"input_data":{{"t":""#
         );
         let pad = "x".repeat(payload_bytes.saturating_sub(DIGITS + 18));
         let job = format!(r#"{head}{}","payload":"{pad}"}}}}"#, "0".repeat(DIGITS));
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_body_is_json_of_the_size_asked_for_and_tells_its_time() {
-        let template = Template::new("bench-x", 200);
+        let template = Template::new("bench-x", 200, None);
         let body: serde_json::Value = serde_json::from_slice(&template.single(1_234_567)).unwrap();
         let input = body["input_data"].to_string();
         assert!((195..=205).contains(&input.len()), "{}", input.len());
@@ -180,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_so_many_jobs_each_with_its_time() {
-        let body = Template::new("bench-x", 50).batch(3, 7);
+        let body = Template::new("bench-x", 50, None).batch(3, 7);
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let jobs = body["jobs"].as_array().unwrap();
         assert_eq!(jobs.len(), 3);

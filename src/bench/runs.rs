@@ -21,6 +21,12 @@ const SINGLE: &str = "/api/v1/jobs";
 const BATCH: &str = "/api/v1/jobs/batch";
 /// How long jobs may take to be run once all are stored.
 const RUN_WITHIN: Duration = Duration::from_secs(600);
+/// How long submissions may be refused one after the other.
+const REFUSED_WITHIN: Duration = Duration::from_secs(60);
+const REFUSED: &str =
+    "every submission was refused: nobody leads, or more jobs wait than queue.max_queue_size allows";
+/// More memory than any machine has.
+const RESERVED_GB: u32 = 1_000_000;
 /// How often a soak says how it goes.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Microseconds of a second.
@@ -33,6 +39,8 @@ struct Run {
     worker_endpoints: Vec<String>,
     target: Target,
     model: String,
+    /// What the jobs ask for and the run's own workers have, where others would take any job.
+    memory_gb: Option<u32>,
     template: Arc<Template>,
     clock: Clock,
     bar: ProgressBar,
@@ -68,9 +76,11 @@ pub async fn run(options: Options, id: Uuid, mut say: impl FnMut(&Line)) -> Resu
         options.worker_endpoints.clone()
     };
     let model = format!("bench-{id}");
+    let memory_gb = cluster.has_takers().await?.then_some(RESERVED_GB);
     let run = Run {
         target,
-        template: Arc::new(Template::new(&model, options.payload_bytes)),
+        template: Arc::new(Template::new(&model, options.payload_bytes, memory_gb)),
+        memory_gb,
         clock: Clock::start(),
         bar: bar(options.progress),
         cluster,
@@ -215,7 +225,7 @@ impl Run {
     }
 
     fn crew(&self) -> Result<Crew, BenchError> {
-        Crew::start(&self.options, &self.worker_endpoints, &self.model, self.clock)
+        Crew::start(&self.options, &self.worker_endpoints, &self.model, self.memory_gb, self.clock)
     }
 
     /// A crew that has run a job on each of its slots' worth: connections are open, statements prepared. These
@@ -371,6 +381,7 @@ async fn submit(
     clock: Clock,
     done: &mut Submitted,
 ) -> Result<(), BenchError> {
+    let came = clock.micros();
     loop {
         let began = clock.micros();
         match submitter.post(path, body(began)).await? {
@@ -378,6 +389,9 @@ async fn submit(
                 done.times.saturating_record(took(clock, began));
                 done.stored += jobs;
                 return Ok(());
+            }
+            Sent::ComeAgain(_) if u128::from(began - came) > REFUSED_WITHIN.as_micros() => {
+                return Err(BenchError::Late(REFUSED_WITHIN, REFUSED));
             }
             Sent::ComeAgain(after) => {
                 done.refused += 1;
