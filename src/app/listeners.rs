@@ -26,8 +26,8 @@ use crate::security::TlsIdentity;
 /// Calls that may be open on one connection of gRPC: those of a worker that waits for jobs, say.
 const MAX_STREAMS: u32 = 1_024;
 
-/// How long the head of a call to REST may take, or a connection may be kept without one: longer than clients keep idle
-/// connections, so that they close them first.
+/// How long the head of a call to REST may take, or a connection may be kept without one: longer than most clients keep
+/// idle connections, so that they close them first.
 const HEAD_WITHIN: Duration = Duration::from_secs(120);
 
 /// The three listeners.

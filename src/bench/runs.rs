@@ -23,8 +23,7 @@ const BATCH: &str = "/api/v1/jobs/batch";
 const RUN_WITHIN: Duration = Duration::from_secs(600);
 /// How long submissions may be refused one after the other.
 const REFUSED_WITHIN: Duration = Duration::from_secs(60);
-const REFUSED: &str =
-    "every submission was refused: nobody leads, or more jobs wait than queue.max_queue_size allows";
+const REFUSED: &str = "a submission was refused all the time: nobody leads, a store is down, or too many jobs wait (queue.max_queue_size)";
 /// More memory than any machine has.
 const RESERVED_GB: u32 = 1_000_000;
 /// How often a soak says how it goes.
@@ -106,7 +105,7 @@ impl Run {
         let jobs = self.options.jobs.unwrap_or(20_000);
         let budget = self.budget(Some(jobs), self.options.seconds.filter(|_| self.options.jobs.is_none()));
         let (cpu, began) = (Cpu::now(), self.clock.micros());
-        let done = self.drive(budget, self.options.in_flight, 1).await?;
+        let done = self.fill(budget, self.options.in_flight, 1).await?;
         let line = self.line("submit", &done, done.stored, began, cpu, &done.times);
         self.clear(done.stored).await?;
         self.verified(line, None).await
@@ -116,7 +115,7 @@ impl Run {
         let jobs = self.options.jobs.unwrap_or(50_000);
         let budget = self.budget(Some(jobs), self.options.seconds.filter(|_| self.options.jobs.is_none()));
         let (cpu, began) = (Cpu::now(), self.clock.micros());
-        let done = self.drive(budget, 1, self.options.batch).await?;
+        let done = self.fill(budget, 1, self.options.batch).await?;
         let line = self.line("submit-batch", &done, done.stored, began, cpu, &done.times);
         self.clear(done.stored).await?;
         self.verified(line, None).await
@@ -125,7 +124,7 @@ impl Run {
     /// From the start of the first job until PostgreSQL holds all as completed.
     async fn drain(&self) -> Result<Line, BenchError> {
         let jobs = self.options.jobs.unwrap_or(50_000);
-        let done = self.drive(self.budget(Some(jobs), None), 1, self.options.batch).await?;
+        let done = self.fill(self.budget(Some(jobs), None), 1, self.options.batch).await?;
         let cpu = Cpu::now();
         let crew = self.crew()?;
         let first = self.options.first.filter(|first| *first < done.stored);
@@ -238,6 +237,15 @@ impl Run {
         self.cluster.completed(&self.model, done.stored).await?;
         crew.tally.forget_times();
         Ok(crew)
+    }
+
+    /// Submits while nobody works. If too few find room, those go again: nobody else would run them.
+    async fn fill(&self, budget: Budget, callers: usize, batch: usize) -> Result<Submitted, BenchError> {
+        let done = self.drive(budget, callers, batch).await;
+        if let Err(BenchError::Late(..)) = &done {
+            self.clear(self.cluster.count(&self.model, None).await?).await?;
+        }
+        done
     }
 
     /// Submits with so many callers at a time, each call so many jobs.

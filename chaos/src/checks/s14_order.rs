@@ -5,7 +5,7 @@
 //! granted by transactions side by side. So one that is granted shortly afterwards counts as having gone along.
 //!
 //! The queue cannot be asked while Redis, PostgreSQL or the leader is struck: there the second begins when that is over. A
-//! job that is placed with its submission has not been in the queue, so for it there is no such excuse.
+//! job that is placed with its submission, or when it is due, has not been in the queue, so for it there is no such excuse.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -1,6 +1,6 @@
 //! How many jobs wait in the ready queue, by shape.
 //!
-//! A shape is in the backlog from the commit of its first waiting job until its last one was claimed. So the
+//! A shape is in the backlog from the commit of its first waiting job until its last one was claimed and assigned. So the
 //! scheduler asks Redis only about shapes that may have jobs, and a submission knows whether there is a slot
 //! for its job beside those that wait. The numbers are upper bounds: Redis is the one that has the jobs, and a
 //! claim that comes back with less than it asked for corrects them.
@@ -13,6 +13,7 @@ use crate::domain::matching::Shape;
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     shapes: HashMap<Shape, Waiting>,
+    rounds: u64,
 }
 
 #[derive(Debug, Default)]
@@ -24,10 +25,10 @@ struct Waiting {
     /// Jobs that wait, those on their way included; unknown where the ready queue holds jobs that were not
     /// expected.
     waiting: Option<u64>,
-    /// Claimed, and whether they were jobs that waited will be known soon.
-    claimed: u64,
     /// No job that was expected and waits is more urgent.
     urgency: u8,
+    /// Rounds that have claimed jobs and have yet to find out whether those waited, and the urgency until then.
+    claims: Vec<(Round, u8)>,
 }
 
 /// The jobs that wait for the same slots as another one.
@@ -38,6 +39,10 @@ pub(super) struct Rivals {
     /// The highest of their priorities, at most.
     pub(super) urgency: u8,
 }
+
+/// Which round of the scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Round(u64);
 
 /// How many jobs of a shape had arrived before a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,15 +91,26 @@ impl Backlog {
         let wanted = self.shapes.iter().filter(|(shape, _)| of(shape));
         wanted.fold(Rivals { jobs: 0, urgency: 0 }, |sum, (_, now)| Rivals {
             jobs: sum.jobs.saturating_add(now.waiting.unwrap_or(u64::MAX)),
-            urgency: sum.urgency.max(now.urgency),
+            urgency: now
+                .claims
+                .iter()
+                .fold(sum.urgency.max(now.urgency), |most, (_, urgency)| most.max(*urgency)),
         })
     }
 
-    /// A claim has taken so many jobs of the shape; `emptied` holds what was known before it, if it found no
-    /// more. The shape stays until [`Self::settled`] tells what they were: less urgent jobs are not placed past it.
-    pub(super) fn claimed(&mut self, shape: &Shape, jobs: u64, emptied: Option<Glimpse>) {
+    /// A round begins.
+    pub(super) fn begin(&mut self) -> Round {
+        self.rounds += 1;
+        Round(self.rounds)
+    }
+
+    /// A round has claimed so many jobs of the shape; `emptied` holds what was known before it, if it found no
+    /// more. Until [`Self::settled`] tells what they were, less urgent jobs are not placed past them.
+    pub(super) fn claimed(&mut self, round: Round, shape: &Shape, jobs: u64, emptied: Option<Glimpse>) {
         let Some(now) = self.shapes.get_mut(shape) else { return };
-        now.claimed += jobs;
+        if jobs > 0 {
+            now.claims.push((round, now.urgency));
+        }
         now.waiting = now.waiting.map(|waiting| waiting.saturating_sub(jobs));
         if let Some(Glimpse(arrived)) = emptied {
             let since = now.arrived - arrived.min(now.arrived);
@@ -103,22 +119,28 @@ impl Backlog {
         self.forget(shape);
     }
 
-    /// What became of so many claims: `all_waited` if each was for a job that waited. What was claimed in vain was not
-    /// among those that were counted, so they are more than are left.
-    pub(super) fn settled(&mut self, shape: &Shape, jobs: u64, all_waited: bool) {
-        if let Some(now) = self.shapes.get_mut(shape) {
-            now.claimed = now.claimed.saturating_sub(jobs);
-        }
-        if all_waited {
-            self.forget(shape);
-        } else {
+    /// What became of a round's claims: `all_waited` if each was for a job that waited. What was claimed in vain was not
+    /// among those that were counted, so there are more than are left.
+    pub(super) fn settled(&mut self, round: Round, shape: &Shape, all_waited: bool) {
+        if !all_waited {
             self.note([shape.clone()]);
         }
+        if let Some(now) = self.shapes.get_mut(shape) {
+            let own = |(of, _): &mut (Round, u8)| *of == round;
+            for (_, urgency) in now.claims.extract_if(.., own) {
+                if !all_waited {
+                    now.urgency = now.urgency.max(urgency);
+                }
+            }
+        }
+        self.forget(shape);
     }
 
-    /// Forgets the shape if none of its jobs waits.
+    /// Forgets the urgency if no job waits, and the shape with the last claim.
     fn forget(&mut self, shape: &Shape) {
-        if self.shapes.get(shape).is_some_and(|now| now.is_over() && now.claimed == 0) {
+        let Some(now) = self.shapes.get_mut(shape).filter(|now| now.is_over()) else { return };
+        now.urgency = 0;
+        if now.claims.is_empty() {
             self.shapes.remove(shape);
         }
     }
@@ -147,20 +169,46 @@ mod tests {
         backlog.shapes().find(|(shape, _)| *shape == of).map(|(_, glimpse)| glimpse)
     }
 
+    /// A round that finds out at once that all it claimed had waited.
+    fn claim(backlog: &mut Backlog, of: &Shape, jobs: u64, emptied: Option<Glimpse>) {
+        let round = backlog.begin();
+        backlog.claimed(round, of, jobs, emptied);
+        backlog.settled(round, of, true);
+    }
+
     #[test]
-    fn a_shape_is_forgotten_once_its_last_job_was_claimed() {
+    fn a_shape_is_forgotten_once_its_last_job_was_claimed_and_had_waited() {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
         for _ in 0..2 {
             backlog.expect(&a, 5);
         }
         backlog.arrive(&a, 2);
-        backlog.claimed(&a, 1, None);
+        let rounds = [backlog.begin(), backlog.begin()];
+        backlog.claimed(rounds[0], &a, 1, None);
         assert_eq!(backlog.rivals(|_| true).jobs, 1);
-        backlog.claimed(&a, 1, None);
+        backlog.claimed(rounds[1], &a, 1, None);
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 5 }, "it may have been another");
         assert!(backlog.is_empty());
-        backlog.settled(&a, 2, true);
+        backlog.settled(rounds[0], &a, true);
+        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 5 });
+        backlog.settled(rounds[1], &a, true);
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 0 });
+    }
+
+    #[test]
+    fn an_urgent_job_is_forgotten_with_its_round_however_many_follow() {
+        let (mut backlog, a) = (Backlog::default(), shape("a"));
+        backlog.expect(&a, 8);
+        backlog.arrive(&a, 1);
+        let urgent = backlog.begin();
+        backlog.claimed(urgent, &a, 1, None);
+        backlog.expect(&a, 5);
+        backlog.arrive(&a, 1);
+        let next = backlog.begin();
+        backlog.claimed(next, &a, 1, None);
+        assert_eq!(backlog.rivals(|_| true).urgency, 8);
+        backlog.settled(urgent, &a, true);
+        assert_eq!(backlog.rivals(|_| true).urgency, 5);
     }
 
     #[test]
@@ -168,14 +216,14 @@ mod tests {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
         backlog.expect(&a, 8);
         backlog.arrive(&a, 1);
-        backlog.claimed(&a, 1, None);
-        backlog.settled(&a, 1, false);
+        let round = backlog.begin();
+        backlog.claimed(round, &a, 1, None);
+        backlog.settled(round, &a, false);
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: u64::MAX, urgency: 8 });
         // The job itself, and the end.
         let seen = glimpse(&backlog, &a);
-        backlog.claimed(&a, 1, seen);
-        backlog.settled(&a, 1, true);
-        assert!(backlog.is_empty());
+        claim(&mut backlog, &a, 1, seen);
+        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 0 });
     }
 
     #[test]
@@ -188,14 +236,14 @@ mod tests {
         let seen = glimpse(&backlog, &a);
         // Three were there; one of them was gone in the meantime, one more arrives during the claim.
         backlog.arrive(&a, 1);
-        backlog.claimed(&a, 2, seen);
+        claim(&mut backlog, &a, 2, seen);
         assert_eq!(backlog.rivals(|_| true).jobs, 2, "one is on its way, one may have come too late");
         let seen = glimpse(&backlog, &a);
-        backlog.claimed(&a, 1, seen);
+        claim(&mut backlog, &a, 1, seen);
         assert_eq!(backlog.rivals(|_| true).jobs, 1);
         backlog.arrive(&a, 1);
         let seen = glimpse(&backlog, &a);
-        backlog.claimed(&a, 1, seen);
+        claim(&mut backlog, &a, 1, seen);
         assert!(backlog.is_empty());
     }
 
@@ -203,11 +251,11 @@ mod tests {
     fn jobs_that_nobody_expected_are_endlessly_many_until_a_claim_has_seen_their_end() {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
         backlog.note([a.clone()]);
-        backlog.claimed(&a, 1, None);
+        claim(&mut backlog, &a, 1, None);
         assert_eq!(backlog.rivals(|shape| *shape == a).jobs, u64::MAX);
         assert_eq!(backlog.rivals(|shape| *shape != a).jobs, 0);
         let seen = glimpse(&backlog, &a);
-        backlog.claimed(&a, 1, seen);
+        claim(&mut backlog, &a, 1, seen);
         assert!(backlog.is_empty());
     }
 
@@ -220,9 +268,7 @@ mod tests {
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 3, urgency: 8 });
         assert_eq!(backlog.rivals(|shape| *shape == b).urgency, 5);
         backlog.arrive(&a, 2);
-        backlog.claimed(&a, 2, None);
-        assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 1, urgency: 8 });
-        backlog.settled(&a, 2, true);
+        claim(&mut backlog, &a, 2, None);
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 1, urgency: 5 });
     }
 }

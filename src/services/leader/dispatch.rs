@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::backlog::Glimpse;
+use super::backlog::{Glimpse, Round};
 use super::control::Open;
 use super::feed::FeedItem;
 use super::lanes::Lane;
@@ -57,6 +57,7 @@ pub(super) struct Placed {
 
 /// What a round asks the ready queue for.
 struct Question {
+    round: Round,
     groups: Vec<GroupId>,
     slots: Vec<ready_queue::Group>,
     offers: Vec<Offer>,
@@ -194,7 +195,7 @@ impl Core {
     /// take.
     /// `None` if there is nothing to ask, or too few slots to begin beside other rounds.
     fn question(&self, alone: bool) -> Option<Question> {
-        let backlog = self.backlog();
+        let mut backlog = self.backlog();
         let paused = self.parts.control.paused();
         if backlog.is_empty() || paused.all {
             return None;
@@ -217,8 +218,11 @@ impl Core {
                 glimpses.push(glimpse);
             }
         }
+        if offers.is_empty() {
+            return None;
+        }
         let most = (free as usize).min(self.parts.batch_size).min(MAX_CLAIM);
-        (!offers.is_empty()).then_some(Question { groups, slots, offers, glimpses, most })
+        Some(Question { round: backlog.begin(), groups, slots, offers, glimpses, most })
     }
 
     /// Tells the backlog what was claimed. A claim that took less than it could has seen those shapes to their
@@ -241,7 +245,7 @@ impl Core {
         let mut backlog = self.backlog();
         for ((offer, glimpse), taken) in question.offers.iter().zip(&question.glimpses).zip(taken) {
             let emptied = (took_less && offer.groups.iter().any(has_slots)).then_some(*glimpse);
-            backlog.claimed(&offer.shape, taken, emptied);
+            backlog.claimed(question.round, &offer.shape, taken, emptied);
         }
     }
 
@@ -249,19 +253,20 @@ impl Core {
     fn conclude(&self, question: &Question, claims: &[ready_queue::Claim], taken: &[Taken]) {
         let taken: HashMap<JobId, &str> =
             taken.iter().map(|job| (job.job_id, job.model_name.as_str())).collect();
-        let mut outcomes = vec![(0, true); question.offers.len()];
+        // Whether all had waited that were claimed as having this shape, if any were.
+        let mut outcomes: Vec<Option<bool>> = vec![None; question.offers.len()];
         for claim in claims {
-            if let (Some(offer), Some((jobs, all_waited))) =
+            if let (Some(offer), Some(all_waited)) =
                 (question.offers.get(claim.offer), outcomes.get_mut(claim.offer))
             {
-                *jobs += 1;
-                *all_waited &= taken.get(&claim.job_id) == Some(&offer.shape.model_name.as_str());
+                let waited = taken.get(&claim.job_id) == Some(&offer.shape.model_name.as_str());
+                *all_waited = Some(waited && *all_waited != Some(false));
             }
         }
         let mut backlog = self.backlog();
-        for (offer, (jobs, all_waited)) in question.offers.iter().zip(outcomes) {
-            if jobs > 0 {
-                backlog.settled(&offer.shape, jobs, all_waited);
+        for (offer, all_waited) in question.offers.iter().zip(outcomes) {
+            if let Some(all_waited) = all_waited {
+                backlog.settled(question.round, &offer.shape, all_waited);
             }
         }
     }

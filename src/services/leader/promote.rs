@@ -19,6 +19,8 @@ use crate::storage::{Claim, Due, Origin, Promoted, StorageError};
 
 /// Jobs of one statement.
 const SWEEP: u16 = 500;
+/// Pause before another look at a job that is due and that somebody holds.
+const HELD: Duration = Duration::from_millis(10);
 
 impl Leader {
     /// Assigns jobs whose time has come, or puts them into the ready queue. Answers how long until the next one is
@@ -30,7 +32,9 @@ impl Leader {
             // No more inputs in one statement than a round has.
             let limit = u16::try_from(core.parts.batch_size).map_or(SWEEP, |batch| batch.min(SWEEP));
             let due = core.parts.database.due(limit).await?;
-            let mut moved = self.assign_due(&due).await;
+            // Behind a whole page there may be more urgent ones: the ready queue knows the order of all.
+            let all = due.len() < usize::from(limit);
+            let mut moved = if all { self.assign_due(&due).await } else { 0 };
             if moved < due.len() {
                 moved += self.queue_due().await?;
             }
@@ -43,7 +47,8 @@ impl Leader {
         // No nudge: whoever is told here is the one that a nudge would wake.
         let mut noted = core.next_due.lock().unwrap_or_else(PoisonError::into_inner);
         *noted = [*noted, stored].into_iter().flatten().min();
-        Ok(noted.map(|due| due.saturating_duration_since(core.now())))
+        let wait = noted.map(|due| due.saturating_duration_since(core.now()));
+        Ok(wait.map(|wait| if wait.is_zero() { HELD } else { wait }))
     }
 
     /// Gives jobs to workers that have slots to spare. Answers how many. If it fails, they have the ready queue.

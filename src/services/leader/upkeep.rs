@@ -31,6 +31,8 @@ const ON_THE_WAY: Duration = Duration::from_millis(500);
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 /// How often the workers that are offline are counted, of which PostgreSQL alone knows.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// How long that may take: vitals must not wait for it.
+const COUNT_WITHIN: Duration = Duration::from_millis(500);
 
 /// A loop's run that failed; it is run again.
 #[derive(Debug, thiserror::Error)]
@@ -166,8 +168,11 @@ impl Leader {
         }
         let now = core.now();
         if gauges.counted.is_none_or(|at| now.duration_since(at) >= COUNT_EVERY) {
-            gauges.count(WorkerStatus::Offline, core.parts.database.worker_stats().await?.offline_workers);
             gauges.counted = Some(now);
+            let stats = tokio::time::timeout(COUNT_WITHIN, core.parts.database.worker_stats()).await;
+            if let Ok(Ok(stats)) = stats {
+                gauges.count(WorkerStatus::Offline, stats.offline_workers);
+            }
         }
         Ok(())
     }
