@@ -17,6 +17,8 @@ const FLAGS: u64 = 9;
 const SLOTS: [u64; 2] = [64, 192];
 /// Bytes of a slot.
 const SLOT: usize = 128;
+/// The first one names the version of the format, which is the same before and after: no write tears it.
+const UNTORN: usize = 1;
 
 pub(super) const FAULT: Fault = Fault {
     name: "raft-torn-tail",
@@ -59,7 +61,7 @@ fn tear_file(path: &std::path::Path, strike: &mut Strike) -> Result<String, Stri
     let mut flags = [0];
     file.read_exact_at(&mut flags, FLAGS).map_err(failed)?;
     let spare = SLOTS[1 - usize::from(flags[0] & 1)];
-    let begin = strike.draw.index(SLOT - 1);
+    let begin = UNTORN + strike.draw.index(SLOT - UNTORN);
     file.write_all_at(&tail[begin..], spare + begin as u64).map_err(failed)?;
     file.sync_all().map_err(failed)?;
     Ok(format!("the record of a commit torn from byte {begin} on"))
