@@ -164,8 +164,18 @@ impl Cluster {
     /// # Errors
     /// When there is none in time.
     pub async fn leader_other_than(&self, not: Option<usize>) -> Result<usize, String> {
-        let led = self.replicas.read().await.wait_for_leader(not, PATIENCE).await;
-        led.map_err(|error| error.to_string())
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // A look at a time: who starts the replica again that is waited for needs the lock, too.
+            let looked = self.replicas.read().await.wait_for_leader(not, Duration::ZERO).await;
+            match looked {
+                Ok(leader) => return Ok(leader),
+                Err(_) if Instant::now() > deadline => {
+                    return Err(format!("no leader within {} s", PATIENCE.as_secs()));
+                }
+                Err(_) => sleep(LOOK_EVERY).await,
+            }
+        }
     }
 
     /// Sends a signal to a replica; answers whether it was there to take it.

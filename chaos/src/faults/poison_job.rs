@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -21,6 +22,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(6);
 const AWAY: Duration = Duration::from_millis(500);
 /// As many different workers must be lost before it is given up.
 const WORKERS: i64 = 3;
+/// Or as many before they had said that it runs.
+const EARLY: i32 = 10;
 
 pub(super) const FAULT: Fault = Fault {
     name: "poison-job",
@@ -61,9 +64,15 @@ async fn poison(mut strike: Strike) -> Struck {
         let cancel = Request::Cancel { job };
         strike.recorder.call("poisoner", replica, cancel, outcome_of(send)).await;
     }
+    let decided = is_decided(&cluster.pool, job).await;
     revive_all(&strike).await;
     strike.heals();
-    let (deaths, status) = ended.map_err(Miss::Broke)?;
+    let (deaths, status) = match ended {
+        Ok(ended) => ended,
+        // The same workers took it again and again.
+        Err(error) if decided == Ok(false) => return Err(Miss::Idle(error)),
+        Err(error) => return Err(Miss::Broke(error)),
+    };
     let (workers, code): (i64, Option<String>) = sqlx::query_as(
         "SELECT count(DISTINCT worker_id),
             (SELECT error_code FROM executions WHERE job_id = $1 ORDER BY created_at DESC LIMIT 1)
@@ -81,6 +90,13 @@ async fn poison(mut strike: Strike) -> Struck {
     // A start whose report was lost beside another fault lets a further worker die.
     let given_up = status == "failed" && code.as_deref() == Some("poison");
     Err(if given_up { Miss::Idle(said) } else { Miss::Broke(said) })
+}
+
+/// Whether it has cost as much as it may.
+async fn is_decided(pool: &PgPool, job: Uuid) -> Result<bool, String> {
+    let cost = "SELECT coalesce(cardinality(lost_workers), 0)::bigint, early_losses FROM jobs WHERE id = $1";
+    let cost = sqlx::query_as::<_, (i64, i32)>(cost).bind(job).fetch_one(pool).await;
+    cost.map(|(workers, early)| workers >= WORKERS || early >= EARLY).map_err(|error| error.to_string())
 }
 
 /// Replaces the workers that it kills until it is at its end; answers how many died, and its last state.
