@@ -13,6 +13,8 @@ use crate::Failure;
 
 /// The program that is measured, and the one that measures.
 const CORTEX: &str = env!("CARGO_BIN_EXE_cortex");
+/// Workers of a run of `cortex bench`.
+const WORKERS: &str = "8";
 /// More jobs than any measurement lets wait.
 pub const ROOMY: u32 = 10_000_000;
 /// Longest wait for a leader.
@@ -89,7 +91,7 @@ impl Stage {
             .map(|index| format!("http://{}", self.cluster.http(index)))
             .collect();
         let mut command = Command::new(CORTEX);
-        command.arg("bench").args(arguments).args(["--endpoint", &urls.join(",")]);
+        command.arg("bench").args(arguments).args(["--workers", WORKERS, "--endpoint", &urls.join(",")]);
         if at == At::Database {
             command.args(["--database-url", self.cluster.database_url()]);
         }

@@ -105,9 +105,8 @@ impl Database {
                    SELECT c.* FROM fence,
                        unnest(CASE WHEN passed THEN $2::uuid[] END, $3::uuid[], $4::uuid[], $5::uuid[])
                        AS c (job_id, worker_id, lease_id, delivery_id)
-                   WHERE NOT $9 OR EXISTS (
-                       SELECT FROM jobs due WHERE due.id = c.job_id AND due.next_retry_at <= now()
-                       FOR UPDATE SKIP LOCKED)
+                   WHERE NOT $9
+                       OR EXISTS (SELECT FROM jobs due WHERE due.id = c.job_id FOR UPDATE SKIP LOCKED)
                ), taken AS (
                    UPDATE jobs j SET status = 'assigned', assigned_worker_id = c.worker_id,
                        assigned_at = now(), lease_id = c.lease_id,
