@@ -7,7 +7,8 @@ cd "$(dirname "$0")/../.."
 
 data_dir=${1:-.cortex}
 manifest=$data_dir/cluster.json
-PATH="$PWD/${CARGO_TARGET_DIR:-target}/release:$PATH"
+target=${CARGO_TARGET_DIR:-target}
+PATH="$(realpath "$target")/release:$PATH"
 install_missing python3
 [ -e "$manifest" ] || fail "no cluster runs in $data_dir: start one with bash deploy/quickstart.sh"
 
