@@ -23,7 +23,7 @@ const AWAY: Duration = Duration::from_millis(500);
 /// As many different workers must be lost before it is given up.
 const WORKERS: i64 = 3;
 /// Or as many before they had said that it runs.
-const EARLY: i32 = 10;
+const EARLY: i64 = 10;
 
 pub(super) const FAULT: Fault = Fault {
     name: "poison-job",
@@ -92,10 +92,12 @@ async fn poison(mut strike: Strike) -> Struck {
     Err(if given_up { Miss::Idle(said) } else { Miss::Broke(said) })
 }
 
-/// Whether it has cost as much as it may.
+/// Whether it has cost as much as it may, by its executions: what the product has counted is not asked.
 async fn is_decided(pool: &PgPool, job: Uuid) -> Result<bool, String> {
-    let cost = "SELECT coalesce(cardinality(lost_workers), 0)::bigint, early_losses FROM jobs WHERE id = $1";
-    let cost = sqlx::query_as::<_, (i64, i32)>(cost).bind(job).fetch_one(pool).await;
+    let cost = "SELECT count(DISTINCT worker_id) FILTER (WHERE status = 'failed'),
+            count(*) FILTER (WHERE status = 'cancelled')
+        FROM executions WHERE job_id = $1 AND error_code = 'worker_lost'";
+    let cost = sqlx::query_as::<_, (i64, i64)>(cost).bind(job).fetch_one(pool).await;
     cost.map(|(workers, early)| workers >= WORKERS || early >= EARLY).map_err(|error| error.to_string())
 }
 
