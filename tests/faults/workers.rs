@@ -68,7 +68,7 @@ impl Scene {
 async fn the_jobs_of_a_dead_worker_follow_their_policy_and_its_late_reports_change_nothing() {
     let scene = Scene::with(|builder, _| builder.set("scheduler.worker_timeout=3")).await;
     let replica = scene.cluster.http(0);
-    let soon = json!({"retry_policy": {"strategy": "fixed", "base_delay": 1}});
+    let soon = json!({"retry_policy": {"strategy": "fixed", "initial_delay_seconds": 1}});
     let retried = accepted(&scene.http, replica, json!({"metadata": soon, "max_retries": 2})).await;
     let given_up = accepted(&scene.http, replica, json!({"max_retries": 0})).await;
     let mut doomed = scene.worker_process("doomed", HANG_ONCE);
@@ -135,7 +135,7 @@ async fn a_worker_that_was_given_up_and_speaks_again_on_the_same_session_gets_jo
 async fn a_worker_that_starts_again_under_its_name_loses_its_leases_at_once() {
     // Longer than the test waits for anything.
     let scene = Scene::with(|builder, _| builder.set("scheduler.worker_timeout=600")).await;
-    let soon = json!({"retry_policy": {"strategy": "fixed", "base_delay": 1}});
+    let soon = json!({"retry_policy": {"strategy": "fixed", "initial_delay_seconds": 1}});
     let job = accepted(&scene.http, scene.cluster.http(0), json!({"metadata": soon})).await;
     let name = format!("phoenix-{}", std::process::id());
     let mut first = scene.worker_process(&name, HANG_ONCE);
