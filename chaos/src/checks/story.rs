@@ -102,6 +102,7 @@ impl Story {
             calls: Vec::new(),
             acts: Vec::new(),
             faults: Vec::new(),
+            misses: Vec::new(),
             views: Vec::new(),
             depths: Vec::new(),
             queues: Vec::new(),

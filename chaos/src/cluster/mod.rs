@@ -29,8 +29,9 @@ pub use options::{ClusterOptions, Error};
 
 /// Time between two looks while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Longest wait for anything that must come about.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for anything that must come about: long enough for a strike at something else, which may be under way
+/// at the same time, to be over and done with.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Prefix of all keys in Redis.
 pub const QUEUE: &str = "cortex";
 

@@ -23,18 +23,18 @@ async fn grow_and_shrink(mut strike: Strike) -> Struck {
     let index = cluster.start_another().await?;
     let id = cluster.id(index).await;
     strike.begins(&[index], false, format!("member {id} is added and removed again"));
-    cluster.join(index).await?;
+    cluster.join(index).await.map_err(Miss::Broke)?;
     let leads = strike.draw.percent(50);
     if leads {
-        cluster.make_leader(index).await?;
+        cluster.make_leader(index).await.map_err(Miss::Broke)?;
     }
     sleep(strike.draw.milliseconds(500, 3000)).await;
     let served = cluster.view(index).await;
     if cluster.leader().await == Some(index) {
         // Who leads is not removed.
-        cluster.make_leader(strike.draw.index(cluster.size())).await?;
+        cluster.make_leader(strike.draw.index(cluster.size())).await.map_err(Miss::Broke)?;
     }
-    cluster.remove(index).await?;
+    cluster.remove(index).await.map_err(Miss::Broke)?;
     let serves_nobody = || async {
         let answer = cluster.administer(index, Method::GET, "/api/v1/jobs", None).await;
         answer.is_ok_and(|(status, _)| status == 503)

@@ -93,6 +93,8 @@ pub struct History {
     pub acts: Vec<(u64, String, Act)>,
     /// Faults in the order of their beginning.
     pub faults: Vec<FaultRun>,
+    /// Strikes that found nothing to strike: when they gave up, and their names.
+    pub misses: Vec<(u64, String)>,
     /// Views of the group: when, index of the replica, process id, view.
     pub views: Vec<(u64, usize, Option<u32>, View)>,
     /// When, and how many jobs were pending, queued, active and finished.
@@ -123,6 +125,7 @@ impl History {
             calls: Vec::new(),
             acts: Vec::new(),
             faults: Vec::new(),
+            misses: Vec::new(),
             views: Vec::new(),
             depths: Vec::new(),
             queues: Vec::new(),
@@ -193,7 +196,10 @@ impl History {
             });
             return;
         }
-        let Some(run) = self.faults.iter_mut().rev().find(|run| run.fault == fault) else { return };
+        let Some(run) = self.faults.iter_mut().rev().find(|run| run.fault == fault) else {
+            self.misses.push((at, name));
+            return;
+        };
         match phase {
             Phase::Begins { .. } => {}
             Phase::Heals => run.healed = Some(at),
