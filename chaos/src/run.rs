@@ -86,6 +86,7 @@ pub async fn run(options: &RunOptions) -> Result<(), Error> {
     recorder.note(Record::Stage { stage: Stage::Quiet });
     wait_for_quiet(&cluster).await;
     recorder.note(Record::Stage { stage: Stage::Over });
+    wait_until_ready(&cluster, &recorder).await;
     if let Some(workload) = Arc::into_inner(workload) {
         workload.into_inner().stop().await;
     }
@@ -205,14 +206,31 @@ async fn wait_for_quiet(cluster: &Cluster) {
     }
 }
 
+/// Waits until every replica serves, and notes those that do not come to.
+async fn wait_until_ready(cluster: &Cluster, recorder: &Recorder) {
+    for replica in 0..cluster.size() {
+        let ready = || async move { cluster.replicas.read().await.is_ready(replica).await };
+        if cluster.until("the replica is ready", ready).await.is_err() {
+            recorder.note(Record::NotReady { replica });
+        }
+    }
+}
+
 async fn watch_views(
     cluster: Arc<Cluster>,
     recorder: Arc<Recorder>,
     replica: usize,
     stop: CancellationToken,
 ) {
-    let mut last = None;
+    let (mut last, mut ended) = (None, None);
     while timeout(LOOK_EVERY, stop.cancelled()).await.is_err() {
+        let exit = cluster.exit(replica).await;
+        if exit != ended
+            && let Some(status) = exit
+        {
+            recorder.note(Record::Exit { replica, status: status.to_string() });
+        }
+        ended = exit;
         let pid = cluster.pid(replica).await;
         let Some(view) = cluster.view(replica).await else { continue };
         if last.as_ref() != Some(&(pid, view.clone())) {

@@ -97,10 +97,12 @@ pub struct History {
     pub misses: Vec<(u64, String)>,
     /// Views of the group: when, index of the replica, process id, view.
     pub views: Vec<(u64, usize, Option<u32>, View)>,
+    /// Processes of replicas that were seen to have ended: when, index of the replica, how.
+    pub exits: Vec<(u64, usize, String)>,
+    /// Replicas that were not ready at the end, by index.
+    pub not_ready: Vec<usize>,
     /// When, and how many jobs were pending, queued, active and finished.
     pub depths: Vec<(u64, [i64; 4])>,
-    /// When, how many jobs waited for a worker by PostgreSQL, and how many the ready queue held.
-    pub queues: Vec<(u64, i64, i64)>,
     /// What was seen in Redis' own stream of commands, in order.
     pub redis: Vec<(u64, RedisAct)>,
     /// When each stretch of the run began.
@@ -127,8 +129,9 @@ impl History {
             faults: Vec::new(),
             misses: Vec::new(),
             views: Vec::new(),
+            exits: Vec::new(),
+            not_ready: Vec::new(),
             depths: Vec::new(),
-            queues: Vec::new(),
             redis: Vec::new(),
             stages: Vec::new(),
             last: Final::read(folder)?,
@@ -170,10 +173,11 @@ impl History {
             Record::Worker { worker, act } => self.acts.push((at, worker, act)),
             Record::Fault { fault, name, phase } => self.add_phase(at, fault, name, phase),
             Record::View { replica, pid, view } => self.views.push((at, replica, pid, view)),
+            Record::Exit { replica, status } => self.exits.push((at, replica, status)),
+            Record::NotReady { replica } => self.not_ready.push(replica),
             Record::Depth { pending, queued, active, finished } => {
                 self.depths.push((at, [pending, queued, active, finished]));
             }
-            Record::Queue { queued, held } => self.queues.push((at, queued, held)),
             Record::Redis { act } => self.redis.push((at, act)),
             Record::Stage { stage } => self.stages.push((at, stage)),
         }
