@@ -115,11 +115,13 @@ pub fn tidy(folder: &Path) {
 
 fn describe(options: &RunOptions) -> RunInfo {
     let seconds = options.duration.as_secs_f64();
+    let not_allowed = faults::ALL.iter().filter(|fault| !fault.is_possible());
     RunInfo {
         seed: options.seed,
         duration_s: seconds,
         network: options.network.name().to_owned(),
         faults: options.faults.iter().map(ToString::to_string).collect(),
+        not_allowed: not_allowed.map(|fault| fault.name.to_owned()).collect(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: options.size.slots(),
         started_at: System.now(),

@@ -66,7 +66,7 @@ pub enum Verdict {
 
 /// A promise.
 pub struct Promise {
-    /// S1 to S16, S11R, L1, L2, L4, L5, R1, P1, W1, V1. L3 is judged by `flush`, which is a run of its own.
+    /// S1 to S16, S11R, L1, L2, L4, L4H, L5, R1, P1, W1, V1. L3 is judged by `flush`, which is a run of its own.
     pub id: &'static str,
     /// In two or three words.
     pub name: &'static str,
@@ -115,6 +115,7 @@ pub const PROMISES: &[Promise] = &[
     l1_progress::PROMISE,
     l2_expired_leases::PROMISE,
     l4_failover::PROMISE,
+    l4_failover::HAND_OVER,
     l5_no_election::PROMISE,
     r1_recovery::PROMISE,
     p1_no_panic::PROMISE,

@@ -92,6 +92,7 @@ impl Story {
                 duration_s: 1.0,
                 network: "loopback".to_owned(),
                 faults: Vec::new(),
+                not_allowed: Vec::new(),
                 replicas: 3,
                 slots: 1,
                 started_at: Self::at(0),

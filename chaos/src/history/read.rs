@@ -24,6 +24,9 @@ pub struct RunInfo {
     pub network: String,
     /// Names of the faults that might strike.
     pub faults: Vec<String>,
+    /// Names of the kinds of faults that the machine does not allow, in histories that have it.
+    #[serde(default)]
+    pub not_allowed: Vec<String>,
     /// Number of replicas at the start.
     pub replicas: usize,
     /// Slots of all workers together: what can run at a time.

@@ -121,6 +121,7 @@ fn describe(options: &FlushOptions, size: &Size) -> RunInfo {
         duration_s: 0.0,
         network: "loopback".to_owned(),
         faults: vec!["flush-all".to_owned()],
+        not_allowed: Vec::new(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: size.slots(),
         started_at: System.now(),

@@ -118,6 +118,7 @@ fn describe(options: &ReconnectOptions, size: &Size) -> RunInfo {
         duration_s: 0.0,
         network: "loopback".to_owned(),
         faults: vec!["kill-leader".to_owned()],
+        not_allowed: Vec::new(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: size.slots(),
         started_at: System.now(),
