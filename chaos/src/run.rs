@@ -60,7 +60,8 @@ pub async fn run(options: &RunOptions) -> Result<(), Error> {
     fs::create_dir_all(&options.folder)?;
     let info = describe(options);
     fs::write(options.folder.join("run.json"), serde_json::to_vec_pretty(&info)?)?;
-    let mut cluster_options = ClusterOptions { network: options.network, ..ClusterOptions::default() };
+    let mut cluster_options =
+        ClusterOptions { network: options.network, seed: options.seed, ..ClusterOptions::default() };
     if let Some(defect) = &options.planted {
         cluster_options.environment.push(("CORTEX_PLANT".to_owned(), defect.clone()));
     }
