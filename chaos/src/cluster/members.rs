@@ -84,13 +84,14 @@ impl Cluster {
         self.until("the new member is ready", ready).await
     }
 
-    /// Removes the member with this id for good. It must not be asked itself.
+    /// Removes the member with this id for good. It must not be asked itself. One that is unknown has been removed by an
+    /// attempt whose answer was lost.
     ///
     /// # Errors
     /// When it does not come about.
     pub async fn remove(&self, index: usize) -> Result<(), String> {
         let path = format!("{MEMBERS}/{}", self.id(index).await);
-        self.change(index, Method::DELETE, &path, None, &[204]).await
+        self.change(index, Method::DELETE, &path, None, &[204, 404]).await
     }
 
     /// Ends a replica that is no member any more.
