@@ -223,3 +223,29 @@ fn read_if_any<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strike_that_never_began_is_a_miss_and_no_fault() {
+        let folder = std::env::temp_dir().join(format!("cortex-history-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let run = r#"{"seed": 1, "duration_s": 1.0, "network": "loopback", "faults": [], "replicas": 3, "slots": 1,
+            "started_at": "2026-01-01T00:00:00Z", "command": "", "version": "", "planted": null}"#;
+        fs::write(folder.join("run.json"), run).unwrap();
+        let begins = Phase::Begins { replicas: vec![0], leader: true, detail: String::new() };
+        let over = Phase::Over { proof: None, broke: None };
+        let phases = [(1, begins), (1, over.clone()), (2, over)];
+        let lines = phases.into_iter().map(|(fault, phase)| {
+            let record = Record::Fault { fault, name: format!("fault-{fault}"), phase };
+            serde_json::to_string(&Line { at: fault * 10, record }).unwrap()
+        });
+        fs::write(folder.join("history.jsonl"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let history = History::read(&folder).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(history.faults.iter().map(|fault| fault.fault).collect::<Vec<_>>(), [1]);
+        assert_eq!(history.misses, [(20, "fault-2".to_owned())]);
+    }
+}
