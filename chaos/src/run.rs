@@ -60,7 +60,8 @@ pub async fn run(options: &RunOptions) -> Result<(), Error> {
     fs::create_dir_all(&options.folder)?;
     let info = describe(options);
     fs::write(options.folder.join("run.json"), serde_json::to_vec_pretty(&info)?)?;
-    let mut cluster_options = ClusterOptions { network: options.network, ..ClusterOptions::default() };
+    let mut cluster_options =
+        ClusterOptions { network: options.network, seed: options.seed, ..ClusterOptions::default() };
     if let Some(defect) = &options.planted {
         cluster_options.environment.push(("CORTEX_PLANT".to_owned(), defect.clone()));
     }
@@ -86,6 +87,7 @@ pub async fn run(options: &RunOptions) -> Result<(), Error> {
     recorder.note(Record::Stage { stage: Stage::Quiet });
     wait_for_quiet(&cluster).await;
     recorder.note(Record::Stage { stage: Stage::Over });
+    wait_until_ready(&cluster, &recorder).await;
     if let Some(workload) = Arc::into_inner(workload) {
         workload.into_inner().stop().await;
     }
@@ -114,11 +116,13 @@ pub fn tidy(folder: &Path) {
 
 fn describe(options: &RunOptions) -> RunInfo {
     let seconds = options.duration.as_secs_f64();
+    let not_allowed = faults::ALL.iter().filter(|fault| !fault.is_possible());
     RunInfo {
         seed: options.seed,
         duration_s: seconds,
         network: options.network.name().to_owned(),
         faults: options.faults.iter().map(ToString::to_string).collect(),
+        not_allowed: not_allowed.map(|fault| fault.name.to_owned()).collect(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: options.size.slots(),
         started_at: System.now(),
@@ -205,14 +209,31 @@ async fn wait_for_quiet(cluster: &Cluster) {
     }
 }
 
+/// Waits until every replica serves, and notes those that do not come to.
+async fn wait_until_ready(cluster: &Cluster, recorder: &Recorder) {
+    for replica in 0..cluster.size() {
+        let ready = || async move { cluster.replicas.read().await.is_ready(replica).await };
+        if cluster.until("the replica is ready", ready).await.is_err() {
+            recorder.note(Record::NotReady { replica });
+        }
+    }
+}
+
 async fn watch_views(
     cluster: Arc<Cluster>,
     recorder: Arc<Recorder>,
     replica: usize,
     stop: CancellationToken,
 ) {
-    let mut last = None;
+    let (mut last, mut ended) = (None, None);
     while timeout(LOOK_EVERY, stop.cancelled()).await.is_err() {
+        let exit = cluster.exit(replica).await;
+        if exit != ended
+            && let Some(status) = exit
+        {
+            recorder.note(Record::Exit { replica, status: status.to_string() });
+        }
+        ended = exit;
         let pid = cluster.pid(replica).await;
         let Some(view) = cluster.view(replica).await else { continue };
         if last.as_ref() != Some(&(pid, view.clone())) {

@@ -18,9 +18,15 @@ use crate::history::{Call, FaultRun, History, Outcome, Request};
 pub(super) const PROMISE: Promise = Promise {
     id: "L4",
     name: "failover",
-    text: "leader killed, paused or cut off → next accepted submission p99 ≤ 1.0 s, next dispatch p99 ≤ 1.5 s; planned \
-           hand-over ≤ 200 ms",
-    judge: Judge::Alone(judge),
+    text: "leader killed, paused or cut off → next accepted submission p99 ≤ 1.0 s, next dispatch p99 ≤ 1.5 s",
+    judge: Judge::Alone(|evidence| judge(evidence, Kind::Failover)),
+};
+
+pub(super) const HAND_OVER: Promise = Promise {
+    id: "L4H",
+    name: "planned hand-over",
+    text: "leader stopped or told to hand over → from its last accepted submission to the next leader's first p99 ≤ 200 ms",
+    judge: Judge::Alone(|evidence| judge(evidence, Kind::HandOver)),
 };
 
 /// No wait may be longer than this, in milliseconds.
@@ -117,11 +123,7 @@ fn measure(
         .filter(|(call, _, job)| call.start >= begun && by_next(epoch(*job)))
         .map(|(_, end, _)| *end)
         .min();
-    let kind = if matches!(fault.name.as_str(), "stop-leader" | "transfer-leader") {
-        Kind::HandOver
-    } else {
-        Kind::Failover
-    };
+    let kind = kind(fault);
     let from = match (kind, next) {
         (Kind::HandOver, Some(next)) => accepted
             .iter()
@@ -172,6 +174,13 @@ fn accepted(call: &Call) -> Option<(u64, Uuid)> {
     }
 }
 
+fn kind(fault: &FaultRun) -> Kind {
+    match fault.name.as_str() {
+        "stop-leader" | "transfer-leader" => Kind::HandOver,
+        _ => Kind::Failover,
+    }
+}
+
 /// Whether the fault took the leader away, or should have been followed by another one.
 fn is_sample(fault: &FaultRun) -> bool {
     fault.leader && (fault.proof.is_some() || fault.broke.is_some())
@@ -181,10 +190,10 @@ fn milliseconds(micros: u64) -> f64 {
     std::time::Duration::from_micros(micros).as_secs_f64() * 1000.0
 }
 
-fn judge(evidence: &Evidence<'_>) -> Verdict {
+fn judge(evidence: &Evidence<'_>, of_kind: Kind) -> Verdict {
     let begun =
         |fault: u64| evidence.history.faults.iter().find(|run| run.fault == fault).map_or(0, |run| run.begun);
-    if !evidence.history.faults.iter().any(is_sample) {
+    if !evidence.history.faults.iter().any(|fault| is_sample(fault) && kind(fault) == of_kind) {
         return Verdict::NotTried;
     }
     if evidence.stores.is_none() {
@@ -193,7 +202,8 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
     if evidence.clock.is_none() {
         return Verdict::no_clock();
     }
-    let samples: Vec<_> = of(evidence).into_iter().filter(|sample| sample.alone && sample.tried).collect();
+    let counts = |sample: &Failover| sample.kind == of_kind && sample.alone && sample.tried;
+    let samples: Vec<_> = of(evidence).into_iter().filter(counts).collect();
     let mut violations = Vec::new();
     for sample in &samples {
         let waits = [("accepted submission", sample.to_submission_ms), ("dispatch", sample.to_dispatch_ms)];
@@ -210,14 +220,17 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
             ));
         }
     }
-    let failovers = || samples.iter().filter(|sample| sample.kind == Kind::Failover);
-    let hand_overs = samples.iter().filter(|sample| sample.kind == Kind::HandOver);
-    let pools: [(&str, Vec<f64>); 3] = [
-        ("submission after a failover", failovers().filter_map(|sample| sample.to_submission_ms).collect()),
-        ("dispatch after a failover", failovers().filter_map(|sample| sample.to_dispatch_ms).collect()),
-        ("submission after a hand-over", hand_overs.filter_map(|sample| sample.to_submission_ms).collect()),
-    ];
-    for ((what, mut waits), bar) in pools.into_iter().zip(BARS) {
+    let submissions = || samples.iter().filter_map(|sample| sample.to_submission_ms).collect::<Vec<_>>();
+    let dispatches = || samples.iter().filter_map(|sample| sample.to_dispatch_ms).collect();
+    let [submission, dispatch, hand_over] = BARS;
+    let pools = match of_kind {
+        Kind::Failover => vec![
+            ("submission after a failover", submissions(), submission),
+            ("dispatch after a failover", dispatches(), dispatch),
+        ],
+        Kind::HandOver => vec![("submission after a hand-over", submissions(), hand_over)],
+    };
+    for (what, mut waits, bar) in pools {
         waits.sort_by(f64::total_cmp);
         let rank = (waits.len() * 99).div_ceil(100);
         if waits.len() >= ENOUGH

@@ -41,6 +41,9 @@ fn a_hand_over_is_counted_from_the_former_leaders_last_success() {
     story.submit_during(3, 1001, Some(1500), Story::ok(&[id(3)]));
     story.row(3, 3, "completed");
     story.change(3, 1490, "", "queued", None);
+    kept(&story.judge(&HAND_OVER), 1);
+    assert_eq!(story.judge(&PROMISE), Verdict::NotTried, "nobody was lost");
+    assert_eq!(struck("kill-leader", 1600, 1700).judge(&HAND_OVER), Verdict::NotTried, "nobody handed over");
     let [sample] = failovers(&story).try_into().unwrap();
     assert_eq!(sample.kind, Kind::HandOver);
     assert!((sample.to_submission_ms.unwrap() - 100.0).abs() < 1.0, "{sample:?}");

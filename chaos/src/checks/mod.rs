@@ -6,7 +6,6 @@
 mod evidence;
 mod l1_progress;
 mod l2_expired_leases;
-mod l3_queue_whole_again;
 mod l4_failover;
 mod l5_no_election;
 mod p1_no_panic;
@@ -67,7 +66,7 @@ pub enum Verdict {
 
 /// A promise.
 pub struct Promise {
-    /// S1 to S16, S11R, L1 to L5, R1, P1, W1, V1.
+    /// S1 to S16, S11R, L1, L2, L4, L4H, L5, R1, P1, W1, V1. L3 is judged by `flush`, which is a run of its own.
     pub id: &'static str,
     /// In two or three words.
     pub name: &'static str,
@@ -87,7 +86,7 @@ enum Judge {
 /// A promise and what is said of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Judgement {
-    /// S1 to S16, S11R, L1 to L5, R1, P1, W1, V1.
+    /// Its id.
     pub promise: String,
     /// What is said.
     #[serde(flatten)]
@@ -115,8 +114,8 @@ pub const PROMISES: &[Promise] = &[
     s16_refused::PROMISE,
     l1_progress::PROMISE,
     l2_expired_leases::PROMISE,
-    l3_queue_whole_again::PROMISE,
     l4_failover::PROMISE,
+    l4_failover::HAND_OVER,
     l5_no_election::PROMISE,
     r1_recovery::PROMISE,
     p1_no_panic::PROMISE,

@@ -1,4 +1,8 @@
 //! S7: a job completes once, and whoever says so again hears the same.
+//!
+//! That goes for reports at several replicas at once, too: one that was acknowledged was sent under a good lease, and
+//! whichever was carried out after it is a repetition. What was answered before it was sent is [S6](super::s06_stale_lease)'s.
+//! A replica that cannot carry out a report does not answer it: that is no refusal.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -66,12 +70,13 @@ fn answers(evidence: &Evidence<'_>, stores: &Stores<'_>, violations: &mut Vec<St
         let refused = |report: &&&Report<'_>| {
             report.says == first.says
                 && report.acknowledged == Some(false)
-                && first.answered.is_some_and(|answered| report.sent > answered)
+                && report.answered.is_some_and(|answered| answered > first.sent)
         };
         if let Some(again) = reports.iter().find(refused) {
             violations.push(format!(
-                "lease {lease}: {} was acknowledged, and refused when it was repeated: {}",
+                "lease {lease}: {} was acknowledged, and refused when it was {}: {}",
                 told(first),
+                if Some(again.sent) > first.answered { "repeated" } else { "said at the same time" },
                 told(again)
             ));
         }
@@ -169,6 +174,19 @@ mod tests {
         let mut story = done();
         story.report("w", 1, 1, Says::Failure, 200, Some(true));
         refuted(&story.judge(&PROMISE), "were both acknowledged");
+    }
+
+    #[test]
+    fn reports_at_the_same_time_get_the_same_answer_if_they_get_one() {
+        let mut story = done();
+        story.report("w", 1, 1, Says::Success(1), 91, Some(true));
+        story.report("w", 1, 1, Says::Success(1), 91, None);
+        kept(&story.judge(&PROMISE), 1);
+        story.report("w", 1, 1, Says::Success(1), 91, Some(false));
+        refuted(&story.judge(&PROMISE), "refused when it was said at the same time");
+        let mut story = done();
+        story.report("w", 1, 1, Says::Success(1), 80, Some(false));
+        kept(&story.judge(&PROMISE), 1);
     }
 
     #[test]

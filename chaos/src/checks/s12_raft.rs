@@ -14,8 +14,8 @@ use crate::history::{Stage, View};
 pub(super) const PROMISE: Promise = Promise {
     id: "S12",
     name: "raft",
-    text: "at most one leader per term and per epoch; term and applied index never go back on a replica, across \
-           restarts too; members agree after healing",
+    text: "at most one leader per term and per epoch; the term never goes back on a replica, across restarts too, nor what \
+           it has applied, to which it comes back after a restart; members agree after healing",
     judge: Judge::Alone(judge),
 };
 

@@ -59,12 +59,12 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
         let Some(priority) = priorities.get(&change.job_id).copied() else { continue };
         if change.new_lease.is_some() && change.new_lease != change.old_lease {
             let before = waiting[priority + 1..].iter().rev();
-            cases += u64::from(before.clone().any(|jobs| !jobs.is_empty()));
+            let excused =
+                change.old_status.as_deref() == Some("queued") && queue_is_struck(evidence, change.at);
+            cases += u64::from(!excused && before.clone().any(|jobs| !jobs.is_empty()));
             let passed_over = before
                 .flat_map(|jobs| jobs.iter().take_while(|(at, _)| *at + WAITED < change.at))
                 .find(|(at, job)| left.get(&(*job, *at)).is_none_or(|left| *left > change.at + SIDE_BY_SIDE));
-            let excused =
-                change.old_status.as_deref() == Some("queued") && queue_is_struck(evidence, change.at);
             if let Some((at, job)) = passed_over.filter(|_| !excused) {
                 let (urgent, left) = (priorities.get(job).copied().unwrap_or(0), left.get(&(*job, *at)));
                 // Thousands of grants may pass over one job: only the first are told.
@@ -167,7 +167,7 @@ mod tests {
             story.fault(500, 2000, fault, false);
             story.judge(&PROMISE)
         };
-        kept(&struck(two(3000, None), "redis-kill"), 1);
+        assert_eq!(struck(two(3000, None), "redis-kill"), Verdict::NotTried);
         refuted(&struck(two(3000, None), "worker-crash"), "waited for 3000 ms");
         refuted(&struck(two(4000, None), "redis-kill"), "waited for 4000 ms");
         for (before, told) in [("", "placed with its submission"), ("pending", "placed when it was due")] {

@@ -1,6 +1,7 @@
 //! Who belongs to the group, who leads it, and how replicas are set up.
 
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -83,13 +84,14 @@ impl Cluster {
         self.until("the new member is ready", ready).await
     }
 
-    /// Removes the member with this id for good. It must not be asked itself.
+    /// Removes the member with this id for good. It must not be asked itself. One that is unknown has been removed by an
+    /// attempt whose answer was lost.
     ///
     /// # Errors
     /// When it does not come about.
     pub async fn remove(&self, index: usize) -> Result<(), String> {
         let path = format!("{MEMBERS}/{}", self.id(index).await);
-        self.change(index, Method::DELETE, &path, None, &[204]).await
+        self.change(index, Method::DELETE, &path, None, &[204, 404]).await
     }
 
     /// Ends a replica that is no member any more.
@@ -113,17 +115,17 @@ impl Cluster {
         self.until("the replica leads", leads).await
     }
 
-    /// Ends a replica in order and answers whether it ended by itself, and cleanly.
+    /// Ends a replica in order and answers how it ended; `None` if it was gone already.
     ///
     /// # Errors
     /// When it does not end.
-    pub async fn end(&self, index: usize) -> Result<bool, String> {
+    pub async fn end(&self, index: usize) -> Result<Option<ExitStatus>, String> {
         let replicas = self.replicas.read().await;
         if !replicas.kill(index, cortex::dev::Signal::SIGTERM) {
-            return Err("it was gone already".to_owned());
+            return Ok(None);
         }
         let ended = tokio::time::timeout(super::PATIENCE, replicas.wait_for_exit(index)).await;
-        Ok(ended.map_err(|_| "it does not end".to_owned())?.is_some_and(|status| status.success()))
+        ended.map_err(|_| format!("it has not ended {} s after SIGTERM", super::PATIENCE.as_secs()))
     }
 
     /// Adds to the environment of a replica, or takes away what was added, from its next start on.

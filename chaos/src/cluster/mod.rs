@@ -10,6 +10,7 @@ mod relays;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ pub use options::{ClusterOptions, Error};
 
 /// Time between two looks while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Longest wait for anything that must come about.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for anything that must come about: long enough for a strike at something else, which may be under way
+/// at the same time, to be over and done with.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Prefix of all keys in Redis.
 pub const QUEUE: &str = "cortex";
 
@@ -146,6 +148,15 @@ impl Cluster {
     /// Process id of a replica while it runs.
     pub async fn pid(&self, index: usize) -> Option<u32> {
         self.replicas.read().await.pid(index)
+    }
+
+    /// How the process of a replica ended, if it has.
+    pub async fn exit(&self, index: usize) -> Option<ExitStatus> {
+        let replicas = self.replicas.read().await;
+        match replicas.pid(index) {
+            Some(_) => None,
+            None => replicas.wait_for_exit(index).await,
+        }
     }
 
     /// The logs of all replicas, in the order of their indices.

@@ -283,7 +283,7 @@ mod tests {
         });
         let to = End::Replica(1);
         let places = Places::from([(to, SocketAddr::from((address(1), PORT)))]);
-        let relays = Relays::start(hub(), &places, by_address(2)).await.unwrap();
+        let relays = Relays::start(hub(), &places, by_address(2), 1).await.unwrap();
         let network = Namespaces::start(2, places, relays).await.unwrap();
         let link = Link { from: 0, to };
 

@@ -25,6 +25,8 @@ pub struct ClusterOptions {
     pub environment: Vec<(String, String)>,
     /// How replicas and stores reach each other.
     pub network: NetworkKind,
+    /// Where the randomness of the network between them comes from.
+    pub seed: u64,
 }
 
 /// What was started.
@@ -38,7 +40,13 @@ pub(super) struct Started {
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { replicas: 3, overrides: Vec::new(), environment: Vec::new(), network: NetworkKind::default() }
+        Self {
+            replicas: 3,
+            overrides: Vec::new(),
+            environment: Vec::new(),
+            network: NetworkKind::default(),
+            seed: 0,
+        }
     }
 }
 
@@ -114,13 +122,14 @@ impl ClusterOptions {
             NetworkKind::Loopback => {
                 let replicas = self.replicas;
                 let dialler = by_process(move |pid| replica_of_process(pid, peer, replicas));
-                let relays = Relays::start(Ipv4Addr::LOCALHOST.into(), &listening, dialler).await?;
+                let relays =
+                    Relays::start(Ipv4Addr::LOCALHOST.into(), &listening, dialler, self.seed).await?;
                 let places = relays.places();
                 Ok((Network::Loopback(relays), places))
             }
             NetworkKind::Namespaces => {
                 let dialler = namespaces::by_address(self.replicas);
-                let relays = Relays::start(namespaces::hub(), &listening, dialler).await?;
+                let relays = Relays::start(namespaces::hub(), &listening, dialler, self.seed).await?;
                 let mut places = relays.places();
                 places.extend(listening.into_iter().filter(|(end, _)| matches!(end, End::Replica(_))));
                 let namespaces = Namespaces::start(self.replicas, places.clone(), relays).await?;

@@ -50,15 +50,17 @@ pub struct Relays {
 struct Shared {
     edges: Mutex<HashMap<Link, Arc<Edge>>>,
     dialler: Dialler,
+    seed: u64,
 }
 
 impl Relays {
-    /// Starts a relay in front of each destination, all on one address.
+    /// Starts a relay in front of each destination, all on one address. What gets lost and how late it comes is drawn by
+    /// the seed.
     ///
     /// # Errors
     /// When no port can be listened on.
-    pub async fn start(on: IpAddr, destinations: &Places, dialler: Dialler) -> io::Result<Self> {
-        let shared = Arc::new(Shared { edges: Mutex::default(), dialler });
+    pub async fn start(on: IpAddr, destinations: &Places, dialler: Dialler, seed: u64) -> io::Result<Self> {
+        let shared = Arc::new(Shared { edges: Mutex::default(), dialler, seed });
         let (mut addresses, stop) = (Places::new(), CancellationToken::new());
         for (end, destination) in destinations.iter().map(|(end, place)| (*end, *place)) {
             let listener = TcpListener::bind((on, 0)).await?;
@@ -110,7 +112,7 @@ impl Shared {
                 condition: watch::Sender::new(Condition::Open),
                 connections,
                 affected: AtomicU64::new(0),
-                draw: Mutex::new(Draw::new(0, &format!("{link:?}"))),
+                draw: Mutex::new(Draw::new(self.seed, &format!("{link:?}"))),
             })
         };
         Arc::clone(lock(&self.edges).entry(link).or_insert_with(new))
@@ -288,7 +290,7 @@ mod tests {
 
     async fn relay(dialler: Dialler) -> Relays {
         let on = Ipv4Addr::LOCALHOST.into();
-        Relays::start(on, &Places::from([(End::Postgres, echo().await)]), dialler).await.unwrap()
+        Relays::start(on, &Places::from([(End::Postgres, echo().await)]), dialler, 1).await.unwrap()
     }
 
     async fn says(stream: &mut TcpStream, text: &[u8; 4]) -> bool {

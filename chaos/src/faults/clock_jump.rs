@@ -9,7 +9,7 @@ use cortex::domain::ambient::{Ambient, System};
 use futures::FutureExt;
 use tokio::time::sleep;
 
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::cluster::{Cluster, Error};
 
 /// By how much.
@@ -37,6 +37,12 @@ async fn jump(mut strike: Strike) -> Struck {
     let set =
         |minutes: i64| std::fs::write(&setting, format!("{minutes:+}m")).map_err(|error| error.to_string());
     set(0)?;
+    let role = if leads { "leads" } else { "may follow" };
+    strike.begins(
+        &[index],
+        false,
+        format!("the clock of replica {}, which {role}, jumps by {minutes} min", index + 1),
+    );
     // The replica runs under the library for a while, which itself changes nothing yet.
     cluster
         .set_environment(
@@ -50,17 +56,11 @@ async fn jump(mut strike: Strike) -> Struck {
             ],
         )
         .await?;
-    cluster.end(index).await?;
-    cluster.revive(index).await?;
+    cluster.end(index).await.map_err(Miss::Broke)?;
+    cluster.revive(index).await.map_err(Miss::Broke)?;
     if leads {
-        cluster.make_leader(index).await?;
+        cluster.make_leader(index).await.map_err(Miss::Broke)?;
     }
-    let role = if leads { "leads" } else { "may follow" };
-    strike.begins(
-        &[index],
-        false,
-        format!("the clock of replica {}, which {role}, jumps by {minutes} min", index + 1),
-    );
     set(minutes)?;
     let has_jumped = || has_jumped(&cluster, index, minutes);
     let jumped = cluster.until("the replica shows another time", has_jumped).await;
@@ -69,8 +69,9 @@ async fn jump(mut strike: Strike) -> Struck {
     sleep(SETTING_IS_READ).await;
     strike.heals();
     cluster.set_environment(index, &[]).await?;
-    let _ = cluster.end(index).await;
-    cluster.revive(index).await?;
+    let ended = cluster.end(index).await;
+    cluster.revive(index).await.map_err(Miss::Broke)?;
+    ended.map_err(Miss::Broke)?;
     jumped?;
     let shown = if minutes < 0 { "stood still" } else { "went ahead" };
     Ok(format!("the dates of the answers of replica {} {shown} after {minutes:+} min", index + 1))

@@ -1,13 +1,20 @@
 //! Changes that the whole group agrees on: pauses of models that no job has, and their ends.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use reqwest::Method;
+use tokio::time::{Instant, sleep};
 
+use super::edges::others;
 use crate::cluster::Cluster;
 
 /// As many models as are paused at a time at the most.
 const PAUSED: usize = 200;
+/// How long the others may take to go on without a replica: long enough for a strike at the network to be over.
+const WITHOUT_IT_WITHIN: Duration = Duration::from_secs(60);
+/// Time between two attempts.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Those that were made.
 pub(super) struct Changes {
@@ -42,6 +49,22 @@ impl Changes {
             self.paused.insert(number);
         }
         made
+    }
+
+    /// Makes one at those that a replica has left alone; answers whether they have come to acknowledge one.
+    pub(super) async fn make_without(&mut self, cluster: &Cluster, replica: usize) -> bool {
+        let deadline = Instant::now() + WITHOUT_IT_WITHIN;
+        loop {
+            for other in others(cluster, replica) {
+                if self.make(cluster, other).await {
+                    return true;
+                }
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            sleep(AGAIN_AFTER).await;
+        }
     }
 
     /// Ends all pauses, as far as the replicas answer.

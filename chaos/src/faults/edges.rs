@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use super::{Strike, Struck};
+use super::{Miss, Strike, Struck};
 use crate::cluster::{Cluster, Condition, End, Link};
 use crate::history::View;
 
@@ -55,8 +55,8 @@ pub(super) async fn successor(cluster: &Cluster, leader: usize) -> Option<usize>
 /// Waits until all replicas that answer see the same leader, and one of them is it.
 ///
 /// # Errors
-/// When that does not come about.
-pub(super) async fn united(cluster: &Cluster) -> Result<usize, String> {
+/// When that does not come about, which the product owes once the network is whole again.
+pub(super) async fn united(cluster: &Cluster) -> Result<usize, Miss> {
     let leader = || async {
         let views = join_all((0..cluster.size()).map(|index| cluster.view(index))).await;
         let leader = views.iter().flatten().next()?.leader?;
@@ -75,8 +75,8 @@ pub(super) async fn united(cluster: &Cluster) -> Result<usize, String> {
         }
         leader.is_some()
     };
-    cluster.until("all replicas see one leader", united).await?;
-    agreed.into_inner().ok().flatten().ok_or_else(|| "nobody leads".to_owned())
+    cluster.until("all replicas see one leader", united).await.map_err(Miss::Broke)?;
+    agreed.into_inner().ok().flatten().ok_or_else(|| "nobody leads".into())
 }
 
 /// All edges between replicas.

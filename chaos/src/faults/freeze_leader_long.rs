@@ -10,7 +10,7 @@ use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 pub(super) const FAULT: Fault = Fault {
     name: "freeze-leader-long",
-    about: "SIGSTOP of the leader for 7 to 15 s, longer than a silent worker keeps its leases, then SIGCONT",
+    about: "SIGSTOP of the leader for 16 to 24 s, longer than a silent worker keeps its leases, then SIGCONT",
     subject: Subject::Replicas,
     needs: Needs::Nothing,
     strike: |strike| strike_leader(strike).boxed(),
@@ -20,7 +20,7 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     let cluster = Arc::clone(&strike.cluster);
     let leader = cluster.leader_other_than(None).await?;
     let term = cluster.view(leader).await.map_or(0, |view| view.term);
-    let time = strike.draw.milliseconds(7000, 15_000);
+    let time = strike.draw.milliseconds(16_000, 24_000);
     strike.begins(&[leader], true, format!("SIGSTOP of replica {} for {} ms", leader + 1, time.as_millis()));
     if !cluster.signal(leader, cortex::dev::Signal::SIGSTOP).await {
         return Err("it was gone already".into());

@@ -28,10 +28,10 @@ async fn strike_all(mut strike: Strike) -> Struck {
     for index in &all {
         cluster.restart(*index).await?;
     }
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = cluster.leader_other_than(None).await.map_err(Miss::Broke)?;
     for index in &all {
         let ready = || async { cluster.replicas.read().await.is_ready(*index).await };
-        cluster.until("the replica is ready again", ready).await?;
+        cluster.until("the replica is ready again", ready).await.map_err(Miss::Broke)?;
     }
     strike.heals();
     let later = cluster.view(leader).await.ok_or("the new leader does not say in which term it leads")?.term;

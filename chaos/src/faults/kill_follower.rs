@@ -6,7 +6,7 @@ use futures::FutureExt;
 use tokio::time::sleep;
 
 use super::gaps::Watch;
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 pub(super) const FAULT: Fault = Fault {
     name: "kill-follower",
@@ -25,7 +25,7 @@ async fn strike_follower(mut strike: Strike) -> Struck {
     let there = cluster.kill(follower).await;
     sleep(strike.draw.milliseconds(500, 4000)).await;
     let gaps = watch.end().await;
-    cluster.revive(follower).await?;
+    cluster.revive(follower).await.map_err(Miss::Broke)?;
     strike.heals();
     let after = cluster.pid(follower).await;
     if !there || before == after {

@@ -24,9 +24,10 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     strike.begins(&[leader], true, format!("replica {} cut off for {} ms", leader + 1, time.as_millis()));
     let meanwhile = async { tokio::join!(sleep(time), successor(&cluster, leader)).1 };
     let (next, affected) = broken(&strike, &edges, meanwhile).await?;
-    united(&cluster).await?;
+    let united = united(&cluster).await;
     let fenced = cluster.metric(leader, "cortex_fenced_writes_total").await.unwrap_or(0.0);
     let next = next.ok_or_else(|| Miss::broke("nobody else has come to lead meanwhile"))?;
+    united?;
     proof(
         affected,
         format_args!("replica {} leads; writes of the former leader fenced off: {fenced}", next + 1),

@@ -28,10 +28,13 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     strike.begins(&[leader], dumb, detail);
     let meanwhile = async { tokio::join!(sleep(time), successor(&cluster, leader)).1 };
     let (next, affected) = broken(&strike, &edges, meanwhile).await?;
-    united(&cluster).await?;
+    let united = united(&cluster).await;
+    if dumb && next.is_none() {
+        return Err(Miss::broke("nobody else has come to lead meanwhile"));
+    }
+    united?;
     match next {
         Some(next) => proof(affected, format_args!("replica {} leads", next + 1)),
-        None if dumb => Err(Miss::broke("nobody else has come to lead meanwhile")),
         None => proof(affected, "nobody else has come to lead meanwhile"),
     }
 }

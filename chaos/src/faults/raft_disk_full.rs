@@ -9,7 +9,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::control_changes::Changes;
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::cluster::Cluster;
 
 /// Size of the disk.
@@ -33,13 +33,13 @@ async fn fill(mut strike: Strike) -> Struck {
     let leads = strike.draw.percent(50);
     let index = if leads { leader } else { (leader + 1 + strike.draw.index(2)) % cluster.size() };
     let folder = cluster.raft_dir(index).await;
-    move_to_disk(&cluster, index, &folder).await?;
-    if leads {
-        cluster.make_leader(index).await?;
-    }
-    let before = cluster.log(index).await.matches(FULL).count();
     // It serves on until a write finds no room: how long it takes others to go on is not counted from here.
     strike.begins(&[index], false, format!("the disk of replica {} is full; it leads: {leads}", index + 1));
+    move_to_disk(&cluster, index, &folder).await?;
+    if leads {
+        cluster.make_leader(index).await.map_err(Miss::Broke)?;
+    }
+    let before = cluster.log(index).await.matches(FULL).count();
     let ballast = folder.join("ballast");
     fill_up(&ballast);
     // Entries are written until one does not fit.
@@ -52,9 +52,9 @@ async fn fill(mut strike: Strike) -> Struck {
         fill_up(&ballast);
     }
     let felt = felt().await;
-    let ended = cluster.pid(index).await.is_none();
     sleep(strike.draw.milliseconds(2000, 6000)).await;
-    let others = changes.make(&cluster, (index + 1) % cluster.size()).await;
+    let others = !felt || changes.make_without(&cluster, index).await;
+    let ended = cluster.pid(index).await.is_none();
     let _ = std::fs::remove_file(&ballast);
     let moved = move_back(&cluster, index, &folder).await;
     strike.heals();
@@ -63,32 +63,41 @@ async fn fill(mut strike: Strike) -> Struck {
     if !felt {
         return Err(format!("{} entries found room", changes.made()).into());
     }
+    if !others {
+        return Err(Miss::broke("the others took no change meanwhile"));
+    }
     let ended = if ended { "ended" } else { "went on" };
-    Ok(format!("its log found no room, it {ended}; the group took a change meanwhile: {others}"))
+    Ok(format!("its log found no room, it {ended}; the others took a change meanwhile"))
 }
 
 /// Puts the folder of a replica's log on a small disk of its own.
-async fn move_to_disk(cluster: &Cluster, index: usize, folder: &Path) -> Result<(), String> {
-    cluster.end(index).await?;
+async fn move_to_disk(cluster: &Cluster, index: usize, folder: &Path) -> Result<(), Miss> {
+    cluster.end(index).await.map_err(Miss::Broke)?;
     let aside = folder.with_extension("aside");
     std::fs::rename(folder, &aside).map_err(|error| error.to_string())?;
     std::fs::create_dir(folder).map_err(|error| error.to_string())?;
-    run("mount", &["-t", "tmpfs", "-o", &format!("size={DISK}"), "cortex-chaos", &path(folder)]).await?;
+    let disk = ["-t", "tmpfs", "-o", &format!("size={DISK}"), "cortex-chaos", &path(folder)];
+    if let Err(error) = run("mount", &disk).await {
+        std::fs::remove_dir(folder).map_err(|error| error.to_string())?;
+        std::fs::rename(&aside, folder).map_err(|error| error.to_string())?;
+        cluster.revive(index).await.map_err(Miss::Broke)?;
+        return Err(error.into());
+    }
     // With holes, so that pages that were never written take no room yet.
     run("cp", &["-a", "--sparse=always", &format!("{}/.", path(&aside)), &path(folder)]).await?;
     std::fs::remove_dir_all(&aside).map_err(|error| error.to_string())?;
-    cluster.revive(index).await
+    cluster.revive(index).await.map_err(Miss::Broke)
 }
 
 /// Puts it back to where it was.
-async fn move_back(cluster: &Cluster, index: usize, folder: &Path) -> Result<(), String> {
+async fn move_back(cluster: &Cluster, index: usize, folder: &Path) -> Result<(), Miss> {
     cluster.kill(index).await;
     let aside = folder.with_extension("aside");
     run("cp", &["-a", &path(folder), &path(&aside)]).await?;
     run("umount", &[&path(folder)]).await?;
     std::fs::remove_dir(folder).map_err(|error| error.to_string())?;
     std::fs::rename(&aside, folder).map_err(|error| error.to_string())?;
-    cluster.revive(index).await
+    cluster.revive(index).await.map_err(Miss::Broke)
 }
 
 /// Writes until nothing more fits.

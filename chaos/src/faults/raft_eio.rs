@@ -9,10 +9,15 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::control_changes::Changes;
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
+use crate::cluster::Cluster;
 
 /// Longest wait for the first write that is refused.
 const FELT_WITHIN: Duration = Duration::from_secs(10);
+/// How long a replica may take to notice that it has lost its log, and no longer be ready.
+const NOTICED_WITHIN: Duration = Duration::from_secs(30);
+/// Time between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// What the tracer writes beside a call that it has spoilt.
 const SPOILT: &str = "(INJECTED)";
 
@@ -51,23 +56,37 @@ async fn refuse(mut strike: Strike) -> Struck {
         changes.make(&cluster, asked).await;
     }
     sleep(strike.draw.milliseconds(1000, 5000)).await;
-    let ended = cluster.pid(index).await.is_none();
-    let others = changes.make(&cluster, (index + 1) % cluster.size()).await;
-    let ready = cluster.replicas.read().await.is_ready(index).await;
     let spoilt = spoilt();
+    let others = spoilt == 0 || changes.make_without(&cluster, index).await;
+    let ready = spoilt > 0 && stays_ready(&cluster, index).await;
+    let ended = cluster.pid(index).await.is_none();
     // Killed, it lets go of the replica, which must not be trusted any more: a supervisor would restart it.
     let _ = tracer.kill().await;
     let revived = cluster.revive(index).await;
     strike.heals();
     changes.undo(&cluster).await;
-    revived?;
+    revived.map_err(Miss::Broke)?;
     if spoilt == 0 {
         return Err("it wrote nothing".into());
     }
-    let state = match (ended, ready) {
-        (true, _) => "ended",
-        (_, true) => "went on as ready",
-        _ => "went on, not ready",
-    };
-    Ok(format!("{spoilt} calls failed, it {state}; the group took a change meanwhile: {others}"))
+    if ready {
+        return Err(Miss::Broke(format!("{spoilt} calls failed, and it goes on as ready")));
+    }
+    if !others {
+        return Err(Miss::broke("the others took no change meanwhile"));
+    }
+    let state = if ended { "ended" } else { "went on, not ready" };
+    Ok(format!("{spoilt} calls failed, it {state}; the others took a change meanwhile"))
+}
+
+/// Whether a replica is still ready when it must have noticed.
+async fn stays_ready(cluster: &Cluster, index: usize) -> bool {
+    let deadline = Instant::now() + NOTICED_WITHIN;
+    while cluster.replicas.read().await.is_ready(index).await {
+        if Instant::now() > deadline {
+            return true;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    false
 }

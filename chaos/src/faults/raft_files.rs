@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::Miss;
 use crate::cluster::{Cluster, PATIENCE};
 
 /// What the product says of a log that it cannot trust.
@@ -46,8 +47,8 @@ pub(super) enum Start {
 /// Starts a replica whose log was tampered with, and waits until it serves or has ended.
 ///
 /// # Errors
-/// When it does neither, or ended without an error.
-pub(super) async fn try_start(cluster: &Cluster, index: usize) -> Result<Start, String> {
+/// When it does neither, or ended without an error: it owes one of the two.
+pub(super) async fn try_start(cluster: &Cluster, index: usize) -> Result<Start, Miss> {
     cluster.restart(index).await?;
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -56,7 +57,7 @@ pub(super) async fn try_start(cluster: &Cluster, index: usize) -> Result<Start, 
             let status = replicas.wait_for_exit(index).await;
             return match status {
                 Some(status) if status.code().is_some_and(|code| code != 0) => Ok(Start::Refused),
-                other => Err(format!("it ended as {other:?}")),
+                other => Err(Miss::Broke(format!("it ended as {other:?}"))),
             };
         }
         if replicas.is_ready(index).await {
@@ -64,7 +65,7 @@ pub(super) async fn try_start(cluster: &Cluster, index: usize) -> Result<Start, 
         }
         drop(replicas);
         if Instant::now() > deadline {
-            return Err("it neither serves nor ends".to_owned());
+            return Err(Miss::broke("it neither serves nor ends"));
         }
         sleep(LOOK_EVERY).await;
     }

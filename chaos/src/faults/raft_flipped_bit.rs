@@ -29,7 +29,12 @@ async fn damage(mut strike: Strike) -> Struck {
     let path = log_in(&cluster.raft_dir(follower).await);
     strike.begins(&[follower], false, format!("the log of replica {} is damaged", follower + 1));
     cluster.kill(follower).await;
-    let done = damage_file(&path, &mut strike)?;
+    let done = damage_file(&path, &mut strike);
+    if done.is_err() {
+        cluster.revive(follower).await.map_err(Miss::Broke)?;
+        strike.heals();
+    }
+    let done = done?;
     if try_start(&cluster, follower).await? != Start::Refused {
         strike.heals();
         return Err(Miss::Broke(format!("it started all the same: {done}")));

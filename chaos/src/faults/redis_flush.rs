@@ -4,7 +4,7 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::redis_asked::{ask, connect, generation, whole_again};
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 pub(super) const FAULT: Fault = Fault {
     name: "redis-flush",
@@ -24,7 +24,7 @@ async fn strike_redis(strike: Strike) -> Struck {
     let flushed = Instant::now();
     let rebuilt = whole_again(cluster, before.as_deref()).await;
     strike.heals();
-    rebuilt?;
+    rebuilt.map_err(Miss::Broke)?;
     if keys == 0 {
         return Err("there was nothing in it".into());
     }

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use tokio::time::sleep;
 
 use super::gaps::Watch;
-use super::{Fault, Needs, Strike, Struck, Subject};
+use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 
 pub(super) const FAULT: Fault = Fault {
     name: "rolling-restart",
@@ -24,10 +24,11 @@ async fn restart_each(mut strike: Strike) -> Struck {
     strike.begins(&all, false, format!("each is restarted in turn, beginning with replica {}", first + 1));
     let (mut clean, mut handed_over) = (0, 0);
     for index in &all {
-        let led = cluster.leader_other_than(None).await? == *index;
-        clean += usize::from(cluster.end(*index).await?);
+        let led = cluster.leader_other_than(None).await.map_err(Miss::Broke)? == *index;
+        let ended = cluster.end(*index).await.map_err(Miss::Broke)?;
+        clean += usize::from(ended.is_some_and(|status| status.success()));
         handed_over += usize::from(led);
-        cluster.revive(*index).await?;
+        cluster.revive(*index).await.map_err(Miss::Broke)?;
         sleep(strike.draw.milliseconds(0, 1000)).await;
     }
     strike.heals();

@@ -32,6 +32,7 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     sleep(strike.draw.milliseconds(0, 2000)).await;
     cluster.revive(leader).await.map_err(Miss::Broke)?;
     strike.heals();
-    let how = if ended? { "in order" } else { "with an error" };
+    let ended = ended.map_err(Miss::Broke)?.ok_or("it was gone already")?;
+    let how = if ended.success() { "in order" } else { "with an error" };
     Ok(format!("it ended {how}, replica {} leads; {gaps}", next.map_err(Miss::Broke)? + 1))
 }

@@ -24,6 +24,9 @@ pub struct RunInfo {
     pub network: String,
     /// Names of the faults that might strike.
     pub faults: Vec<String>,
+    /// Names of the kinds of faults that the machine does not allow, in histories that have it.
+    #[serde(default)]
+    pub not_allowed: Vec<String>,
     /// Number of replicas at the start.
     pub replicas: usize,
     /// Slots of all workers together: what can run at a time.
@@ -93,12 +96,16 @@ pub struct History {
     pub acts: Vec<(u64, String, Act)>,
     /// Faults in the order of their beginning.
     pub faults: Vec<FaultRun>,
+    /// Strikes that found nothing to strike: when they gave up, and their names.
+    pub misses: Vec<(u64, String)>,
     /// Views of the group: when, index of the replica, process id, view.
     pub views: Vec<(u64, usize, Option<u32>, View)>,
+    /// Processes of replicas that were seen to have ended: when, index of the replica, how.
+    pub exits: Vec<(u64, usize, String)>,
+    /// Replicas that were not ready at the end, by index.
+    pub not_ready: Vec<usize>,
     /// When, and how many jobs were pending, queued, active and finished.
     pub depths: Vec<(u64, [i64; 4])>,
-    /// When, how many jobs waited for a worker by PostgreSQL, and how many the ready queue held.
-    pub queues: Vec<(u64, i64, i64)>,
     /// What was seen in Redis' own stream of commands, in order.
     pub redis: Vec<(u64, RedisAct)>,
     /// When each stretch of the run began.
@@ -123,9 +130,11 @@ impl History {
             calls: Vec::new(),
             acts: Vec::new(),
             faults: Vec::new(),
+            misses: Vec::new(),
             views: Vec::new(),
+            exits: Vec::new(),
+            not_ready: Vec::new(),
             depths: Vec::new(),
-            queues: Vec::new(),
             redis: Vec::new(),
             stages: Vec::new(),
             last: Final::read(folder)?,
@@ -167,10 +176,11 @@ impl History {
             Record::Worker { worker, act } => self.acts.push((at, worker, act)),
             Record::Fault { fault, name, phase } => self.add_phase(at, fault, name, phase),
             Record::View { replica, pid, view } => self.views.push((at, replica, pid, view)),
+            Record::Exit { replica, status } => self.exits.push((at, replica, status)),
+            Record::NotReady { replica } => self.not_ready.push(replica),
             Record::Depth { pending, queued, active, finished } => {
                 self.depths.push((at, [pending, queued, active, finished]));
             }
-            Record::Queue { queued, held } => self.queues.push((at, queued, held)),
             Record::Redis { act } => self.redis.push((at, act)),
             Record::Stage { stage } => self.stages.push((at, stage)),
         }
@@ -193,7 +203,10 @@ impl History {
             });
             return;
         }
-        let Some(run) = self.faults.iter_mut().rev().find(|run| run.fault == fault) else { return };
+        let Some(run) = self.faults.iter_mut().rev().find(|run| run.fault == fault) else {
+            self.misses.push((at, name));
+            return;
+        };
         match phase {
             Phase::Begins { .. } => {}
             Phase::Heals => run.healed = Some(at),
@@ -208,5 +221,31 @@ fn read_if_any<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
         Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strike_that_never_began_is_a_miss_and_no_fault() {
+        let folder = std::env::temp_dir().join(format!("cortex-history-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let run = r#"{"seed": 1, "duration_s": 1.0, "network": "loopback", "faults": [], "replicas": 3, "slots": 1,
+            "started_at": "2026-01-01T00:00:00Z", "command": "", "version": "", "planted": null}"#;
+        fs::write(folder.join("run.json"), run).unwrap();
+        let begins = Phase::Begins { replicas: vec![0], leader: true, detail: String::new() };
+        let over = Phase::Over { proof: None, broke: None };
+        let phases = [(1, begins), (1, over.clone()), (2, over)];
+        let lines = phases.into_iter().map(|(fault, phase)| {
+            let record = Record::Fault { fault, name: format!("fault-{fault}"), phase };
+            serde_json::to_string(&Line { at: fault * 10, record }).unwrap()
+        });
+        fs::write(folder.join("history.jsonl"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let history = History::read(&folder).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(history.faults.iter().map(|fault| fault.fault).collect::<Vec<_>>(), [1]);
+        assert_eq!(history.misses, [(20, "fault-2".to_owned())]);
     }
 }

@@ -60,6 +60,18 @@ pub enum Record {
         /// What it said.
         view: View,
     },
+    /// The process of a replica was seen to have ended.
+    Exit {
+        /// Index of the replica.
+        replica: usize,
+        /// How, such as `exit status: 1`.
+        status: String,
+    },
+    /// A replica was not ready at the end of the quiet time.
+    NotReady {
+        /// Index of the replica.
+        replica: usize,
+    },
     /// How many jobs are in which state, by the counters.
     Depth {
         /// Waiting for their time.
@@ -70,13 +82,6 @@ pub enum Record {
         active: i64,
         /// At their end.
         finished: i64,
-    },
-    /// How many jobs wait for a worker by PostgreSQL, and how many the ready queue holds.
-    Queue {
-        /// By PostgreSQL's rows or counters.
-        queued: i64,
-        /// In Redis.
-        held: i64,
     },
     /// Something was seen in Redis' own stream of commands.
     Redis {

@@ -14,6 +14,8 @@ use crate::history::View;
 
 /// Of every stretch of this length a burner takes its share.
 const STRETCH: Duration = Duration::from_millis(100);
+/// So many looks in a hundred may go without an answer: more, and the replica has not served.
+const UNANSWERED: f64 = 5.0;
 /// Time between two looks at the group.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -40,9 +42,10 @@ pub async fn idle(options: &IdleOptions) -> Result<bool, Error> {
     let leader = cluster.leader_other_than(None).await?;
     let first = cluster.view(leader).await.ok_or("the leader does not answer")?;
     let (end, mut changes, mut last) = (Instant::now() + options.duration, Vec::new(), first.clone());
-    let mut unanswered = 0;
+    let (mut looks, mut unanswered) = (0_u32, 0_u32);
     while Instant::now() < end {
         sleep(LOOK_EVERY).await;
+        looks += 1;
         match cluster.view(leader).await {
             Some(view) => {
                 if is_other(&view, &last) {
@@ -60,7 +63,12 @@ pub async fn idle(options: &IdleOptions) -> Result<bool, Error> {
     let figures = [
         Figure::new("terms gone by", "", (last.term - first.term) as f64, Some(0.0)),
         Figure::new("changes of the leader or its term that were seen", "", changes.len() as f64, Some(0.0)),
-        Figure::new("looks without an answer within a second", "", f64::from(unanswered), None),
+        Figure::new(
+            "looks without an answer within a second",
+            "%",
+            f64::from(unanswered) * 100.0 / f64::from(looks.max(1)),
+            Some(UNANSWERED),
+        ),
         Figure::new("minutes", "min", options.duration.as_secs_f64() / 60.0, None),
         Figure::new("cores kept busy", "", cores as f64, None),
         Figure::new("their share", "%", f64::from(options.share), None),

@@ -1,4 +1,7 @@
 //! Hundreds of workers lose their leader at once.
+//!
+//! Each worker is attached to a replica of its own choice, so about a third of them lose their connection with the leader.
+//! The others keep theirs, and wait for the next leader to know them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +11,9 @@ use std::time::Duration;
 use cortex::domain::ambient::{Ambient, System};
 use futures::future::join_all;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::waits::{p99_ms, waits};
 use super::{Figure, report};
@@ -22,6 +27,14 @@ const CALM: Duration = Duration::from_secs(8);
 const MARKER: Duration = Duration::from_secs(8);
 /// Most jobs of one batch.
 const BATCH: usize = 100;
+/// Seconds after the kill that are looked at.
+const LOOKED_AT: u32 = 12;
+/// In microseconds.
+const SECOND: u64 = 1_000_000;
+/// Time between two looks at the memory.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The state of an open connection in the kernel's table.
+const ESTABLISHED: &str = "01";
 /// Longest wait for all workers.
 const ALL_WITHIN: Duration = Duration::from_secs(60);
 
@@ -66,13 +79,17 @@ pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
     all_begin(&shared, &options.folder, options.workers).await?;
     sleep(CALM).await;
     let before = memory(&cluster).await;
-    let (first_kill, first) = kill_leader(&cluster, &recorder).await?;
+    let surge = Surge::watch(&cluster);
+    let Kill { at: first_kill, leader: first, workers: first_lost } =
+        kill_leader(&cluster, &recorder).await?;
     let (attached, accepted) = all_begin(&shared, &options.folder, options.workers).await?;
     cluster.revive(first).await?;
     sleep(MARKER + CALM).await;
-    let (second_kill, second) = kill_leader(&cluster, &recorder).await?;
+    let Kill { at: second_kill, leader: second, workers: second_lost } =
+        kill_leader(&cluster, &recorder).await?;
     sleep(CALM * 2).await;
-    let peak = memory(&cluster).await;
+    let afterwards = memory(&cluster).await;
+    let peak = surge.end().await;
     cluster.revive(second).await?;
 
     workload.end_load().await;
@@ -85,29 +102,25 @@ pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
     writer.finish()?;
     let history = History::read(&options.folder)?;
     let waits = waits(&history);
-    let second_of = 1_000_000;
-    let calm = p99_ms(&waits, second_kill - 6 * second_of, second_kill).unwrap_or(0.0);
-    // The first second from which on jobs wait no longer than twice as long as before.
-    let normal = (0..12)
-        .rev()
-        .take_while(|second| {
-            let from = second_kill + second * second_of;
-            // Where nothing is accepted nothing is normal.
-            p99_ms(&waits, from, from + second_of).is_some_and(|p99| p99 <= (2.0 * calm).max(50.0))
-        })
-        .last()
-        .unwrap_or(12);
+    let calm = p99_ms(&waits, second_kill - 6 * SECOND, second_kill).unwrap_or(0.0);
+    let normal = normal_after(&waits, second_kill, calm);
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let since = |at: u64| (at - first_kill) as f64 / 1000.0;
-    #[expect(clippy::cast_precision_loss, reason = "a few seconds")]
-    let normal = normal as f64;
     let figures = [
+        Figure::new("workers attached to the leader, first kill", "", first_lost, None),
+        Figure::new("workers attached to the leader, second kill", "", second_lost, None),
         Figure::new("until a submission was accepted again", "ms", since(accepted), None),
         Figure::new("until every worker had been given a job again", "ms", since(attached), Some(3000.0)),
         Figure::new("p99 of the wait for a worker, calm", "ms", calm, None),
         Figure::new("until p99 of the wait was normal again", "s", normal, Some(5.0)),
         Figure::new("memory of the largest replica, calm", "MiB", before, None),
-        Figure::new("memory of the largest replica, afterwards", "MiB", peak, Some(before * 2.0 + 64.0)),
+        Figure::new("memory of the largest replica, at the most", "MiB", peak, Some(before * 3.0 + 128.0)),
+        Figure::new(
+            "memory of the largest replica, afterwards",
+            "MiB",
+            afterwards,
+            Some(before * 2.0 + 64.0),
+        ),
     ];
     report(&options.folder, &figures)
 }
@@ -118,6 +131,7 @@ fn describe(options: &ReconnectOptions, size: &Size) -> RunInfo {
         duration_s: 0.0,
         network: "loopback".to_owned(),
         faults: vec!["kill-leader".to_owned()],
+        not_allowed: Vec::new(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: size.slots(),
         started_at: System.now(),
@@ -130,12 +144,41 @@ fn describe(options: &ReconnectOptions, size: &Size) -> RunInfo {
     }
 }
 
-/// Kills the leader; answers when, and which replica it was.
-async fn kill_leader(cluster: &Cluster, recorder: &Recorder) -> Result<(u64, usize), Error> {
+/// The first second after a moment from which on jobs wait no longer than twice as long as before.
+fn normal_after(waits: &[(u64, u64)], moment: u64, calm: f64) -> f64 {
+    let is_normal = |second: &u32| {
+        let from = moment + u64::from(*second) * SECOND;
+        // Where nothing is accepted nothing is normal.
+        p99_ms(waits, from, from + SECOND).is_some_and(|p99| p99 <= (2.0 * calm).max(50.0))
+    };
+    (0..LOOKED_AT).rev().take_while(is_normal).last().unwrap_or(LOOKED_AT).into()
+}
+
+/// A leader that was killed.
+struct Kill {
+    at: u64,
+    leader: usize,
+    /// How many workers were attached to it.
+    workers: f64,
+}
+
+async fn kill_leader(cluster: &Cluster, recorder: &Recorder) -> Result<Kill, Error> {
     let leader = cluster.leader_other_than(None).await?;
+    let port = cluster.grpc(leader).rsplit(':').next().unwrap_or_default().parse()?;
+    let workers = connections_to(&std::fs::read_to_string("/proc/net/tcp")?, port);
     let at = recorder.now();
     cluster.kill(leader).await;
-    Ok((at, leader))
+    Ok(Kill { at, leader, workers: f64::from(workers) })
+}
+
+/// Connections to a port in the text of `/proc/net/tcp`: each worker has one.
+fn connections_to(table: &str, port: u16) -> u32 {
+    let remote = format!(":{port:04X}");
+    let is_one = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        fields.next().is_some_and(|to| to.ends_with(&remote)) && fields.next() == Some(ESTABLISHED)
+    };
+    u32::try_from(table.lines().filter(is_one).count()).unwrap_or(u32::MAX)
 }
 
 /// Submits a long job for every worker and waits until each has begun one; answers when that was, and when the first of
@@ -206,6 +249,33 @@ async fn submit(shared: &Arc<Shared>, count: usize) -> Result<u64, Error> {
     Ok(all.and_then(|all| all.into_iter().min()).ok_or("a batch was not accepted")?)
 }
 
+/// A look at the memory that goes on until it is asked for its result.
+struct Surge {
+    stop: CancellationToken,
+    task: JoinHandle<f64>,
+}
+
+impl Surge {
+    fn watch(cluster: &Arc<Cluster>) -> Self {
+        let stop = CancellationToken::new();
+        let (cluster, stopped) = (Arc::clone(cluster), stop.clone());
+        let task = tokio::spawn(async move {
+            let mut largest = 0.0_f64;
+            while timeout(LOOK_EVERY, stopped.cancelled()).await.is_err() {
+                largest = largest.max(memory(&cluster).await);
+            }
+            largest
+        });
+        Self { stop, task }
+    }
+
+    /// The most that any replica has used.
+    async fn end(self) -> f64 {
+        self.stop.cancel();
+        self.task.await.unwrap_or(f64::INFINITY)
+    }
+}
+
 /// Memory in use by the largest replica, in MiB.
 async fn memory(cluster: &Cluster) -> f64 {
     let mut largest = 0.0_f64;
@@ -217,4 +287,19 @@ async fn memory(cluster: &Cluster) -> f64 {
         largest = largest.max(kib.unwrap_or(0.0) / 1024.0);
     }
     largest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::connections_to;
+
+    #[test]
+    fn open_connections_to_a_port_are_counted_once() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            0: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 00000000     0        0 77 1 0 20 4\n\
+            1: 0100007F:D431 0100007F:1F90 01 00000000:00000000 00:00000000 00000000     0        0 78 1 0 20 4\n\
+            2: 0100007F:D433 0100007F:1F90 06 00000000:00000000 00:00000000 00000000     0        0 79 1 0 20 4\n";
+        assert_eq!(connections_to(table, 0x1F90), 1);
+        assert_eq!(connections_to(table, 0x1F91), 0);
+    }
 }

@@ -44,6 +44,7 @@ pub(super) fn render(report: &Report, history: Option<&History>) -> Markup {
                 }
                 h2 { "Promises" }
                 (promises(report))
+                ul { @for (what, names) in report.untold() { li { (what) ": " (names) "." } } }
                 h2 { "From the fault until it goes on" }
                 p { "Median / 99th percentile / longest in milliseconds, counted by clients from the moment of the fault." }
                 (times(report))

@@ -30,6 +30,10 @@ fn write(report: &Report, out: &mut String) -> fmt::Result {
         let (word, more) = words(&row.verdict);
         writeln!(out, "| {} {} | {} | **{word}** | {more} |", row.id, row.name, row.text)?;
     }
+    writeln!(out)?;
+    for (what, names) in report.untold() {
+        writeln!(out, "- {what}: {names}.")?;
+    }
     writeln!(out, "\n## Faults\n\n| fault | strikes | shown to have bitten |\n| --- | --- | --- |")?;
     for (name, count, bitten) in report.strikes() {
         writeln!(out, "| {name} | {count} | {bitten} |")?;

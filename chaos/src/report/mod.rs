@@ -5,6 +5,7 @@ mod markdown;
 mod summary;
 mod timeline;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::{fs, io};
 
@@ -50,6 +51,7 @@ impl Bar {
         match self.kept() {
             Some(true) => "pass",
             Some(false) => "fail",
+            None if self.samples == 0 => "not tried",
             None => "too few",
         }
     }
@@ -98,12 +100,33 @@ impl Report {
 
     /// Strikes by kind: how many, and how many of them were shown to have bitten.
     fn strikes(&self) -> Vec<(String, u64, u64)> {
-        let mut all = std::collections::BTreeMap::<&str, (u64, u64)>::new();
+        let mut all = BTreeMap::<&str, (u64, u64)>::new();
         for (name, (count, bitten)) in self.rounds.iter().flat_map(|round| &round.faults) {
             let line = all.entry(name).or_default();
             (line.0, line.1) = (line.0 + count, line.1 + bitten);
         }
         all.into_iter().map(|(name, (count, bitten))| (name.to_owned(), count, bitten)).collect()
+    }
+
+    /// What a pass does not say: under a heading each, as far as there is anything.
+    fn untold(&self) -> Vec<(&'static str, String)> {
+        let not_tried = self.rows().into_iter().filter(|row| row.verdict == Verdict::NotTried);
+        let mut not_tried: Vec<_> = not_tried.map(|row| format!("{} {}", row.id, row.name)).collect();
+        not_tried.push("L3 queue whole again, which `flush` alone judges".to_owned());
+        let bars = self.bars().into_iter().filter(|bar| bar.kept().is_none());
+        let bars: Vec<_> = bars.map(|bar| format!("{} ({})", bar.what, bar.samples)).collect();
+        let toothless = self.strikes().into_iter().filter(|(_, _, bitten)| *bitten == 0);
+        let toothless: Vec<_> = toothless.map(|(name, count, _)| format!("{name} ({count})")).collect();
+        let not_allowed: BTreeSet<_> = self.rounds.iter().flat_map(|round| &round.info.not_allowed).collect();
+        let not_allowed: Vec<_> = not_allowed.into_iter().cloned().collect();
+        let all = [
+            ("Promises that were not tried", not_tried),
+            ("Times of which there are too few samples for a percentile", bars),
+            ("Kinds of faults that struck and were never shown to have bitten", toothless),
+            ("Kinds of faults that this machine does not allow", not_allowed),
+        ];
+        let told = all.into_iter().filter(|(_, names)| !names.is_empty());
+        told.map(|(what, names)| (what, names.join(", "))).collect()
     }
 
     /// What L4 asks of all rounds together.
@@ -133,7 +156,7 @@ impl Report {
     /// Median, 99th percentile and largest of the times after faults, by kind. Where another fault was under way at the
     /// same time, the wait is not this one's alone, and does not count.
     fn times(&self) -> Vec<Times> {
-        let mut kinds = std::collections::BTreeMap::<&str, Vec<&Failover>>::new();
+        let mut kinds = BTreeMap::<&str, Vec<&Failover>>::new();
         for failover in
             self.rounds.iter().flat_map(|round| &round.failovers).filter(|failover| failover.alone)
         {

@@ -63,6 +63,9 @@ impl Summary {
             line.0 += 1;
             line.1 += u64::from(fault.proof.is_some());
         }
+        for (_, name) in &history.misses {
+            faults.entry(name.clone()).or_default().0 += 1;
+        }
         let starts =
             history.acts.iter().filter(|(_, _, act)| matches!(act, Act::Start { .. })).count() as u64;
         let quiet = history.stage(Stage::Over).zip(history.stage(Stage::Quiet));
