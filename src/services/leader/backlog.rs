@@ -3,7 +3,8 @@
 //! A shape is in the backlog from the commit of its first waiting job until its last one was claimed and assigned. So the
 //! scheduler asks Redis only about shapes that may have jobs, and a submission knows whether there is a slot
 //! for its job beside those that wait. The numbers are upper bounds: Redis is the one that has the jobs, and a
-//! claim that comes back with less than it asked for corrects them.
+//! claim that comes back with less than it asked for corrects them. Where the number was exact and nothing explains
+//! the difference, Redis has lost jobs.
 
 use std::collections::HashMap;
 
@@ -25,6 +26,10 @@ struct Waiting {
     /// Jobs that wait, those on their way included; unknown where the ready queue holds jobs that were not
     /// expected.
     waiting: Option<u64>,
+    /// All that wait were expected, and counted since the last one before them was claimed.
+    exact: bool,
+    /// Jobs that were called off since a claim saw the end: they may be among those that are counted.
+    called_off: u64,
     /// No job that was expected and waits is more urgent.
     urgency: u8,
     /// Rounds that have claimed jobs and have yet to find out whether those waited, and the urgency until then.
@@ -56,7 +61,8 @@ impl Backlog {
             now.waiting = now.waiting.map(|waiting| waiting + 1);
             now.urgency = now.urgency.max(priority);
         } else {
-            let first = Waiting { coming: 1, waiting: Some(1), urgency: priority, ..Waiting::default() };
+            let first =
+                Waiting { coming: 1, waiting: Some(1), exact: true, urgency: priority, ..Waiting::default() };
             self.shapes.insert(shape.clone(), first);
         }
     }
@@ -71,12 +77,19 @@ impl Backlog {
         }
     }
 
+    /// A job that was expected need not wait any more, and is taken out of the ready queue if it is there still.
+    pub(super) fn call_off(&mut self, shape: &Shape) {
+        if let Some(now) = self.shapes.get_mut(shape) {
+            now.called_off += 1;
+        }
+    }
+
     /// These shapes have jobs in the ready queue, nobody knows how many.
     pub(super) fn note(&mut self, shapes: impl IntoIterator<Item = Shape>) {
         for shape in shapes {
             let now = self.shapes.entry(shape).or_default();
             now.arrived += 1;
-            now.waiting = None;
+            (now.waiting, now.exact) = (None, false);
         }
     }
 
@@ -105,18 +118,24 @@ impl Backlog {
     }
 
     /// A round has claimed so many jobs of the shape; `emptied` holds what was known before it, if it found no
-    /// more. Until [`Self::settled`] tells what they were, less urgent jobs are not placed past them.
-    pub(super) fn claimed(&mut self, round: Round, shape: &Shape, jobs: u64, emptied: Option<Glimpse>) {
-        let Some(now) = self.shapes.get_mut(shape) else { return };
+    /// more. Until [`Self::settled`] tells what they were, less urgent jobs are not placed past them. Answers whether
+    /// jobs that wait were not there.
+    #[must_use]
+    pub(super) fn claimed(
+        &mut self,
+        round: Round,
+        shape: &Shape,
+        jobs: u64,
+        emptied: Option<Glimpse>,
+    ) -> bool {
+        let Some(now) = self.shapes.get_mut(shape) else { return false };
         if jobs > 0 {
             now.claims.push((round, now.urgency));
         }
         now.waiting = now.waiting.map(|waiting| waiting.saturating_sub(jobs));
-        if let Some(Glimpse(arrived)) = emptied {
-            let since = now.arrived - arrived.min(now.arrived);
-            now.waiting = Some(now.coming + since);
-        }
+        let lacks = emptied.is_some_and(|seen| now.saw_end(seen));
         self.forget(shape);
+        lacks
     }
 
     /// What became of a round's claims: `all_waited` if each was for a job that waited. What was claimed in vain was not
@@ -152,6 +171,18 @@ impl Backlog {
 }
 
 impl Waiting {
+    /// A claim found no more: what waits has come since, or is yet to come. Answers whether that is fewer than it
+    /// should be.
+    fn saw_end(&mut self, Glimpse(arrived): Glimpse) -> bool {
+        let most = self.coming + self.arrived.saturating_sub(arrived);
+        let counted = self.waiting.unwrap_or(u64::MAX);
+        let lacks = self.exact && counted > most + self.called_off;
+        self.exact = most == 0 || (self.exact && counted <= most);
+        self.waiting = Some(counted.min(most));
+        self.called_off = 0;
+        lacks
+    }
+
     fn is_over(&self) -> bool {
         self.waiting == Some(0) && self.coming == 0
     }
@@ -169,11 +200,12 @@ mod tests {
         backlog.shapes().find(|(shape, _)| *shape == of).map(|(_, glimpse)| glimpse)
     }
 
-    /// A round that finds out at once that all it claimed had waited.
-    fn claim(backlog: &mut Backlog, of: &Shape, jobs: u64, emptied: Option<Glimpse>) {
+    /// A round that finds out at once that all it claimed had waited; whether it missed some.
+    fn claim(backlog: &mut Backlog, of: &Shape, jobs: u64, emptied: Option<Glimpse>) -> bool {
         let round = backlog.begin();
-        backlog.claimed(round, of, jobs, emptied);
+        let lacks = backlog.claimed(round, of, jobs, emptied);
         backlog.settled(round, of, true);
+        lacks
     }
 
     #[test]
@@ -184,9 +216,9 @@ mod tests {
         }
         backlog.arrive(&a, 2);
         let rounds = [backlog.begin(), backlog.begin()];
-        backlog.claimed(rounds[0], &a, 1, None);
+        assert!(!backlog.claimed(rounds[0], &a, 1, None));
         assert_eq!(backlog.rivals(|_| true).jobs, 1);
-        backlog.claimed(rounds[1], &a, 1, None);
+        assert!(!backlog.claimed(rounds[1], &a, 1, None));
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 5 }, "it may have been another");
         assert!(backlog.is_empty());
         backlog.settled(rounds[0], &a, true);
@@ -201,11 +233,11 @@ mod tests {
         backlog.expect(&a, 8);
         backlog.arrive(&a, 1);
         let urgent = backlog.begin();
-        backlog.claimed(urgent, &a, 1, None);
+        assert!(!backlog.claimed(urgent, &a, 1, None));
         backlog.expect(&a, 5);
         backlog.arrive(&a, 1);
         let next = backlog.begin();
-        backlog.claimed(next, &a, 1, None);
+        assert!(!backlog.claimed(next, &a, 1, None));
         assert_eq!(backlog.rivals(|_| true).urgency, 8);
         backlog.settled(urgent, &a, true);
         assert_eq!(backlog.rivals(|_| true).urgency, 5);
@@ -217,12 +249,12 @@ mod tests {
         backlog.expect(&a, 8);
         backlog.arrive(&a, 1);
         let round = backlog.begin();
-        backlog.claimed(round, &a, 1, None);
+        assert!(!backlog.claimed(round, &a, 1, None));
         backlog.settled(round, &a, false);
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: u64::MAX, urgency: 8 });
         // The job itself, and the end.
         let seen = glimpse(&backlog, &a);
-        claim(&mut backlog, &a, 1, seen);
+        assert!(!claim(&mut backlog, &a, 1, seen));
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 0 });
     }
 
@@ -236,26 +268,54 @@ mod tests {
         let seen = glimpse(&backlog, &a);
         // Three were there; one of them was gone in the meantime, one more arrives during the claim.
         backlog.arrive(&a, 1);
-        claim(&mut backlog, &a, 2, seen);
+        assert!(claim(&mut backlog, &a, 2, seen));
         assert_eq!(backlog.rivals(|_| true).jobs, 2, "one is on its way, one may have come too late");
         let seen = glimpse(&backlog, &a);
-        claim(&mut backlog, &a, 1, seen);
+        assert!(!claim(&mut backlog, &a, 1, seen));
         assert_eq!(backlog.rivals(|_| true).jobs, 1);
         backlog.arrive(&a, 1);
         let seen = glimpse(&backlog, &a);
-        claim(&mut backlog, &a, 1, seen);
+        assert!(!claim(&mut backlog, &a, 1, seen));
         assert!(backlog.is_empty());
+    }
+
+    #[test]
+    fn a_claim_that_finds_less_than_was_told_misses_what_nothing_explains() {
+        let (mut backlog, a) = (Backlog::default(), shape("a"));
+        let told = |backlog: &mut Backlog, jobs| {
+            (0..jobs).for_each(|_| backlog.expect(&a, 5));
+            backlog.arrive(&a, jobs);
+        };
+        told(&mut backlog, 2);
+        let seen = glimpse(&backlog, &a);
+        assert!(claim(&mut backlog, &a, 1, seen), "one is lost");
+        told(&mut backlog, 2);
+        backlog.call_off(&a);
+        let seen = glimpse(&backlog, &a);
+        assert!(!claim(&mut backlog, &a, 1, seen), "one was called off");
+        // One comes after the look, and is claimed before it has arrived here.
+        told(&mut backlog, 1);
+        let seen = glimpse(&backlog, &a);
+        backlog.expect(&a, 5);
+        assert!(!claim(&mut backlog, &a, 2, seen));
+        backlog.arrive(&a, 1);
+        assert!(backlog.is_empty());
+        // Whoever does not know how many there were misses none.
+        backlog.note([a.clone()]);
+        told(&mut backlog, 1);
+        let seen = glimpse(&backlog, &a);
+        assert!(!claim(&mut backlog, &a, 1, seen));
     }
 
     #[test]
     fn jobs_that_nobody_expected_are_endlessly_many_until_a_claim_has_seen_their_end() {
         let (mut backlog, a) = (Backlog::default(), shape("a"));
         backlog.note([a.clone()]);
-        claim(&mut backlog, &a, 1, None);
+        assert!(!claim(&mut backlog, &a, 1, None));
         assert_eq!(backlog.rivals(|shape| *shape == a).jobs, u64::MAX);
         assert_eq!(backlog.rivals(|shape| *shape != a).jobs, 0);
         let seen = glimpse(&backlog, &a);
-        claim(&mut backlog, &a, 1, seen);
+        assert!(!claim(&mut backlog, &a, 1, seen));
         assert!(backlog.is_empty());
     }
 
@@ -268,7 +328,7 @@ mod tests {
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 3, urgency: 8 });
         assert_eq!(backlog.rivals(|shape| *shape == b).urgency, 5);
         backlog.arrive(&a, 2);
-        claim(&mut backlog, &a, 2, None);
+        assert!(!claim(&mut backlog, &a, 2, None));
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 1, urgency: 5 });
     }
 }

@@ -242,10 +242,15 @@ impl Core {
         }
         let took_less = claims.len() < question.most;
         let has_slots = |group: &u16| left.get(usize::from(*group)).is_some_and(|left| *left > 0);
+        let mut lacks = false;
         let mut backlog = self.backlog();
         for ((offer, glimpse), taken) in question.offers.iter().zip(&question.glimpses).zip(taken) {
             let emptied = (took_less && offer.groups.iter().any(has_slots)).then_some(*glimpse);
-            backlog.claimed(question.round, &offer.shape, taken, emptied);
+            lacks |= backlog.claimed(question.round, &offer.shape, taken, emptied);
+        }
+        drop(backlog);
+        if lacks && !self.loss_suspected.swap(true, Ordering::AcqRel) {
+            self.nudges.reconcile.notify_one();
         }
     }
 

@@ -73,16 +73,18 @@ impl Core {
     /// Queues a committed fact for the ready queue.
     pub(super) fn feed(&self, item: FeedItem) {
         let added = match &item {
-            FeedItem::Add(entry) => Some((entry.shape.clone(), entry.priority)),
+            FeedItem::Add(entry) => Some(entry.shape.clone()),
             FeedItem::Remove(..) | FeedItem::Settle(_) => None,
         };
-        // Before it is told: from its commit on the job waits.
-        if let Some((shape, priority)) = &added {
-            self.backlog().expect(shape, *priority);
+        // Before it is told: from its commit on the job waits, or does not any more.
+        match &item {
+            FeedItem::Add(entry) => self.backlog().expect(&entry.shape, entry.priority),
+            FeedItem::Remove(_, shape) => self.backlog().call_off(shape),
+            FeedItem::Settle(_) => {}
         }
         let told = self.feed.0.get().is_some_and(|feed| feed.push(item, 0).is_ok());
         if !told {
-            if let Some((shape, _)) = &added {
+            if let Some(shape) = &added {
                 self.backlog().arrive(shape, 1);
             }
             self.queue_lacks.store(true, Ordering::Release);

@@ -162,6 +162,8 @@ struct Core {
     dispatching: Dispatching,
     /// Something could not be told to the ready queue.
     queue_lacks: AtomicBool,
+    /// A claim found less in the ready queue than was told to it.
+    loss_suspected: AtomicBool,
     /// The ready queue was taken over and is not being rebuilt: the backlog has every shape of which jobs wait.
     queue_known: AtomicBool,
     /// Jobs that wait, by the counters and what was added since.
@@ -284,7 +286,9 @@ impl Core {
 
     /// Whether jobs that wait are in the backlog. If not, one that comes now might overtake them.
     fn knows_who_waits(&self) -> bool {
-        self.queue_known.load(Ordering::Acquire) && !self.queue_lacks.load(Ordering::Acquire)
+        self.queue_known.load(Ordering::Acquire)
+            && !self.queue_lacks.load(Ordering::Acquire)
+            && !self.loss_suspected.load(Ordering::Acquire)
     }
 
     fn backlog(&self) -> std::sync::MutexGuard<'_, Backlog> {

@@ -43,6 +43,7 @@ impl Leader {
             rounds: Lanes::new(&ROUND_SLOTS),
             dispatching: Dispatching::default(),
             queue_lacks: AtomicBool::new(false),
+            loss_suspected: AtomicBool::new(false),
             queue_known: AtomicBool::new(false),
             waiting: AtomicI64::new(waiting),
             arriving: Arc::new(AtomicU64::new(0)),

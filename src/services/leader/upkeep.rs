@@ -29,6 +29,8 @@ const STALE_CLAIM: Duration = Duration::from_secs(8);
 const ON_THE_WAY: Duration = Duration::from_millis(500);
 /// How often the ready queue is compared with the counters.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// How often it is looked for jobs that the ready queue seems to have lost.
+const SUSPECT_EVERY: Duration = Duration::from_secs(1);
 /// How often the workers that are offline are counted, of which PostgreSQL alone knows.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// How long that may take: vitals must not wait for it.
@@ -52,6 +54,7 @@ pub enum UpkeepError {
 pub struct Reconciliation {
     metrics: Arc<Metrics>,
     compared: Option<Instant>,
+    suspected: Option<Instant>,
     bloated: bool,
     /// Where the search for missing jobs goes on.
     looked_at: Option<QueuedJob>,
@@ -60,7 +63,7 @@ pub struct Reconciliation {
 impl Reconciliation {
     /// Nothing is known yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, compared: None, bloated: false, looked_at: None }
+        Self { metrics, compared: None, suspected: None, bloated: false, looked_at: None }
     }
 
     fn show(&self, depth: [u64; 10]) {
@@ -270,12 +273,23 @@ impl Leader {
         let stale = core.parts.queue.claims_older_than(STALE_CLAIM).await?;
         self.settle_claims(&stale).await?;
         let now = core.now();
-        if memory.compared.is_none_or(|at| now.duration_since(at) >= COMPARE_EVERY) {
+        let compares = memory.compared.is_none_or(|at| now.duration_since(at) >= COMPARE_EVERY);
+        let suspects = core.loss_suspected.load(Ordering::Acquire)
+            && memory.suspected.is_none_or(|at| now.duration_since(at) >= SUSPECT_EVERY);
+        if suspects {
+            memory.suspected = Some(now);
+            core.queue_known.store(false, Ordering::Release);
+            core.loss_suspected.store(false, Ordering::Release);
+        }
+        if compares || suspects {
+            // The jobs that come first are looked at each time, those behind them in turn.
+            let next = self.put_missing_back(None).await;
+            let next = next.inspect_err(|_| core.loss_suspected.store(true, Ordering::Release))?;
+            memory.looked_at = memory.looked_at.take().or(next);
+        }
+        if compares {
             memory.compared = Some(now);
             self.compare_queue(memory).await?;
-            // The jobs that come first are looked at each time, those behind them in turn.
-            let next = self.put_missing_back(None).await?;
-            memory.looked_at = memory.looked_at.take().or(next);
         } else if let Some(after) = memory.looked_at.take() {
             memory.looked_at = self.put_missing_back(Some(&after)).await?;
         }
