@@ -178,6 +178,14 @@ impl Pool {
         Some(self.groups.get(&group)?.ranked.last()?.worker.0)
     }
 
+    /// The best worker of a group for a job of this model, none of `but`.
+    pub fn best_but(&self, group: GroupId, model: &str, but: &[WorkerId]) -> Option<WorkerId> {
+        let group = self.groups.get(&group)?;
+        let in_order =
+            group.loaded.get(model).into_iter().chain([&group.ranked]).flat_map(|ranked| ranked.iter().rev());
+        in_order.map(|rank| rank.worker.0).find(|worker| !but.contains(worker))
+    }
+
     fn group_of(&mut self, capabilities: &Capabilities) -> GroupId {
         if let Some(id) = self.by_capabilities.get(capabilities) {
             return *id;

@@ -48,7 +48,7 @@ impl Bench {
 
     fn take(&mut self, shape: &Shape) -> Option<WorkerId> {
         let group = *self.pool.able(shape).first()?;
-        let worker = self.pool.with_model(group, &shape.model_name).or_else(|| self.pool.best(group))?;
+        let worker = self.pool.best_but(group, &shape.model_name, &[])?;
         self.change(worker, |worker| worker.free -= 1);
         Some(worker)
     }
@@ -145,6 +145,20 @@ fn prefers_the_worker_that_has_the_model_loaded_even_in_a_broader_group() {
     assert_eq!(bench.take(&shape("a", false)), Some(id(2)));
     assert_eq!(bench.take(&shape("a", false)), Some(id(1)), "then the most particular group");
     assert_eq!(bench.take(&shape("b", false)), Some(id(1)));
+}
+
+#[test]
+fn a_worker_that_is_not_wanted_is_passed_over_even_if_it_has_the_model() {
+    let plain = capabilities(false, None);
+    let mut bench = Bench::default();
+    bench.put(id(1), &plain, 5, &["a"]);
+    bench.put(id(2), &plain, 1, &[]);
+    let group = bench.pool.able(&shape("a", false))[0];
+    let best_but = |but: &[WorkerId]| bench.pool.best_but(group, "a", but);
+    assert_eq!(
+        (best_but(&[]), best_but(&[id(1)]), best_but(&[id(1), id(2)])),
+        (Some(id(1)), Some(id(2)), None)
+    );
 }
 
 #[test]

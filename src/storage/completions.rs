@@ -100,9 +100,9 @@ impl Database {
                    WHERE c.slot = $1 AND t.jobs > 0
                ), tallied AS (
                    UPDATE workers w SET total_jobs_completed = w.total_jobs_completed + t.jobs,
+                       execution_ms = w.execution_ms + t.ran_ms,
                        average_execution_time_ms =
-                           (coalesce(w.average_execution_time_ms, 0) * w.total_jobs_completed::bigint + t.ran_ms)
-                               / (w.total_jobs_completed + t.jobs),
+                           (w.execution_ms + t.ran_ms) / (w.total_jobs_completed + t.jobs),
                        consecutive_failures = 0, last_active_at = now(), updated_at = now()
                    FROM (SELECT worker_id, count(*)::int AS jobs, sum(ran_ms)::bigint AS ran_ms
                          FROM done GROUP BY worker_id ORDER BY worker_id) t

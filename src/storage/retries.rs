@@ -7,7 +7,7 @@ use super::database::Database;
 use super::error::StorageError;
 use super::fence::Fence;
 use super::transitions::shape;
-use crate::domain::ids::JobId;
+use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::matching::Shape;
 use crate::domain::trace::TraceContext;
 
@@ -22,6 +22,8 @@ pub struct Due {
     pub submitted_at: DateTime<Utc>,
     /// Who can take it.
     pub shape: Shape,
+    /// Workers that were lost while they ran it.
+    pub lost_workers: Vec<WorkerId>,
 }
 
 /// A job whose time has come: it is queued now.
@@ -49,7 +51,7 @@ impl Database {
     pub async fn due(&self, limit: u16) -> Result<Vec<Due>, StorageError> {
         let rows = sqlx::query!(
             r#"SELECT id, priority, submitted_at, model_name, metadata->'requires_gpu' AS "requires_gpu: Value",
-                   metadata->'required_memory_gb' AS "required_memory_gb: Value"
+                   metadata->'required_memory_gb' AS "required_memory_gb: Value", lost_workers
                FROM jobs WHERE status = 'pending' AND next_retry_at <= now() ORDER BY next_retry_at LIMIT $1"#,
             i64::from(limit),
         )
@@ -62,6 +64,7 @@ impl Database {
                 priority: u8::try_from(row.priority).unwrap_or_default(),
                 submitted_at: row.submitted_at,
                 shape: shape(&row.model_name, row.requires_gpu, row.required_memory_gb),
+                lost_workers: row.lost_workers.unwrap_or_default().into_iter().map(WorkerId).collect(),
             })
             .collect();
         due.sort_by_key(|job| job.submitted_at);

@@ -137,39 +137,66 @@ async fn a_job_that_took_three_different_workers_down_fails_whatever_its_policy_
 }
 
 #[tokio::test]
+async fn a_job_whose_worker_was_lost_is_tried_again_by_another_one() {
+    let api = Api::of("elsewhere").await;
+    let fields =
+        json!({"max_retries": 10, "metadata": {"retry_policy": {"strategy": "fixed", "jitter": false}}});
+    let id = api.submit(0, &fields).await;
+    let mut roomy = Hand::new(&api, 0, 5).await;
+    let run = async |hand: &Hand| {
+        let job = hand.job().await;
+        assert_eq!(job.job_id, id);
+        assert!(hand.status(&job, "running").await.acknowledged);
+    };
+    run(&roomy).await;
+    roomy.register().await;
+    // Better the same one than none.
+    run(&roomy).await;
+    let small = Hand::new(&api, 1, 1).await;
+    roomy.register().await;
+    let waits = tokio::spawn({
+        let roomy = roomy.clone();
+        async move { roomy.poll(30_000).await }
+    });
+    run(&small).await;
+    waits.abort();
+    api.leave().await;
+}
+
+#[tokio::test]
 async fn a_workers_counters_are_right_after_successes_failures_cancellations_and_losses() {
     let api = Api::of("counters").await;
-    let mut hand = Hand::new(&api, 2, 5).await;
+    let mut hand = Hand::new(&api, 2, 7).await;
     let mut jobs = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..7 {
         api.submit(0, &json!({"max_retries": 0})).await;
         let job = hand.job().await;
         assert!(hand.status(&job, "running").await.acknowledged);
         jobs.push(job);
     }
-    shows(&api, &hand, &json!({"current_job_count": 5, "status": "busy", "average_execution_time_ms": null}))
+    shows(&api, &hand, &json!({"current_job_count": 7, "status": "busy", "average_execution_time_ms": null}))
         .await;
-    for (job, duration_ms) in [(&jobs[0], 10), (&jobs[1], 30)] {
+    for (job, duration_ms) in [(&jobs[0], 10), (&jobs[1], 11), (&jobs[2], 12), (&jobs[3], 13)] {
         let mut report = hand.success(job, &json!({}));
         report.duration_ms = duration_ms;
         assert!(hand.report(&report).await.acknowledged);
     }
-    assert!(hand.report(&hand.failure(&jobs[2], "broken", "")).await.acknowledged);
-    api.cancel(1, &jobs[3].job_id).await.expect(204);
+    assert!(hand.report(&hand.failure(&jobs[4], "broken", "")).await.acknowledged);
+    api.cancel(1, &jobs[5].job_id).await.expect(204);
     shows(
         &api,
         &hand,
-        &json!({"current_job_count": 1, "status": "idle", "total_jobs_completed": 2, "total_jobs_failed": 1,
-            "average_execution_time_ms": 20, "consecutive_failures": 1}),
+        &json!({"current_job_count": 1, "status": "idle", "total_jobs_completed": 4, "total_jobs_failed": 1,
+            "average_execution_time_ms": 11, "consecutive_failures": 1}),
     )
     .await;
     hand.register().await;
-    api.reaches(&jobs[4].job_id, "failed").await;
+    api.reaches(&jobs[6].job_id, "failed").await;
     shows(
         &api,
         &hand,
-        &json!({"current_job_count": 0, "status": "idle", "total_jobs_completed": 2, "total_jobs_failed": 2,
-            "average_execution_time_ms": 20, "consecutive_failures": 0}),
+        &json!({"current_job_count": 0, "status": "idle", "total_jobs_completed": 4, "total_jobs_failed": 2,
+            "average_execution_time_ms": 11, "consecutive_failures": 0}),
     )
     .await;
     api.leave().await;

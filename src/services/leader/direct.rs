@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use super::Core;
 use super::backlog::Rivals;
 use super::dispatch::Placed;
-use crate::domain::ids::JobId;
+use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 use crate::domain::matching::Shape;
 use crate::domain::placement::GroupId;
@@ -18,15 +18,18 @@ pub(super) struct Newcomer<'a> {
     id: JobId,
     shape: &'a Shape,
     priority: u8,
+    /// Workers that were lost while they ran it: they are the last to get it again.
+    lost_workers: &'a [WorkerId],
 }
 
 impl<'a> Newcomer<'a> {
     pub(super) fn of(job: &'a NewJob) -> Self {
-        Self { id: job.id, shape: &job.shape, priority: job.priority }
+        Self { id: job.id, shape: &job.shape, priority: job.priority, lost_workers: &[] }
     }
 
     pub(super) fn due(job: &'a Due) -> Self {
-        Self { id: job.id, shape: &job.shape, priority: job.priority }
+        let Due { id, priority, shape, lost_workers, .. } = job;
+        Self { id: *id, shape, priority: *priority, lost_workers }
     }
 }
 
@@ -53,7 +56,7 @@ impl Core {
             let pool = fleet.pool();
             let able = pool.able(job.shape);
             // A slot more than those need that wait for this group.
-            let to_spare = |group: &GroupId| {
+            let mut to_spare = |group: &GroupId| {
                 let rivals = rivals.entry(*group);
                 let rivals = rivals.or_insert_with(|| {
                     let goes_on = |shape: &Shape| !paused.holds(&shape.model_name);
@@ -61,9 +64,15 @@ impl Core {
                 });
                 u64::from(pool.free_in(*group)) > rivals.jobs && job.priority >= rivals.urgency
             };
-            let Some(group) = able.into_iter().find(to_spare) else { continue };
-            let model = &job.shape.model_name;
-            let Some(worker) = pool.with_model(group, model).or_else(|| pool.best(group)) else { continue };
+            let mut best_but = |but: &[WorkerId]| {
+                let mut spare = able.iter().filter(|group| to_spare(group));
+                spare.find_map(|group| pool.best_but(*group, &job.shape.model_name, but))
+            };
+            let mut best = best_but(job.lost_workers);
+            if best.is_none() && !job.lost_workers.is_empty() {
+                best = best_but(&[]);
+            }
+            let Some(worker) = best else { continue };
             if let Some(poller) = fleet.reserve(worker) {
                 *place = Some(self.placed(job.id, worker, poller));
             }

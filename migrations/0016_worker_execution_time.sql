@@ -1,0 +1,4 @@
+-- What a worker's average is of: from an average in whole milliseconds alone, the next one cannot be told.
+ALTER TABLE workers ADD COLUMN execution_ms BIGINT NOT NULL DEFAULT 0;
+
+UPDATE workers SET execution_ms = coalesce(average_execution_time_ms, 0) * total_jobs_completed;
