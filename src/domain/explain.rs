@@ -9,6 +9,7 @@ use super::execution::{Execution, ExecutionStatus};
 use super::ids::{JobId, WorkerId};
 use super::job::{Job, JobStatus};
 use super::matching::Mismatch;
+use super::transition::POISON;
 
 /// Why a worker cannot take a job now.
 #[derive(
@@ -24,9 +25,9 @@ pub enum Obstacle {
     NotPolling,
     /// Its session has ended, and no other one has begun yet.
     Disconnected,
-    /// It takes nothing new and is about to leave.
+    /// It takes nothing new: it is about to leave, or was drained.
     Draining,
-    /// It says that it is not well.
+    /// It says that it is not well, or failed too often in a row.
     Unhealthy,
     /// The model is not among its models.
     Model,
@@ -169,6 +170,21 @@ pub struct Attempt {
     pub error_message: Option<String>,
 }
 
+/// What the retry policy said when the last attempt had failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct RetryState {
+    /// Retries so far, with the one that is due.
+    pub attempt_number: u32,
+    /// When the next attempt is due.
+    pub next_retry_at: Option<DateTime<Utc>>,
+    /// The delay before it, in whole seconds, rounded up.
+    pub backoff_seconds: Option<i64>,
+    /// Whether there is another attempt.
+    pub can_retry: bool,
+    /// Why there is none: `max_retries_exceeded`, `error_not_retryable: ` and the error code, or `poison`.
+    pub reason: Option<String>,
+}
+
 /// Why a job is where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Explanation {
@@ -190,6 +206,8 @@ pub struct Explanation {
     pub retry_count: u32,
     /// Retries that it has.
     pub max_retries: u32,
+    /// What becomes of it after a failed attempt; absent where none was the last thing that happened to it.
+    pub retry: Option<RetryState>,
     /// Its attempts so far, oldest first.
     pub attempts: Vec<Attempt>,
 }
@@ -217,6 +235,7 @@ impl Explanation {
             workers,
             retry_count: job.retry_count,
             max_retries: job.max_retries,
+            retry: retry_state(job, attempts.last().and_then(|last| last.error_code.as_deref())),
             attempts: attempts.into_iter().map(Attempt::from).collect(),
         }
     }
@@ -235,6 +254,28 @@ impl From<Execution> for Attempt {
             error_message: execution.error_message,
         }
     }
+}
+
+fn retry_state(job: &Job, error_code: Option<&str>) -> Option<RetryState> {
+    let (can_retry, reason) = match job.status {
+        JobStatus::Pending if job.retry_count > 0 => (true, None),
+        JobStatus::Failed | JobStatus::Timeout => (
+            false,
+            match error_code {
+                Some(POISON) => Some(POISON.to_owned()),
+                _ if job.retry_count >= job.max_retries => Some("max_retries_exceeded".to_owned()),
+                code => code.map(|code| format!("error_not_retryable: {code}")),
+            },
+        ),
+        _ => return None,
+    };
+    Some(RetryState {
+        attempt_number: job.retry_count,
+        next_retry_at: job.next_retry_at.filter(|_| can_retry),
+        backoff_seconds: job.retry_backoff_seconds.filter(|_| can_retry),
+        can_retry,
+        reason,
+    })
 }
 
 fn reason(job: &Job, outlook: Option<&Outlook>, now: DateTime<Utc>) -> Reason {

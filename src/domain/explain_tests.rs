@@ -81,3 +81,31 @@ fn a_job_that_nobody_is_to_take_shows_no_workers() {
     let ended = Explanation::of(&job("failed"), Vec::new(), None, Some(outlook(&[None])), NOW);
     assert_eq!((ended.reason, ended.workers), (Reason::HasEnded, None));
 }
+
+#[test]
+fn what_follows_a_failed_attempt_is_told() {
+    let state = |status: &str, retry_count: u32, code: Option<&str>| {
+        let job =
+            Job { retry_count, retry_backoff_seconds: Some(2), next_retry_at: Some(NOW), ..job(status) };
+        retry_state(&job, code)
+    };
+    let next = state("pending", 1, Some("oom")).unwrap();
+    assert_eq!((next.can_retry, next.attempt_number, next.reason), (true, 1, None));
+    assert_eq!((next.next_retry_at, next.backoff_seconds), (Some(NOW), Some(2)));
+    for (status, retries, code, why) in [
+        ("failed", 3, Some("oom"), Some("max_retries_exceeded")),
+        ("timeout", 3, None, Some("max_retries_exceeded")),
+        ("failed", 1, Some("oom"), Some("error_not_retryable: oom")),
+        ("failed", 3, Some(POISON), Some(POISON)),
+        ("failed", 1, None, None),
+    ] {
+        let end = state(status, retries, code).unwrap();
+        assert_eq!((end.can_retry, end.next_retry_at, end.backoff_seconds), (false, None, None));
+        assert_eq!(end.reason.as_deref(), why, "{status} {retries} {code:?}");
+    }
+    for (status, retries) in
+        [("pending", 0), ("queued", 1), ("running", 1), ("completed", 1), ("cancelled", 1)]
+    {
+        assert_eq!(state(status, retries, None), None, "{status}");
+    }
+}

@@ -81,6 +81,8 @@ async fn a_job_is_followed_from_a_full_worker_to_its_end() {
 async fn a_worker_that_is_not_well_and_one_that_does_not_ask_are_named() {
     let api = Api::of("why-sick").await;
     let (sick, silent) = (Hand::new(&api, 0, 1).await, Hand::new(&api, 1, 1).await);
+    let drained = Hand::new(&api, 2, 1).await;
+    api.post(0, &format!("/api/v1/workers/{}/drain", drained.id), &json!({})).await.expect(200);
     let request = cortex_client::proto::HeartbeatRequest {
         worker_id: sick.id.clone(),
         status: "unhealthy".to_owned(),
@@ -89,11 +91,12 @@ async fn a_worker_that_is_not_well_and_one_that_does_not_ask_are_named() {
     sick.client.clone().heartbeat(request).await.unwrap();
     assert!(silent.poll(500).await.is_none());
     let job = api.submit(2, &json!({})).await;
-    eventually("both are named", async || {
+    eventually("each is named", async || {
         let explanation = explain(&api, 0, &job).await;
         explanation["reason"] == "workers_are_taken"
             && obstacle(&explanation, &sick.id) == "unhealthy"
             && obstacle(&explanation, &silent.id) == "not_polling"
+            && obstacle(&explanation, &drained.id) == "draining"
     })
     .await;
     let driven = api.submit(0, &json!({})).await;

@@ -272,6 +272,10 @@ async fn only_the_errors_that_a_policy_names_are_tried_again() {
         assert_eq!(rows["job"]["retry_count"], u8::from(status == "pending"));
         let kept = if code.is_empty() { Value::Null } else { json!(code) };
         assert_eq!(rows["executions"][0]["error_code"], kept);
+        let retry = api.get(1, &format!("/api/v1/jobs/{id}/explain")).await.expect(200)["retry"].clone();
+        assert_eq!(retry["can_retry"], status == "pending", "{retry}");
+        let why = (status == "failed").then(|| format!("error_not_retryable: {code}"));
+        assert_eq!(retry["reason"], json!(why));
     }
     api.leave().await;
 }

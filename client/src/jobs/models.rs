@@ -161,6 +161,9 @@ pub struct Explanation {
     /// Who could take it: `total`, `able`, `obstacles` by kind, and a `list`.
     #[serde(default)]
     pub workers: Option<Value>,
+    /// What becomes of it after a failed attempt: `can_retry`, and the `reason` if it cannot be retried.
+    #[serde(default)]
+    pub retry: Option<Value>,
     /// Its attempts so far, oldest first.
     #[serde(default)]
     pub attempts: Vec<Value>,

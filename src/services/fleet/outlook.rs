@@ -23,14 +23,16 @@ impl FleetWorker {
         if let Err(mismatch) = self.capabilities.check(shape) {
             return Some(mismatch.into());
         }
-        match (self.health, &self.way) {
-            (Health::Draining, _) => Some(Obstacle::Draining),
-            (Health::Unhealthy, _) => Some(Obstacle::Unhealthy),
-            (Health::Well, _) if self.free() == 0 => Some(Obstacle::Full),
-            (Health::Well, _) if self.assignable() > 0 => None,
-            (Health::Well, Way::Polls(_)) => Some(Obstacle::NotPolling),
-            (Health::Well, Way::Session(_)) => Some(Obstacle::NoCredits),
-            (Health::Well, Way::Nowhere) => Some(Obstacle::Disconnected),
+        match &self.way {
+            _ if self.is_leaving() => Some(Obstacle::Draining),
+            _ if self.health == Health::Unhealthy => Some(Obstacle::Unhealthy),
+            _ if self.vacant() == 0 => Some(Obstacle::Full),
+            // It failed too often in a row, and rests.
+            _ if self.free() == 0 => Some(Obstacle::Unhealthy),
+            _ if self.assignable() > 0 => None,
+            Way::Polls(_) => Some(Obstacle::NotPolling),
+            Way::Session(_) => Some(Obstacle::NoCredits),
+            Way::Nowhere => Some(Obstacle::Disconnected),
         }
     }
 }

@@ -3,7 +3,9 @@ use uuid::Uuid;
 use super::polls::LISTED_WITHIN;
 use super::*;
 use crate::domain::execution::Usage;
+use crate::domain::explain::Obstacle;
 use crate::domain::ids::DeliveryId;
+use crate::domain::matching::Shape;
 use crate::domain::worker::WorkerStatus;
 use crate::services::command::Heartbeat;
 use tokio::sync::oneshot;
@@ -265,6 +267,27 @@ fn a_worker_that_fails_too_often_rests_is_tried_with_one_job_and_is_well_again()
     assert_eq!((fleet.pool().free_slots(), status(&mut fleet)), (0, WorkerStatus::Unhealthy));
     fleet.complete(assignment(1).lease);
     assert_eq!((fleet.pool().free_slots(), status(&mut fleet)), (3, WorkerStatus::Idle));
+}
+
+#[test]
+fn what_keeps_a_worker_with_free_slots_from_a_job_is_not_that_they_are_taken() {
+    let (now, holder) = (start(), WorkerId(id(1)));
+    let shape = Shape { model_name: "m".into(), requires_gpu: false, required_memory_mib: 0 };
+    let seen = |fleet: &mut Fleet| {
+        fleet.touch(holder, now);
+        (fleet.verdicts(&shape)[0].obstacle, fleet.take_vitals(now)[0].status)
+    };
+    let mut fleet = Fleet::new(Patience { failures: 1, pause: Duration::from_secs(10) });
+    fleet.admit(&worker(1), TIMEOUT, now, now);
+    fleet.note_failure(holder, now);
+    assert_eq!(seen(&mut fleet), (Some(Obstacle::Unhealthy), WorkerStatus::Unhealthy));
+    fleet.admit(&worker(1), TIMEOUT, now, now);
+    fleet.drain(holder);
+    assert_eq!(seen(&mut fleet), (Some(Obstacle::Draining), WorkerStatus::Idle));
+    fleet.admit(&worker(1), TIMEOUT, now, now);
+    let poller = fleet.reserve(holder).unwrap();
+    assert!(fleet.grant(assignment(1), poller, now));
+    assert_eq!(seen(&mut fleet), (Some(Obstacle::Full), WorkerStatus::Busy));
 }
 
 #[test]

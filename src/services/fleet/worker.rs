@@ -215,12 +215,18 @@ impl FleetWorker {
         matches!(&self.way, Way::Session(Attached { outlet: Outlet::Here(_), .. }))
     }
 
-    pub(super) fn free(&self) -> u32 {
+    /// Slots that nothing runs in, whether or not it may be given more.
+    pub(super) fn vacant(&self) -> u32 {
         let taken = u32::try_from(self.leases.len()).unwrap_or(u32::MAX).saturating_add(self.reserved);
+        self.slots.saturating_sub(taken)
+    }
+
+    /// Slots that it may be given jobs for.
+    pub(super) fn free(&self) -> u32 {
         if self.health != Health::Well || self.draining {
             return 0;
         }
-        self.trust.allows(self.slots.saturating_sub(taken), self.reserved)
+        self.trust.allows(self.vacant(), self.reserved)
     }
 
     /// It takes nothing new, so what has not reached it is for others.
@@ -280,7 +286,7 @@ impl FleetWorker {
             Health::Draining => WorkerStatus::Offline,
             Health::Unhealthy => WorkerStatus::Unhealthy,
             Health::Well if !self.trust.is_whole() => WorkerStatus::Unhealthy,
-            Health::Well if self.free() == 0 => WorkerStatus::Busy,
+            Health::Well if self.vacant() == 0 => WorkerStatus::Busy,
             Health::Well => WorkerStatus::Idle,
         }
     }
