@@ -341,7 +341,10 @@ impl JobState {
             return Err(Refusal::HeldByWorker(lease.worker_id));
         }
         match patch.status {
-            None => {}
+            None if patch.assigned_worker_id.is_none() => {}
+            // Who drives it may change while it runs.
+            None if self.status == JobStatus::Running => self.assigned_worker_id = patch.assigned_worker_id,
+            None => return Err(Refusal::Illegal { from: self.status, action: "given to a worker" }),
             Some(JobStatus::Running) if matches!(self.status, JobStatus::Pending | JobStatus::Queued) => {
                 self.started_at = Some(now);
                 self.assigned_worker_id = patch.assigned_worker_id;

@@ -265,6 +265,11 @@ async fn a_job_driven_from_outside_leaves_the_ready_queue_and_no_worker_gets_it(
     let reply = api.patch(1, &second, &stranger).await;
     assert_eq!(reply.fields(), ["assigned_worker_id"]);
     reply.expect(422);
+    let driver = json!({"assigned_worker_id": hand.id});
+    api.patch(1, &second, &driver).await.expect(409);
+    api.patch(1, &second, &json!({"status": "running"})).await.expect(200);
+    assert_eq!(api.patch(0, &second, &driver).await.expect(200)["assigned_worker_id"], hand.id);
+    let second = api.submit(0, &json!({"model_name": format!("{}-unserved", api.name)})).await;
     let named = json!({"status": "running", "assigned_worker_id": hand.id});
     assert_eq!(api.patch(1, &second, &named).await.expect(200)["assigned_worker_id"], hand.id);
     // The worker that is named holds no lease, so its reports do not count.

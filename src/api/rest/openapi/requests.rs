@@ -120,7 +120,7 @@ pub struct JobUpdate {
     /// How long it ran.
     #[schema(minimum = 0, maximum = 2147483647)]
     execution_duration_ms: Option<i32>,
-    /// A registered worker that has it.
+    /// The registered worker that drives it; only for a job that runs, or with `status: running`.
     assigned_worker_id: Option<WorkerId>,
 }
 
