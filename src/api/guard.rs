@@ -23,6 +23,10 @@ use crate::services::error::ServiceError;
 /// Label value for whatever a client made up, so that no client can add label values.
 const OTHER: &str = "other";
 
+/// So long before its deadline a gRPC call is given up: at the deadline the transport would answer, and call it
+/// `CANCELLED`.
+const BEFORE_DEADLINE: Duration = Duration::from_millis(10);
+
 /// Is told about every request once it is answered. Must not block.
 pub trait Observe: Send + Sync + 'static {
     /// `route` is the pattern that matched (`/api/v1/jobs/{id}`) or `unmatched`.
@@ -59,8 +63,10 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     };
     let mut response = answer.unwrap_or_else(|broken| match broken {
         Broken::Panicked => Problem::from(ServiceError::Internal).into_response(),
-        Broken::TooSlow if reads => too_slow(ProblemType::StoreUnavailable).into_response(),
-        Broken::TooSlow => too_slow(ProblemType::OutcomeUnknown).into_response(),
+        Broken::TooSlow => {
+            let kind = if reads { ProblemType::StoreUnavailable } else { ProblemType::OutcomeUnknown };
+            span.in_scope(|| too_slow(kind)).into_response()
+        }
     });
     if let Some(name) = packed_as {
         response = messagepack::packed(response, name).await;
@@ -82,7 +88,9 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
         || debug_span!("api.grpc.call", method, code = field::Empty),
         |trace_id| info_span!("api.grpc.call", trace_id, method, code = field::Empty),
     );
-    let limit = api.limits.request_timeout + MAX_WAIT;
+    let most = api.limits.request_timeout + MAX_WAIT;
+    let asked = grpc::deadline(request.headers()).filter(|asked| *asked <= most);
+    let limit = asked.map_or(most, |asked| asked.saturating_sub(BEFORE_DEADLINE));
     let answer = if known.is_some() && api.inspect.removed() {
         Ok(Status::from(not_a_member()).into_http())
     } else {
@@ -91,7 +99,13 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     let mut response = match answer {
         Ok(response) => response,
         Err(Broken::Panicked) => status(ServiceError::Internal).into_http(),
-        Err(Broken::TooSlow) => Status::from(too_slow(ProblemType::OutcomeUnknown)).into_http(),
+        Err(Broken::TooSlow) if asked.is_some() => {
+            Status::deadline_exceeded("the call's deadline has passed; what it asked for may have been done")
+                .into_http()
+        }
+        Err(Broken::TooSlow) => {
+            Status::from(span.in_scope(|| too_slow(ProblemType::OutcomeUnknown))).into_http()
+        }
     };
     if known.is_some()
         && let Some(problem) = unreadable(&response)
@@ -142,10 +156,7 @@ async fn guarded(
                 error!(panic = panic_text(panic.as_ref()), "A request handler panicked.");
                 Err(Broken::Panicked)
             }
-            Err(_) => {
-                warn!(limit_ms = limit.as_millis(), "A request was given up because it took too long.");
-                Err(Broken::TooSlow)
-            }
+            Err(_) => Err(Broken::TooSlow),
         }
     }
     .instrument(span.clone())
@@ -153,6 +164,7 @@ async fn guarded(
 }
 
 fn too_slow(kind: ProblemType) -> Problem {
+    warn!("A request was given up because it took too long.");
     Problem::new(kind, "the request was given up because it took too long")
 }
 

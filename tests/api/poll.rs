@@ -1,10 +1,16 @@
 //! How workers come by jobs: polls, slots, heartbeats, matching.
 
+use bytes::{BufMut, BytesMut};
 use cortex_client::proto::{
     HeartbeatRequest, JobCompletion, JobStatusUpdate, PollJobRequest, WorkerRegistration,
 };
 use futures::future::join_all;
+use http_body_util::Full;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tonic::Code;
 
 use crate::group::{Api, REPLICAS};
@@ -220,5 +226,35 @@ async fn each_worker_gets_what_it_can_do_and_a_job_for_nobody_blocks_no_other() 
         assert!(hand.poll(0).await.is_none());
     }
     assert_eq!(api.ready().await.len(), 9, "what nobody can take still waits");
+    api.leave().await;
+}
+
+#[tokio::test]
+async fn a_call_is_over_with_its_deadline() {
+    let api = Api::of("poll-deadline").await;
+    let hand = Hand::new(&api, 0, 1).await;
+    let poll = PollJobRequest { worker_id: hand.id.clone(), wait_ms: 30_000 };
+    let mut body = BytesMut::new();
+    body.put_u8(0);
+    body.put_u32(u32::try_from(poll.encoded_len()).unwrap());
+    poll.encode(&mut body).unwrap();
+    let body = Full::new(body.freeze());
+    for replica in 0..REPLICAS {
+        // tonic's client would end the call by itself.
+        let address = api.grpc(replica);
+        let stream = TcpStream::connect(address.trim_start_matches("http://")).await.unwrap();
+        let (mut sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let call = http::Request::post(format!("{address}/cortex.JobService/PollJob"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("grpc-timeout", "200m")
+            .body(body.clone())
+            .unwrap();
+        let answer = sender.send_request(call).await.unwrap();
+        let code = Code::from_bytes(answer.headers()["grpc-status"].as_bytes());
+        assert_eq!(code, Code::DeadlineExceeded, "replica {replica}");
+    }
     api.leave().await;
 }

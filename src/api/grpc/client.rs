@@ -93,7 +93,8 @@ impl ClientService for Clients {
     }
 
     async fn watch_job(&self, request: Request<WatchJobRequest>) -> Answer<Self::WatchJobStream> {
-        let limit = requests::deadline(request.metadata()).unwrap_or(WATCH_AT_MOST).min(WATCH_AT_MOST);
+        let limit =
+            requests::deadline(request.metadata().as_ref()).unwrap_or(WATCH_AT_MOST).min(WATCH_AT_MOST);
         let WatchJobRequest { job_id, after } = request.into_inner();
         let (id, after) = requests::watch(&job_id, &after).map_err(invalid)?;
         let watch = self.services.watch_job(id, after).await.map_err(status)?;

@@ -11,6 +11,7 @@ mod session;
 
 pub use access::RPCS;
 pub(super) use access::{access_of, name_of};
+pub(super) use requests::deadline;
 #[cfg(test)]
 use routes::DESCRIPTORS;
 pub use routes::{ServingStatus, routes};

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
+use axum::http::HeaderMap;
 use chrono::DateTime;
 use cortex_client::proto::{JobSubmission, ListJobsRequest};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-use tonic::metadata::MetadataMap;
 
 use crate::api::convert::{self, MAX_PAGE, MAX_PAGE_SIZE, MAX_TAGS};
 use crate::domain::changes::Cursor;
@@ -91,8 +91,8 @@ pub(super) fn page(request: ListJobsRequest) -> Parsed<Page> {
 }
 
 /// How long the caller waits, by its `grpc-timeout`.
-pub(super) fn deadline(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+pub(in crate::api) fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u64 = number.parse().ok()?;
     match unit {
@@ -177,9 +177,9 @@ mod tests {
     #[test]
     fn a_deadline_is_read_in_every_unit() {
         let read = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            deadline(&metadata)
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            deadline(&headers)
         };
         for (text, ms) in
             [("1H", 3_600_000), ("2M", 120_000), ("3S", 3_000), ("4m", 4), ("5000u", 5), ("6000000n", 6)]
@@ -189,6 +189,6 @@ mod tests {
         for bad in ["", "S", "1", "1x", "-1S", "1.5S"] {
             assert_eq!(read(bad), None, "{bad}");
         }
-        assert_eq!(deadline(&MetadataMap::new()), None);
+        assert_eq!(deadline(&HeaderMap::new()), None);
     }
 }
