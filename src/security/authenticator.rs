@@ -59,7 +59,8 @@ impl Authenticator {
             return Err(SetupError::NoKeys);
         }
         let fixed = config.jwt_public_key.as_deref().map(KeySet::from_pem).transpose();
-        let remote = config.jwks_url.as_deref().map(|url| Jwks::start(url, Arc::clone(&ambient))).transpose();
+        let remote =
+            config.jwks_url.as_ref().map(|url| Jwks::start(url.expose(), Arc::clone(&ambient))).transpose();
         let (issuer, audience) = (config.jwt_issuer.clone(), config.jwt_audience.clone());
         Ok(Some(Self {
             fixed: fixed.map_err(SetupError::PublicKey)?.unwrap_or_default(),

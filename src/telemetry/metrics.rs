@@ -48,9 +48,9 @@ macro_rules! declare_metrics {
 
 declare_metrics! {
     jobs_scheduled: IntCounterVec = "cortex_jobs_scheduled_total" ["priority"] NONE,
-        "Jobs that the scheduler gave to a worker.";
+        "Leases given, by the job's priority.";
     jobs_assigned: IntCounter = "cortex_jobs_assigned_total" [] NONE,
-        "Leases given, direct dispatch included.";
+        "Leases given, whether the job had waited in the ready queue or not.";
     scheduling_duration: Histogram = "cortex_scheduling_duration_seconds" [] FAST,
         "Duration of one scheduling round.";
     queue_depth: IntGaugeVec = "cortex_queue_depth" ["priority"] NONE,
@@ -68,9 +68,9 @@ declare_metrics! {
     jobs_finished: IntCounterVec = "cortex_jobs_finished_total" ["status"] NONE,
         "Jobs that reached a final state.";
     job_wait: Histogram = "cortex_job_wait_seconds" [] SLOW,
-        "Time from submission (or due time) to the start of the first attempt.";
+        "Time from submission, or from when an attempt was due, until it was assigned.";
     job_run: Histogram = "cortex_job_run_seconds" [] SLOW,
-        "Run time of one attempt.";
+        "Run time of completed attempts.";
     dispatch: Histogram = "cortex_dispatch_seconds" [] FAST,
         "Time from eligible to on the wire to a worker.";
     workers: IntGaugeVec = "cortex_workers" ["status"] NONE,

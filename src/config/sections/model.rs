@@ -146,7 +146,7 @@ pub struct Database {
     /// PostgreSQL. Required; `postgres://` or `postgresql://`. The specification's `postgresql+asyncpg://` is accepted
     /// and read as `postgresql://`.
     pub url: Secret,
-    /// Connections kept open. Default 20; 1 to 1000.
+    /// Most connections for reads, and as many for a leader's writes; idle ones close after 60 s. Default 20; 1 to 1000.
     pub pool_size: u32,
     /// Connections on top of `pool_size` under load. Default 10; 0 to 1000. Accepted, and without effect.
     pub max_overflow: u32,
@@ -176,7 +176,7 @@ pub struct Security {
     /// Public key that tokens are checked with, PEM text or the path of a PEM file. Default none.
     pub jwt_public_key: Option<String>,
     /// Where to fetch public keys. Default none; `http://` or `https://`.
-    pub jwks_url: Option<String>,
+    pub jwks_url: Option<Secret>,
     /// Accepted signature algorithm. `RS256` is the default and the only value.
     pub jwt_algorithm: JwtAlgorithm,
     /// Required `iss` claim. Default none: not checked.

@@ -230,10 +230,8 @@ fn security(section: &mut Section<'_>) -> Security {
     Security {
         require_auth: section.flag("require_auth", true),
         jwt_public_key: section.optional_text("jwt_public_key"),
-        // Not shown in an error: it may hold a password.
-        jwks_url: section
-            .secret("jwks_url", HTTP_URL, |text| http_url(text).is_some())
-            .map(|url| url.expose().to_owned()),
+        // It may hold a password.
+        jwks_url: section.secret("jwks_url", HTTP_URL, |text| http_url(text).is_some()),
         jwt_algorithm: section.one_of("jwt_algorithm", ALGORITHMS).unwrap_or(JwtAlgorithm::Rs256),
         jwt_issuer: section.optional_text("jwt_issuer"),
         jwt_audience: section.optional_text("jwt_audience"),
