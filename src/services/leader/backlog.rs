@@ -28,7 +28,7 @@ struct Waiting {
     waiting: Option<u64>,
     /// All that wait were expected, and counted since the last one before them was claimed.
     exact: bool,
-    /// Jobs that were called off since a claim saw the end: they may be among those that are counted.
+    /// Jobs that were called off, and may be among those that are counted.
     called_off: u64,
     /// No job that was expected and waits is more urgent.
     urgency: u8,
@@ -179,7 +179,7 @@ impl Waiting {
         let lacks = self.exact && counted > most + self.called_off;
         self.exact = most == 0 || (self.exact && counted <= most);
         self.waiting = Some(counted.min(most));
-        self.called_off = 0;
+        self.called_off = self.called_off.min(most);
         lacks
     }
 
@@ -299,6 +299,15 @@ mod tests {
         backlog.expect(&a, 5);
         assert!(!claim(&mut backlog, &a, 2, seen));
         backlog.arrive(&a, 1);
+        assert!(backlog.is_empty());
+        // One is called off before it has arrived.
+        backlog.expect(&a, 5);
+        backlog.call_off(&a);
+        let seen = glimpse(&backlog, &a);
+        assert!(!claim(&mut backlog, &a, 0, seen));
+        backlog.arrive(&a, 1);
+        let seen = glimpse(&backlog, &a);
+        assert!(!claim(&mut backlog, &a, 0, seen));
         assert!(backlog.is_empty());
         // Whoever does not know how many there were misses none.
         backlog.note([a.clone()]);

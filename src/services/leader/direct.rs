@@ -18,7 +18,7 @@ pub(super) struct Newcomer<'a> {
     id: JobId,
     shape: &'a Shape,
     priority: u8,
-    /// Workers that were lost while they ran it: they are the last to get it again.
+    /// Workers that were lost while they ran it: others that have a slot to spare come first.
     lost_workers: &'a [WorkerId],
 }
 
@@ -39,10 +39,10 @@ impl Core {
     pub(super) fn place_directly(&self, jobs: &[Option<Newcomer<'_>>]) -> Vec<Option<Placed>> {
         let mut placed: Vec<Option<Placed>> = jobs.iter().map(|_| None).collect();
         let paused = self.parts.control.paused();
+        let backlog = self.backlog();
         if !self.parts.scheduling || paused.all || !self.knows_who_waits() {
             return placed;
         }
-        let backlog = self.backlog();
         let mut fleet = self.fleet();
         // The order of the jobs among each other: who comes later may be more urgent.
         let mut order: Vec<(&Newcomer<'_>, &mut Option<Placed>)> =

@@ -248,7 +248,7 @@ impl Core {
             let emptied = (took_less && offer.groups.iter().any(has_slots)).then_some(*glimpse);
             lacks |= backlog.claimed(question.round, &offer.shape, taken, emptied);
         }
-        drop(backlog);
+        // Before anybody else looks at the backlog.
         if lacks && !self.loss_suspected.swap(true, Ordering::AcqRel) {
             self.nudges.reconcile.notify_one();
         }

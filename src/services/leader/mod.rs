@@ -286,9 +286,10 @@ impl Core {
 
     /// Whether jobs that wait are in the backlog. If not, one that comes now might overtake them.
     fn knows_who_waits(&self) -> bool {
-        self.queue_known.load(Ordering::Acquire)
+        // A suspicion first: it ends only once the queue is not known any more.
+        !self.loss_suspected.load(Ordering::Acquire)
+            && self.queue_known.load(Ordering::Acquire)
             && !self.queue_lacks.load(Ordering::Acquire)
-            && !self.loss_suspected.load(Ordering::Acquire)
     }
 
     fn backlog(&self) -> std::sync::MutexGuard<'_, Backlog> {

@@ -55,6 +55,8 @@ pub struct Reconciliation {
     metrics: Arc<Metrics>,
     compared: Option<Instant>,
     suspected: Option<Instant>,
+    /// A claim missed jobs, and not all that wait were looked at since.
+    doubts: bool,
     bloated: bool,
     /// Where the search for missing jobs goes on.
     looked_at: Option<QueuedJob>,
@@ -63,7 +65,7 @@ pub struct Reconciliation {
 impl Reconciliation {
     /// Nothing is known yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, compared: None, suspected: None, bloated: false, looked_at: None }
+        Self { metrics, compared: None, suspected: None, doubts: false, bloated: false, looked_at: None }
     }
 
     fn show(&self, depth: [u64; 10]) {
@@ -278,22 +280,27 @@ impl Leader {
             && memory.suspected.is_none_or(|at| now.duration_since(at) >= SUSPECT_EVERY);
         if suspects {
             memory.suspected = Some(now);
+            (memory.doubts, memory.looked_at) = (true, None);
             core.queue_known.store(false, Ordering::Release);
             core.loss_suspected.store(false, Ordering::Release);
         }
         if compares || suspects {
             // The jobs that come first are looked at each time, those behind them in turn.
             let next = self.put_missing_back(None).await;
-            let next = next.inspect_err(|_| core.loss_suspected.store(true, Ordering::Release))?;
+            let next = next.inspect_err(|_| {
+                core.loss_suspected.fetch_or(suspects, Ordering::AcqRel);
+            })?;
             memory.looked_at = memory.looked_at.take().or(next);
         }
         if compares {
             memory.compared = Some(now);
             self.compare_queue(memory).await?;
-        } else if let Some(after) = memory.looked_at.take() {
-            memory.looked_at = self.put_missing_back(Some(&after)).await?;
+        } else if let Some(after) = &memory.looked_at {
+            memory.looked_at = self.put_missing_back(Some(after)).await?;
         }
-        core.queue_known.store(true, Ordering::Release);
+        // Whatever is behind the pages that were looked at may be missing still.
+        memory.doubts &= memory.looked_at.is_some();
+        core.queue_known.store(!memory.doubts, Ordering::Release);
         memory.show(core.parts.queue.depth().await?);
         Ok(())
     }
