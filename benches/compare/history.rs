@@ -48,7 +48,7 @@ const COUNTED: &str = "WITH counted AS (
             execution_ms = execution_ms + 4 * $1, waits = waits + $1, wait_ms = wait_ms + 3 * $1
         WHERE slot = 31
     )
-    UPDATE workers SET total_jobs_completed = $1, execution_ms = 4 * $1, average_execution_time_ms = 4
+    UPDATE workers SET total_jobs_completed = $1, executions = $1, execution_ms = 4 * $1, average_execution_time_ms = 4
     WHERE hostname = 'past'";
 
 pub async fn run(options: &Options, report: &mut Report) -> Result<(), Failure> {

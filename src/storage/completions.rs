@@ -100,9 +100,8 @@ impl Database {
                    WHERE c.slot = $1 AND t.jobs > 0
                ), tallied AS (
                    UPDATE workers w SET total_jobs_completed = w.total_jobs_completed + t.jobs,
-                       execution_ms = w.execution_ms + t.ran_ms,
-                       average_execution_time_ms =
-                           (w.execution_ms + t.ran_ms) / (w.total_jobs_completed + t.jobs),
+                       execution_ms = w.execution_ms + t.ran_ms, executions = w.executions + t.jobs,
+                       average_execution_time_ms = (w.execution_ms + t.ran_ms) / (w.executions + t.jobs),
                        consecutive_failures = 0, last_active_at = now(), updated_at = now()
                    FROM (SELECT worker_id, count(*)::int AS jobs, sum(ran_ms)::bigint AS ran_ms
                          FROM done GROUP BY worker_id ORDER BY worker_id) t

@@ -258,9 +258,9 @@ impl FencedTransaction {
              )
              UPDATE workers w SET total_jobs_completed = w.total_jobs_completed + t.completed,
                  total_jobs_failed = w.total_jobs_failed + t.failed,
-                 execution_ms = w.execution_ms + t.execution_ms,
+                 execution_ms = w.execution_ms + t.execution_ms, executions = w.executions + t.completed,
                  average_execution_time_ms = CASE WHEN t.completed = 0 THEN w.average_execution_time_ms ELSE
-                     (w.execution_ms + t.execution_ms) / (w.total_jobs_completed + t.completed) END,
+                     (w.execution_ms + t.execution_ms) / (w.executions + t.completed) END,
                  consecutive_failures =
                      CASE WHEN t.completed > 0 THEN 0 ELSE w.consecutive_failures + t.blamed END,
                  last_active_at = now(), updated_at = now()
