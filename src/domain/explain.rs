@@ -9,7 +9,7 @@ use super::execution::{Execution, ExecutionStatus};
 use super::ids::{JobId, WorkerId};
 use super::job::{Job, JobStatus};
 use super::matching::Mismatch;
-use super::transition::POISON;
+use super::transition::{POISON, TIMEOUT};
 
 /// Why a worker cannot take a job now.
 #[derive(
@@ -257,6 +257,8 @@ impl From<Execution> for Attempt {
 }
 
 fn retry_state(job: &Job, error_code: Option<&str>) -> Option<RetryState> {
+    // One that is driven from outside has no attempts that would say so.
+    let error_code = if job.status == JobStatus::Timeout { Some(TIMEOUT) } else { error_code };
     let (can_retry, reason) = match job.status {
         JobStatus::Pending if job.retry_count > 0 => (true, None),
         JobStatus::Failed | JobStatus::Timeout => (

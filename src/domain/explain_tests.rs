@@ -97,6 +97,7 @@ fn what_follows_a_failed_attempt_is_told() {
         ("timeout", 3, None, Some("max_retries_exceeded")),
         ("failed", 1, Some("oom"), Some("error_not_retryable: oom")),
         ("failed", 3, Some(POISON), Some(POISON)),
+        ("timeout", 1, Some("oom"), Some("error_not_retryable: timeout")),
         ("failed", 1, None, None),
     ] {
         let end = state(status, retries, code).unwrap();

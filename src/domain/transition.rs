@@ -206,6 +206,7 @@ impl JobState {
             self.fail_attempt(Some(lease), failure, now, unit);
         } else {
             self.end_lease(lease, ExecutionStatus::Cancelled, Some(failure), now);
+            self.retry_backoff_seconds = None;
             self.wait_until(now + TimeDelta::milliseconds(REJECTED_DELAY_MS));
         }
     }
@@ -310,7 +311,10 @@ impl JobState {
 
     fn retry_now(&mut self, now: DateTime<Utc>) -> Result<(), Refusal> {
         match self.status {
-            JobStatus::Pending => self.next_retry_at = Some(now),
+            JobStatus::Pending => {
+                self.retry_backoff_seconds = None;
+                self.next_retry_at = Some(now);
+            }
             JobStatus::Failed | JobStatus::Timeout | JobStatus::Cancelled => {
                 self.retry_count += 1;
                 self.completed_at = None;
@@ -319,6 +323,7 @@ impl JobState {
                 self.lost_workers.clear();
                 self.early_losses = 0;
                 (self.error_message, self.error_stack) = (None, None);
+                self.retry_backoff_seconds = None;
                 self.wait_until(now);
             }
             JobStatus::Queued | JobStatus::Assigned | JobStatus::Running | JobStatus::Completed => {
