@@ -90,7 +90,7 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     );
     let most = api.limits.request_timeout + MAX_WAIT;
     let asked = grpc::deadline(request.headers()).filter(|asked| *asked <= most);
-    let limit = asked.map_or(most, |asked| asked.saturating_sub(BEFORE_DEADLINE));
+    let limit = asked.map_or(most, |asked| asked.saturating_sub(BEFORE_DEADLINE).max(asked / 2));
     let answer = if known.is_some() && api.inspect.removed() {
         Ok(Status::from(not_a_member()).into_http())
     } else {

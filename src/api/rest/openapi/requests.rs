@@ -120,7 +120,8 @@ pub struct JobUpdate {
     /// How long it ran.
     #[schema(minimum = 0, maximum = 2147483647)]
     execution_duration_ms: Option<i32>,
-    /// The registered worker that drives it; only for a job that runs, or with `status: running`.
+    /// The registered worker that drives it: of a job that runs, or with `status: running`. Beside another status it is
+    /// ignored.
     assigned_worker_id: Option<WorkerId>,
 }
 
