@@ -142,15 +142,14 @@ impl BatchDraft {
 
 /// Lists jobs, newest first, a page at a time.
 ///
-/// Filters are combined. With other filters than `status`, `total` is counted up to 10,000 jobs beyond the page, with several up to 1,000.
+/// Filters are combined. With other filters than the state, `total` is counted up to 10,000 jobs beyond the page, with several up to 1,000.
 /// Parameters that are not known are ignored; of those that are, only `tag` may be repeated.
 #[utoipa::path(
     get,
     path = "/api/v1/jobs",
     tag = "jobs",
     params(
-        ("status" = Option<JobStatus>, Query, description = "Only jobs in this state", example = "queued"),
-        ("status_filter" = Option<JobStatus>, Query, description = "Another name of `status`", example = "queued"),
+        ("status_filter" = Option<JobStatus>, Query, description = "Only jobs in this state; `status` is another name of it, and one of the two may be given", example = "queued"),
         ("priority" = Option<u8>, Query, description = "Only jobs of this priority", minimum = 1, maximum = 10, example = 5),
         ("model_name" = Option<String>, Query, description = "Only jobs for this model", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "resnet"),
         ("created_by" = Option<String>, Query, description = "Only jobs of this submitter", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "ann"),
