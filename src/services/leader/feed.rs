@@ -72,16 +72,18 @@ impl Tail {
 impl Core {
     /// Queues a committed fact for the ready queue.
     pub(super) fn feed(&self, item: FeedItem) {
-        let added = match &item {
-            FeedItem::Add(entry) => Some(entry.shape.clone()),
-            FeedItem::Remove(..) | FeedItem::Settle(_) => None,
-        };
         // Before it is told: from its commit on the job waits, or does not any more.
-        match &item {
-            FeedItem::Add(entry) => self.backlog().expect(&entry.shape, entry.priority),
-            FeedItem::Remove(_, shape) => self.backlog().call_off(shape),
-            FeedItem::Settle(_) => {}
-        }
+        let added = match &item {
+            FeedItem::Add(entry) => {
+                self.backlog().expect(&entry.shape, entry.priority);
+                Some(entry.shape.clone())
+            }
+            FeedItem::Remove(_, shape) => {
+                self.backlog().call_off(shape);
+                None
+            }
+            FeedItem::Settle(_) => None,
+        };
         let told = self.feed.0.get().is_some_and(|feed| feed.push(item, 0).is_ok());
         if !told {
             if let Some(shape) = &added {
