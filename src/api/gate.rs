@@ -13,7 +13,7 @@ use tonic::Status;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tower_http::cors::CorsLayer;
 
-use super::grpc;
+use super::access;
 use super::problem::{Problem, ProblemType};
 use super::state::Api;
 use crate::security::{Access, AuthError, Authenticator, Caller, Limiter};
@@ -112,7 +112,7 @@ pub(super) async fn http(
 
 /// Stands in front of all RPCs.
 pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let access = grpc::access_of(request.uri().path());
+    let access = access::of_rpc(request.uri().path());
     if access == Access::Open {
         return next.run(request).await;
     }

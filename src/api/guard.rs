@@ -12,6 +12,7 @@ use futures::FutureExt;
 use tonic::{Code, Status};
 use tracing::{Instrument, Span, debug_span, error, field, info_span, warn};
 
+use super::access;
 use super::convert::MAX_WAIT;
 use super::grpc;
 use super::messagepack;
@@ -81,7 +82,7 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
 /// Surrounds a gRPC call.
 pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -> Response {
     let started = api.ambient.instant();
-    let known = grpc::name_of(request.uri().path());
+    let known = access::rpc_name(request.uri().path());
     let method = known.unwrap_or(OTHER);
     let mut trace = Trace::of_grpc(&api.tracer, method, request.headers());
     let span = trace.log_span(

@@ -6,6 +6,7 @@
 //! Invariant: nothing that a client sends makes an answer of the 5xx kind; those say that a part of the
 //! system is down or defective.
 
+mod access;
 mod convert;
 mod gate;
 pub mod grpc;
@@ -17,6 +18,7 @@ mod state;
 mod tls;
 mod trace;
 
+pub use access::rpcs;
 pub use gate::Gate;
 pub use guard::Observe;
 pub use state::{Api, Limits, Parts};

@@ -179,7 +179,7 @@ mod tests {
         let names: Vec<String> = crate::api::rest::routes()
             .into_iter()
             .map(|(method, path, _)| http_name(method.as_str(), path))
-            .chain(crate::api::grpc::RPCS.iter().map(|(rpc, _)| grpc_name(rpc.rsplit('/').next().unwrap())))
+            .chain(crate::api::rpcs().map(|(rpc, _)| grpc_name(rpc.rsplit('/').next().unwrap())))
             .collect();
         for name in &names {
             assert_eq!(name.split('.').count(), 3, "{name}");

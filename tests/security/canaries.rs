@@ -173,6 +173,8 @@ async fn no_secret_of_the_configuration_is_in_any_log_trace_metric_answer_or_err
     let settings = [
         format!("security.payload_keys=['{key}']"),
         format!("security.jwt_secret_key={WORD}-jwt-secret"),
+        format!("security.jwks_url=http://u:{WORD}-jwks@127.0.0.1:1/keys"),
+        format!("genome.url=http://u:{WORD}-genome@127.0.0.1:1"),
         format!("cluster.secret={WORD}-cluster-secret"),
         format!("observability.otlp_endpoint={}", collector.endpoint),
         "observability.logging_level=debug".to_owned(),
@@ -286,6 +288,8 @@ fn wrong_values(garbage: &str, pem: &str) -> Vec<(&'static str, &'static str, St
         ("security", "jwks_url", format!("ftp://u:{WORD}@h/keys")),
         ("observability", "otlp_endpoint", format!("http://u:{WORD}@h:4317")),
         ("observability", "otlp_endpoint", format!("grpc://u:{WORD}@h:4317")),
+        ("genome", "url", format!("ftp://u:{WORD}@h")),
+        ("genome", "url", format!("http://u:{WORD}@h:port")),
         ("observability", "otlp_headers", format!("authorization={WORD}")),
     ]
 }

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use cortex::api::{grpc, rest};
+use cortex::api::{rest, rpcs};
 use cortex::security::{Access, Role};
 use http::uri::PathAndQuery;
 use reqwest::Method;
@@ -88,7 +88,7 @@ async fn every_rpc_lets_in_the_roles_of_the_table_and_nobody_else() {
     for replica in scene.both().await {
         let channel = scene.channel(replica).await;
         for (role, token) in bearers(scene) {
-            for (path, access) in grpc::RPCS.into_iter().chain(others) {
+            for (path, access) in rpcs().chain(others) {
                 let code = call(&channel, path, token.as_deref()).await;
                 let cell = format!("{path} as {role:?} at replica {replica}: {code:?}");
                 match role {
@@ -103,7 +103,7 @@ async fn every_rpc_lets_in_the_roles_of_the_table_and_nobody_else() {
             }
         }
     }
-    assert_eq!(cells, 2 * 5 * (grpc::RPCS.len() + others.len()));
+    assert_eq!(cells, 2 * 5 * (rpcs().count() + others.len()));
     scene.logs_are_clean(&[]);
 }
 
@@ -125,7 +125,7 @@ fn the_table_says_what_was_agreed_of_roles_routes_and_rpcs() {
         let ours = path.starts_with("/api/v1/") || path.starts_with("/health") || path == "/metrics";
         assert!(!ours || access == agreed(&method, path), "{method} {path}: {access:?}");
     }
-    for (path, access) in grpc::RPCS {
+    for (path, access) in rpcs() {
         let expected = match path.rsplit_once('/').unwrap() {
             ("/cortex.JobService", _) => Access::Work,
             (_, "SubmitJob" | "SubmitJobs" | "CancelJob" | "RetryJob") => Access::Submit,

@@ -14,7 +14,7 @@ use crate::api::state::Api;
 use crate::api::{gate, guard};
 
 /// The descriptors of `proto/cortex.proto`, for reflection.
-pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cortex.descriptors"));
+pub(in crate::api) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cortex.descriptors"));
 
 /// What `grpc.health.v1` answers. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -8,12 +8,11 @@ use axum::routing::{MethodRouter, any, delete, get, patch, post};
 use super::{events, heartbeat, jobs, members, openapi, queues, system, workers};
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
-use crate::api::{gate, guard};
+use crate::api::{access, gate, guard};
 use crate::security::Access;
 
-/// One method of one path, and what it asks of its caller.
+/// One method of one path.
 struct Route {
-    access: Access,
     method: Method,
     path: &'static str,
     handler: MethodRouter<Api>,
@@ -23,7 +22,8 @@ struct Route {
 pub fn router(api: Api) -> Router {
     let cors = api.gate.cors.clone();
     let mut router = Router::new();
-    for Route { access, path, handler, .. } in all() {
+    for Route { method, path, handler } in all() {
+        let access = access::of_route(&method, path);
         // Around the handler itself, so that what is served is what was declared.
         router =
             router.route(path, handler.route_layer(from_fn_with_state((api.clone(), access), gate::http)));
@@ -44,59 +44,59 @@ pub fn router(api: Api) -> Router {
 /// Method and path pattern of everything that is served, and what it asks for: the router is built from the
 /// same list.
 pub fn routes() -> Vec<(Method, &'static str, Access)> {
-    all().into_iter().map(|route| (route.method, route.path, route.access)).collect()
+    let shown = |route: Route| {
+        let access = access::of_route(&route.method, route.path);
+        (route.method, route.path, access)
+    };
+    all().into_iter().map(shown).collect()
 }
 
 fn all() -> Vec<Route> {
-    let open = |method, path, handler| Route { access: Access::Open, method, path, handler };
-    let read = |method, path, handler| Route { access: Access::Read, method, path, handler };
-    let submit = |method, path, handler| Route { access: Access::Submit, method, path, handler };
-    let work = |method, path, handler| Route { access: Access::Work, method, path, handler };
-    let administer = |method, path, handler| Route { access: Access::Administer, method, path, handler };
+    let route = |method, path, handler| Route { method, path, handler };
     vec![
-        read(Method::GET, "/api/v1/jobs", get(jobs::list)),
-        submit(Method::POST, "/api/v1/jobs", post(jobs::submit)),
-        submit(Method::POST, "/api/v1/jobs/batch", post(jobs::submit_batch)),
+        route(Method::GET, "/api/v1/jobs", get(jobs::list)),
+        route(Method::POST, "/api/v1/jobs", post(jobs::submit)),
+        route(Method::POST, "/api/v1/jobs/batch", post(jobs::submit_batch)),
         // Declared literally, so that `/jobs/{id}` cannot shadow it.
-        read(Method::GET, "/api/v1/jobs/stats/summary", get(jobs::stats)),
-        read(Method::GET, "/api/v1/jobs/{id}", get(jobs::show)),
-        submit(Method::PATCH, "/api/v1/jobs/{id}", patch(jobs::update)),
-        submit(Method::DELETE, "/api/v1/jobs/{id}", delete(jobs::cancel)),
-        submit(Method::POST, "/api/v1/jobs/{id}/retry", post(jobs::retry)),
-        read(Method::GET, "/api/v1/jobs/{id}/executions", get(jobs::executions)),
-        read(Method::GET, "/api/v1/jobs/{id}/explain", get(jobs::explain)),
-        read(Method::GET, "/api/v1/jobs/{id}/events", get(events::of_job)),
-        read(Method::GET, "/api/v1/events", get(events::all)),
-        read(Method::GET, "/api/v1/workers", get(workers::list)),
-        work(Method::POST, "/api/v1/workers", post(workers::register)),
+        route(Method::GET, "/api/v1/jobs/stats/summary", get(jobs::stats)),
+        route(Method::GET, "/api/v1/jobs/{id}", get(jobs::show)),
+        route(Method::PATCH, "/api/v1/jobs/{id}", patch(jobs::update)),
+        route(Method::DELETE, "/api/v1/jobs/{id}", delete(jobs::cancel)),
+        route(Method::POST, "/api/v1/jobs/{id}/retry", post(jobs::retry)),
+        route(Method::GET, "/api/v1/jobs/{id}/executions", get(jobs::executions)),
+        route(Method::GET, "/api/v1/jobs/{id}/explain", get(jobs::explain)),
+        route(Method::GET, "/api/v1/jobs/{id}/events", get(events::of_job)),
+        route(Method::GET, "/api/v1/events", get(events::all)),
+        route(Method::GET, "/api/v1/workers", get(workers::list)),
+        route(Method::POST, "/api/v1/workers", post(workers::register)),
         // Declared literally, so that `/workers/{id}` cannot shadow it.
-        read(Method::GET, "/api/v1/workers/stats/summary", get(workers::stats)),
-        read(Method::GET, "/api/v1/workers/{id}", get(workers::show)),
-        administer(Method::DELETE, "/api/v1/workers/{id}", delete(workers::remove)),
-        work(Method::POST, "/api/v1/workers/{id}/heartbeat", post(heartbeat::take)),
-        administer(Method::POST, "/api/v1/workers/{id}/drain", post(workers::drain)),
-        read(Method::GET, "/api/v1/queues", get(queues::show)),
-        administer(Method::DELETE, "/api/v1/queues", delete(queues::clear)),
-        read(Method::GET, "/api/v1/queues/depth", get(queues::depth)),
-        read(Method::GET, "/api/v1/queues/peek", get(queues::peek)),
-        administer(Method::POST, "/api/v1/queues/pause", post(queues::pause)),
-        administer(Method::POST, "/api/v1/queues/resume", post(queues::resume)),
-        read(Method::GET, "/api/v1/queues/metrics", get(queues::metrics)),
-        read(Method::GET, "/api/v1/cluster", get(system::cluster)),
-        administer(Method::POST, "/api/v1/cluster/members", post(members::add)),
-        administer(Method::DELETE, "/api/v1/cluster/members/{id}", delete(members::remove)),
-        administer(Method::POST, "/api/v1/cluster/transfer", post(members::transfer)),
-        open(Method::GET, "/api/v1/health", get(system::health)),
-        open(Method::GET, "/api/v1/health/live", get(system::live)),
-        open(Method::GET, "/api/v1/health/ready", get(system::ready)),
-        open(Method::GET, "/health", get(system::health)),
-        open(Method::GET, "/health/live", get(system::live)),
-        open(Method::GET, "/health/ready", get(system::ready)),
-        open(Method::GET, "/metrics", get(system::metrics)),
-        open(Method::GET, "/openapi.json", get(openapi::served)),
-        open(Method::GET, "/docs", get(openapi::redirect)),
-        open(Method::GET, "/docs/", get(openapi::page)),
-        open(Method::GET, "/docs/{file}", get(openapi::file)),
+        route(Method::GET, "/api/v1/workers/stats/summary", get(workers::stats)),
+        route(Method::GET, "/api/v1/workers/{id}", get(workers::show)),
+        route(Method::DELETE, "/api/v1/workers/{id}", delete(workers::remove)),
+        route(Method::POST, "/api/v1/workers/{id}/heartbeat", post(heartbeat::take)),
+        route(Method::POST, "/api/v1/workers/{id}/drain", post(workers::drain)),
+        route(Method::GET, "/api/v1/queues", get(queues::show)),
+        route(Method::DELETE, "/api/v1/queues", delete(queues::clear)),
+        route(Method::GET, "/api/v1/queues/depth", get(queues::depth)),
+        route(Method::GET, "/api/v1/queues/peek", get(queues::peek)),
+        route(Method::POST, "/api/v1/queues/pause", post(queues::pause)),
+        route(Method::POST, "/api/v1/queues/resume", post(queues::resume)),
+        route(Method::GET, "/api/v1/queues/metrics", get(queues::metrics)),
+        route(Method::GET, "/api/v1/cluster", get(system::cluster)),
+        route(Method::POST, "/api/v1/cluster/members", post(members::add)),
+        route(Method::DELETE, "/api/v1/cluster/members/{id}", delete(members::remove)),
+        route(Method::POST, "/api/v1/cluster/transfer", post(members::transfer)),
+        route(Method::GET, "/api/v1/health", get(system::health)),
+        route(Method::GET, "/api/v1/health/live", get(system::live)),
+        route(Method::GET, "/api/v1/health/ready", get(system::ready)),
+        route(Method::GET, "/health", get(system::health)),
+        route(Method::GET, "/health/live", get(system::live)),
+        route(Method::GET, "/health/ready", get(system::ready)),
+        route(Method::GET, "/metrics", get(system::metrics)),
+        route(Method::GET, "/openapi.json", get(openapi::served)),
+        route(Method::GET, "/docs", get(openapi::redirect)),
+        route(Method::GET, "/docs/", get(openapi::page)),
+        route(Method::GET, "/docs/{file}", get(openapi::file)),
     ]
 }
 
