@@ -19,6 +19,8 @@ use super::validate::{FieldError, Validator, check_text};
 pub const MAX_TIMEOUT_SECONDS: u32 = 86_400;
 /// Most retries that a job may ask for.
 pub const MAX_RETRIES: u32 = 10;
+/// Most tags of a job.
+pub const MAX_TAGS: usize = 64;
 
 /// Where a job is in its life.
 #[derive(
@@ -253,6 +255,9 @@ fn object(v: &mut Validator, field: &str, raw: Option<&RawValue>) -> Option<Payl
 fn tags(v: &mut Validator, value: Option<&Value>) -> Option<Payload> {
     let Some(value) = value.filter(|value| !value.is_null()) else { return Some(Payload::empty()) };
     let tags: BTreeMap<String, String> = v.typed("tags", Some(value), "an object of strings")?;
+    if tags.len() > MAX_TAGS {
+        v.reject("tags", format!("must have at most {MAX_TAGS} entries"));
+    }
     for (key, text) in &tags {
         if let Err(message) = check_text(key, 1, 255).and_then(|()| check_text(text, 0, 4096)) {
             v.reject(format!("tags.{key:.64}"), message);

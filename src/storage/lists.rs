@@ -2,7 +2,8 @@
 //!
 //! What a page costs must not depend on how large the jobs are that go before it: first the ids of a page are found,
 //! in indexes alone, then its jobs are read. Jobs that have not ended are few among millions and are found by what only
-//! they have; completed ones are all others, less those. Tags have a table in the order of lists.
+//! they have; completed ones are all others, less those. Tags have a table in the order of lists, which finds the jobs of
+//! a rare one; those of a frequent one, where something else is asked for, are found by that, in whose index the tags stand.
 
 use futures::TryStreamExt;
 use sqlx::postgres::Postgres;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use super::database::Database;
 use super::error::StorageError;
 use super::jobs::{JobRow, SELECT_JOB};
-use super::tags::tag_id;
+use super::tags::{short, tag_id};
 use crate::domain::job::{JobFilter, JobList, JobStats, JobStatus};
 
 /// How many jobs beyond a page are counted where the counters do not know.
@@ -21,25 +22,31 @@ const COUNTED_BEYOND: i64 = 10_000;
 const COUNTED_BEYOND_OF_SEVERAL: i64 = 1_000;
 /// Most jobs under way that completed ones are told apart from without a look at them.
 const FEW: i64 = 5_000;
+/// Most jobs that ended otherwise that completed ones are told apart from in the same way, where no index tells.
+const FEW_UNSUCCESSFUL: i64 = 50_000;
 /// The priority that the index of priorities leaves out: that of most jobs.
 const DEFAULT_PRIORITY: u8 = 5;
 /// Most tags that are looked for in the table of tags; of more, the rarest are, and jobs that have these are looked at.
 const JOINED_TAGS: usize = 3;
-/// Jobs of a tag that are counted to find out which tags are rare.
+/// Jobs of a tag that are counted to find out which tags are rare. One with so many is not.
 const RARE: i64 = 10_000;
 /// The furthest that a cursor is moved.
 const FURTHEST: i64 = i32::MAX as i64;
 
-/// Whether a job is under way. Bounded, so that the planner takes it for small enough to be hashed.
+/// The jobs that are under way. Bounded, so that the planner takes them for few enough to be hashed.
 const UNDER_WAY: &str = "(SELECT id FROM jobs WHERE next_retry_at IS NOT NULL \
      UNION ALL SELECT id FROM jobs WHERE ready UNION ALL SELECT job_id FROM leases \
      UNION ALL SELECT id FROM jobs WHERE driven_until IS NOT NULL LIMIT 10000)";
+/// The jobs that ended otherwise than completed.
+const UNSUCCESSFUL: &str = "(SELECT id FROM jobs WHERE unsuccessful <> '' LIMIT 100000)";
 
 /// A filter, and what else decides how its jobs are found.
 struct Search<'a> {
     filter: &'a JobFilter,
     /// Few enough jobs are under way.
     few_under_way: bool,
+    /// Few enough jobs ended otherwise than completed.
+    few_unsuccessful: bool,
     /// The tags that are looked for in their table.
     joined_tags: Vec<Uuid>,
 }
@@ -56,8 +63,12 @@ impl Database {
             _ if counted => Some(self.stats().await?),
             _ => None,
         };
-        let few_under_way = stats.as_ref().is_some_and(|stats| under_way(stats) <= FEW);
-        let search = Search { filter, few_under_way, joined_tags: self.tags_to_join(filter).await? };
+        let search = Search {
+            filter,
+            few_under_way: stats.as_ref().is_some_and(|stats| under_way(stats) <= FEW),
+            few_unsuccessful: stats.as_ref().is_some_and(|stats| unsuccessful(stats) <= FEW_UNSUCCESSFUL),
+            joined_tags: self.tags_to_join(filter).await?,
+        };
         let (ids, total) = match stats.filter(|_| counted) {
             Some(stats) => {
                 let total = filter.status.map_or(stats.total_jobs, |status| of(&stats, status));
@@ -127,26 +138,42 @@ impl Database {
         Ok((ids, total.cast_signed()))
     }
 
-    /// All tags of a filter if they are few, otherwise the rarest.
+    /// All tags of a filter if they are few, otherwise the rarest; none if all are frequent and another index has them.
     async fn tags_to_join(&self, filter: &JobFilter) -> Result<Vec<Uuid>, StorageError> {
         let tags: Vec<Uuid> = filter.tags.iter().map(|(key, value)| tag_id(key, value)).collect();
-        if tags.len() <= JOINED_TAGS {
+        let elsewhere = has_an_index_with_tags(filter);
+        if tags.is_empty() || tags.len() <= JOINED_TAGS && !elsewhere {
             return Ok(tags);
         }
-        let rarest = sqlx::query_scalar!(
-            r#"SELECT asked AS "tag!" FROM unnest($1::uuid[]) AS asked
-               ORDER BY (SELECT count(*) FROM (SELECT FROM job_tags WHERE tag = asked LIMIT $2) found)"#,
+        let found = sqlx::query!(
+            r#"SELECT asked AS "tag!",
+                   (SELECT count(*) FROM (SELECT FROM job_tags WHERE tag = asked LIMIT $2) found) AS "jobs!"
+               FROM unnest($1::uuid[]) AS asked ORDER BY 2"#,
             &tags,
             RARE,
         )
         .fetch_all(&self.reads)
         .await?;
-        Ok(rarest.into_iter().take(JOINED_TAGS).collect())
+        let wanted = found.into_iter().filter(|row| !elsewhere || row.jobs < RARE);
+        Ok(wanted.take(JOINED_TAGS).map(|row| row.tag).collect())
     }
 }
 
 fn under_way(stats: &JobStats) -> i64 {
     stats.pending + stats.queued + stats.assigned + stats.running
+}
+
+fn unsuccessful(stats: &JobStats) -> i64 {
+    stats.failed + stats.cancelled + stats.timeout
+}
+
+/// Whether something is asked for that has an index in which the tags stand.
+fn has_an_index_with_tags(filter: &JobFilter) -> bool {
+    use JobStatus::{Cancelled, Failed, Timeout};
+    filter.model_name.is_some()
+        || filter.created_by.is_some()
+        || filter.priority.is_some_and(|priority| priority != DEFAULT_PRIORITY)
+        || matches!(filter.status, Some(Failed | Cancelled | Timeout))
 }
 
 fn of(stats: &JobStats, status: JobStatus) -> i64 {
@@ -173,7 +200,6 @@ impl Search<'_> {
 
     /// Selects the ids of the list in its order.
     fn push(&self, query: &mut QueryBuilder<Postgres>) {
-        let by_tags_alone = JobFilter { tags: self.filter.tags.clone(), ..JobFilter::default() };
         let every_tag = self.joined_tags.len() == self.filter.tags.len();
         let (mut time, mut id) = ("jobs.submitted_at".to_owned(), "jobs.id".to_owned());
         if self.joined_tags.is_empty() {
@@ -190,7 +216,7 @@ impl Search<'_> {
             for number in 1..self.joined_tags.len() {
                 join("job_tags", &format!("tag_{number}"), "job_id");
             }
-            if !every_tag || *self.filter != by_tags_alone {
+            if !every_tag || !self.is_answered_by_tags() {
                 join("jobs", "jobs", "id");
             }
         }
@@ -199,10 +225,31 @@ impl Search<'_> {
             query.push(format!(" AND tag_{number}.tag = ")).push_bind(*tag);
         }
         if !every_tag {
-            query.push(" AND tags @> ").push_bind(sqlx::types::Json(self.filter.tags.clone()));
+            let tags = self.filter.tags.iter();
+            let short: Vec<i64> = tags.map(|(key, value)| short(tag_id(key, value))).collect();
+            query.push(" AND short_tags @> ").push_bind(short);
         }
-        self.push_fields(query);
+        if self.is_answered_by_tags() {
+            self.push_completed_by_tags(query, &id);
+        } else {
+            self.push_fields(query);
+        }
         query.push(format!(" ORDER BY {time} DESC, {id} DESC"));
+    }
+
+    /// Whether the tables of tags and of ids say all that is asked for.
+    fn is_answered_by_tags(&self) -> bool {
+        let JobFilter { status, tags, .. } = self.filter;
+        let completed = *status == Some(JobStatus::Completed) && self.few_under_way && self.few_unsuccessful;
+        let by_tags_alone = JobFilter { status: *status, tags: tags.clone(), ..JobFilter::default() };
+        !self.joined_tags.is_empty() && *self.filter == by_tags_alone && (status.is_none() || completed)
+    }
+
+    /// Completed jobs are all others but those.
+    fn push_completed_by_tags(&self, query: &mut QueryBuilder<Postgres>, id: &str) {
+        if self.filter.status.is_some() {
+            query.push(format!(" AND {id} NOT IN {UNDER_WAY} AND {id} NOT IN {UNSUCCESSFUL}"));
+        }
     }
 
     fn push_fields(&self, query: &mut QueryBuilder<Postgres>) {

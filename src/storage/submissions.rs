@@ -11,7 +11,7 @@ use super::assignments::Claim;
 use super::database::Database;
 use super::error::StorageError;
 use super::fence::Fence;
-use super::tags::tag_ids;
+use super::tags::{short, tag_ids};
 use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::NewJob;
 use crate::domain::payload::Payload;
@@ -122,14 +122,15 @@ impl Database {
                    FROM fence,
                        unnest(CASE WHEN passed THEN $2::uuid[] END, $3::text[], $4::text[], $5::text[], $6::int[], $7::int[],
                                $8::int[], $9::text[], $10::text[], $11::text[], $12::text[], $13::uuid[],
-                               $14::uuid[], $20::timestamptz[], $21::text[]) WITH ORDINALITY
+                               $14::uuid[], $20::timestamptz[], $21::text[], $25::text[]) WITH ORDINALITY
                        AS s (id, name, model_name, model_version, priority, max_retries, timeout_seconds,
-                             input_data, tags, metadata, created_by, lease_id, worker_id, run_at, trace, ordinal)
+                             input_data, tags, metadata, created_by, lease_id, worker_id, run_at, trace, short_tags,
+                             ordinal)
                ), stored AS (
                    INSERT INTO jobs (id, name, model_name, model_version, status, priority, max_retries,
                        timeout_seconds, input_data, tags, metadata, created_by, submitted_at, queued_at,
                        created_at, updated_at, assigned_worker_id, assigned_at, lease_id, lease_expires_at,
-                       queue_wait_time_ms, next_retry_at, trace_context)
+                       queue_wait_time_ms, next_retry_at, trace_context, short_tags)
                    SELECT id, name, model_name, model_version,
                        CASE WHEN lease_id IS NOT NULL THEN 'assigned' WHEN run_at IS NOT NULL THEN 'pending'
                            ELSE 'queued' END, priority, max_retries,
@@ -139,7 +140,7 @@ impl Database {
                        CASE WHEN lease_id IS NOT NULL THEN at END, lease_id,
                        CASE WHEN lease_id IS NOT NULL
                            THEN at + make_interval(secs => timeout_seconds + $16::int) END,
-                       CASE WHEN lease_id IS NOT NULL THEN 0 END, run_at, trace
+                       CASE WHEN lease_id IS NOT NULL THEN 0 END, run_at, trace, short_tags::bigint[]
                    FROM submission
                    RETURNING id, submitted_at, lease_id, assigned_worker_id, lease_expires_at, next_retry_at
                ), tagged AS (
@@ -191,6 +192,7 @@ impl Database {
             &tags.ids,
             &tags.jobs,
             &tags.ordinals,
+            &tags.short as _,
         )
         .fetch_one(&mut connection)
         .await;
@@ -253,6 +255,9 @@ struct Tags {
     jobs: Vec<Uuid>,
     /// The jobs' places, from 1.
     ordinals: Vec<i64>,
+    /// For each job an array of their short names, as PostgreSQL writes one. Up to the last that has tags: what is missing
+    /// stands for nulls.
+    short: Vec<Option<String>>,
 }
 
 /// The rows to store, column by column; nothing of the jobs is copied that can be borrowed.
@@ -277,8 +282,14 @@ impl<'a> Columns<'a> {
 
     fn tags(&self) -> Tags {
         let mut tags = Tags::default();
-        for (ordinal, row) in (1..).zip(self.0) {
-            for id in tag_ids(&row.job.tags) {
+        for (place, (ordinal, row)) in (1..).zip(self.0).enumerate() {
+            let ids = tag_ids(&row.job.tags);
+            if !ids.is_empty() {
+                let names: Vec<String> = ids.iter().map(|id| short(*id).to_string()).collect();
+                tags.short.resize(place, None);
+                tags.short.push(Some(format!("{{{}}}", names.join(","))));
+            }
+            for id in ids {
                 tags.ids.push(id);
                 tags.jobs.push(row.job.id.0);
                 tags.ordinals.push(ordinal);

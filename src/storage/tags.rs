@@ -14,6 +14,13 @@ pub(super) fn tag_id(key: &str, value: &str) -> Uuid {
     digest.first_chunk().map_or(Uuid::nil(), |bytes| Uuid::from_bytes(*bytes))
 }
 
+/// The same in eight bytes: short enough for all of a job's to stand in an index. The same as `cortex_short_tags` in
+/// PostgreSQL.
+pub(super) fn short(tag: Uuid) -> i64 {
+    let digest = tag.into_bytes();
+    digest.first_chunk().map_or(0, |bytes| i64::from_be_bytes(*bytes))
+}
+
 /// All names of a job's tags.
 pub(super) fn tag_ids(tags: &Payload) -> Vec<Uuid> {
     // Most jobs have none.

@@ -1,5 +1,6 @@
 //! The REST surface: what every route answers, in success and in error.
 
+use cortex::domain::job::MAX_TAGS;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -88,6 +89,7 @@ async fn every_bad_field_of_a_submission_is_named_at_once_and_nothing_is_stored(
         ("name", json!("a\u{0}")),
         ("tags", json!([])),
         ("tags", json!({"": "v"})),
+        ("tags", Value::Object((0..=MAX_TAGS).map(|n| (n.to_string(), json!("v"))).collect())),
         ("priority", json!("5")),
         ("priority", json!(0)),
         ("timeout_seconds", json!(86401)),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cortex::domain::ambient::{Ambient, System};
 use cortex::domain::ids::{ClusterId, JobId};
-use cortex::domain::job::{Job, JobFilter, JobStatus};
+use cortex::domain::job::{Job, JobFilter, JobStatus, MAX_TAGS};
 use serde_json::json;
 
 use crate::support::Stores;
@@ -159,6 +159,14 @@ const RANDOM_JOBS: &str = "INSERT INTO jobs (id, name, model_name, model_version
               'completed', 'completed', 'completed'])[1 + floor(11 * random())::int] AS status
           FROM generate_series(1, 2000) n) states";
 
+/// Older ones that make some of the same tags frequent.
+const MANY_JOBS: &str = "INSERT INTO jobs (id, name, model_name, model_version, status, priority, input_data, queued_at,
+        completed_at, submitted_at, created_by, tags)
+    SELECT gen_random_uuid(), 'many', 'model-' || n % 3, '1', CASE WHEN n % 4 = 0 THEN 'failed' ELSE 'completed' END,
+        4 + n % 2, '{}', now(), now(), now() - interval '1 day' - n * interval '1 second', 'creator-' || n % 5,
+        '{\"k1\": \"v0\", \"k3\": \"v0\"}'
+    FROM generate_series(1, 10500) n";
+
 /// Whether a filter asks for a job, by the letter.
 fn asks_for(filter: &JobFilter, job: &Job) -> bool {
     let tags: BTreeMap<String, String> = serde_json::from_str(job.tags.as_str()).unwrap();
@@ -172,7 +180,9 @@ fn asks_for(filter: &JobFilter, job: &Job) -> bool {
 #[tokio::test]
 async fn every_list_is_what_a_look_at_every_job_finds() {
     let setting = Setting::fresh().await;
-    sqlx::query(RANDOM_JOBS).execute(&setting.pool).await.unwrap();
+    for jobs in [RANDOM_JOBS, MANY_JOBS] {
+        sqlx::query(jobs).execute(&setting.pool).await.unwrap();
+    }
     for upkeep in [
         "INSERT INTO leases (job_id, id) SELECT id, lease_id FROM jobs WHERE lease_id IS NOT NULL",
         "UPDATE job_counters SET (pending, queued, assigned, running, completed, failed, cancelled, timeout) =
@@ -193,7 +203,7 @@ async fn every_list_is_what_a_look_at_every_job_finds() {
         .map(JobId)
         .collect();
     let jobs = setting.database.jobs_of(&ids).await.unwrap();
-    assert_eq!(jobs.len(), 2_000);
+    assert_eq!(jobs.len(), 12_500);
     let mut found_any = 0;
     for number in 0..192_u32 {
         let one_of = |most: f64| System.unit() * most;
@@ -242,15 +252,20 @@ async fn a_tag_is_written_once_with_its_job_by_whatever_way_and_goes_with_it() {
         let rows = "SELECT tag, (submitted_at, job_id) IN (SELECT submitted_at, id FROM jobs) FROM job_tags ORDER BY tag";
         sqlx::query_as(rows).fetch_all(&setting.pool).await.unwrap()
     };
-    let written = rows().await;
-    assert_eq!(written.len(), 4);
+    let short = async || -> Vec<Option<Vec<i64>>> {
+        let sorted = "SELECT (SELECT array_agg(name ORDER BY name) FROM unnest(short_tags) name) AS names FROM jobs ORDER BY id";
+        sqlx::query_scalar(sorted).fetch_all(&setting.pool).await.unwrap()
+    };
+    let (written, names) = (rows().await, short().await);
+    assert_eq!((written.len(), names.len()), (4, 2));
+    assert!(names.iter().flatten().all(|names| names.len() == 4), "{names:?}");
     assert!(written.iter().all(|(_, of_a_job)| *of_a_job), "{written:?}");
-    // As by a leader that knows nothing of the table.
+    // As by a leader that knows nothing of the table and of short names.
     let again = "WITH gone AS (DELETE FROM jobs RETURNING *) INSERT INTO jobs (id, name, model_name, model_version,
         status, input_data, queued_at, completed_at, submitted_at, tags) SELECT id, name, model_name, model_version,
         'completed', input_data, queued_at, now() - interval '1 hour', submitted_at, tags FROM gone";
     sqlx::query(again).execute(&setting.pool).await.unwrap();
-    assert_eq!(rows().await, written);
+    assert_eq!((rows().await, short().await), (written, names));
     for (key, value) in [("a", "b:c"), ("a:b", "c"), ("ä\\", "\\x41")] {
         let filter = JobFilter { tags: tags([(key, value)]), ..JobFilter::default() };
         assert_eq!(setting.database.jobs(&filter, 1, 10).await.unwrap().jobs.len(), 1, "{key}");
@@ -259,6 +274,30 @@ async fn a_tag_is_written_once_with_its_job_by_whatever_way_and_goes_with_it() {
     let gone = transaction.delete_ended(0, &[plain.id, odd.id], Duration::from_secs(60)).await.unwrap();
     transaction.commit().await.unwrap();
     assert_eq!((gone, rows().await.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn the_longest_names_and_the_most_tags_have_room_in_every_index() {
+    let setting = Setting::fresh().await;
+    let fence = setting.lead(1).await;
+    // Of four bytes each, in no order that could be written shorter.
+    let long = || -> String {
+        let char = || char::from_u32(0x10000 + u32::from(System.uuid().as_fields().1)).unwrap();
+        (0..255).map(|_| char()).collect()
+    };
+    let all: BTreeMap<String, String> = (0..MAX_TAGS).map(|n| (format!("k{n}"), "v".to_owned())).collect();
+    let (model, creator) = (long(), long());
+    let largest = job(json!({"model_name": model, "created_by": creator, "priority": 9, "tags": all}));
+    crate::store(&setting, fence, &[&largest]).await;
+    let failed = "UPDATE jobs SET status = 'failed', completed_at = now()";
+    sqlx::query(failed).execute(&setting.pool).await.unwrap();
+    let filter = JobFilter {
+        model_name: Some(model),
+        created_by: Some(creator),
+        tags: all,
+        ..of_state(JobStatus::Failed)
+    };
+    assert_eq!(setting.database.jobs(&filter, 1, 10).await.unwrap().jobs.len(), 1);
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ pub struct JobCreate {
 #[schema(value_type = Object)]
 pub struct JobInput(Value);
 
-/// Labels: keys of 1 to 255 characters, values of at most 4096.
+/// Labels: at most 64, keys of 1 to 255 characters, values of at most 4096.
 #[derive(ToSchema)]
 #[schema(value_type = Object)]
 pub struct Tags(BTreeMap<String, String>);

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::domain::job::MAX_TAGS;
+
 /// A text that PostgreSQL can store.
 const STORABLE: &str = "^[^\\u0000]*$";
 
@@ -33,6 +35,7 @@ pub(super) fn shape(schemas: &mut Map<String, Value>) {
         schemas,
         "Tags",
         json!({
+            "maxProperties": MAX_TAGS,
             "propertyNames": {"minLength": 1, "maxLength": 255, "pattern": STORABLE},
             "additionalProperties": {"type": "string", "maxLength": 4096, "pattern": STORABLE},
         }),
