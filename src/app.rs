@@ -3,6 +3,8 @@
 mod listeners;
 mod send_on;
 mod stores;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;

@@ -215,3 +215,23 @@ fn is_host_port(value: &str) -> bool {
         .rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raft_keeps_the_configured_times() {
+        let peer = "127.0.0.1:1".to_owned();
+        let advertise = Addresses { peer: peer.clone(), http: peer.clone(), grpc: peer.clone() };
+        let config = ClusterConfig {
+            heartbeat: Duration::from_millis(100),
+            election_timeout: (Duration::from_millis(300), Duration::from_millis(600)),
+            ..ClusterConfig::new(1, "/data", advertise, vec![Seed { id: 1, peer }])
+        };
+        let raft = config.raft().unwrap();
+        assert_eq!(raft.heartbeat_interval, 100);
+        assert_eq!((raft.election_timeout_min, raft.election_timeout_max), (300, 600));
+        assert_eq!(config.lease(), Duration::from_millis(600));
+    }
+}

@@ -7,5 +7,6 @@ mod members;
 mod metrics;
 mod pause;
 mod scene;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;

@@ -116,10 +116,12 @@ fn replica(index: usize) -> (String, String) {
     ("cortex-test".to_owned(), (index + 1).to_string())
 }
 
-fn traced(collector: &Collector) -> [String; 2] {
+fn traced(collector: &Collector) -> [String; 4] {
     [
         format!("observability.otlp_endpoint={}", collector.endpoint),
         "observability.service_name=cortex-test".to_owned(),
+        "observability.service_version=7.6.5".to_owned(),
+        "observability.environment=proving-ground".to_owned(),
     ]
 }
 
@@ -161,6 +163,11 @@ async fn one_trace_runs_from_a_submission_at_a_follower_over_the_leader_to_the_w
             let span = one(&trace, name);
             assert_eq!((span.parent(), &span.origin), (parent, &origin), "{name}");
             assert_eq!((span.failure(), span.state()), (None, "vendor=1"), "{name}");
+            if name != "worker.job.run" {
+                let process =
+                    ["service.version", "deployment.environment.name"].map(|key| span.resource(key));
+                assert_eq!(process, ["7.6.5", "proving-ground"], "{name}");
+            }
             if name.contains(".job.") && !name.ends_with("submit") {
                 assert_eq!(span.attribute("cortex.job.id"), job, "{name}");
             }

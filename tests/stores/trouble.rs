@@ -109,6 +109,41 @@ async fn no_more_connections_are_made_than_allowed_and_whoever_waits_too_long_is
     }
 }
 
+/// The process of PostgreSQL that serves a database's reads, once there is only one for it.
+async fn process(database: &Database, pool: &sqlx::PgPool) -> i32 {
+    let processes = "SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'cortex'";
+    let mut found: Vec<i32> = Vec::new();
+    eventually("one connection is open", async || {
+        database.workers(None).await.unwrap();
+        found = sqlx::query_scalar(processes).fetch_all(pool).await.unwrap();
+        found.len() == 1
+    })
+    .await;
+    found[0]
+}
+
+#[tokio::test]
+async fn a_connection_is_replaced_at_its_age_and_kept_until_then() {
+    let open = async |age: u64| {
+        let stores = Stores::fresh().await;
+        let database = Database::connect_lazily(&DatabaseOptions {
+            url: stores.database_url.clone(),
+            max_connections: 1,
+            acquire_timeout: Duration::from_secs(30),
+            max_lifetime: Duration::from_secs(age),
+            pooler: false,
+        })
+        .unwrap();
+        database.migrate().await.unwrap();
+        (database, stores.pool(1).await)
+    };
+    let ((aging, its_pool), (lasting, other_pool)) = (open(1).await, open(3600).await);
+    let (first, kept) = (process(&aging, &its_pool).await, process(&lasting, &other_pool).await);
+    eventually("the connection is replaced", async || process(&aging, &its_pool).await != first).await;
+    assert_eq!(process(&lasting, &other_pool).await, kept);
+}
+
 /// A user of its own for the test's database, whom PostgreSQL may refuse what it never refuses a superuser.
 async fn with_user(stores: &Stores, user: &str) -> String {
     let pool = stores.pool(1).await;

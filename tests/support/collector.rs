@@ -38,6 +38,7 @@ struct State {
 pub struct Seen {
     /// `service.name` and `service.instance.id` of whoever sent it.
     pub origin: (String, String),
+    resource: Vec<KeyValue>,
     span: Span,
 }
 
@@ -107,6 +108,11 @@ impl Seen {
         (status.code == i32::from(StatusCode::Error)).then(|| status.message.clone())
     }
 
+    /// What whoever sent it says of itself; empty if it does not.
+    pub fn resource(&self, key: &str) -> String {
+        attribute(&self.resource, key)
+    }
+
     /// An attribute; empty if there is none.
     pub fn attribute(&self, key: &str) -> String {
         attribute(&self.span.attributes, key)
@@ -132,7 +138,8 @@ impl TraceService for Receiver {
             let origin =
                 (attribute(&attributes, "service.name"), attribute(&attributes, "service.instance.id"));
             let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            state.spans.extend(spans.map(|span| Seen { origin: origin.clone(), span }));
+            let seen = |span| Seen { origin: origin.clone(), resource: attributes.clone(), span };
+            state.spans.extend(spans.map(seen));
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
