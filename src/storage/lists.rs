@@ -22,8 +22,6 @@ const COUNTED_BEYOND: i64 = 10_000;
 const COUNTED_BEYOND_OF_SEVERAL: i64 = 1_000;
 /// Most jobs under way that completed ones are told apart from without a look at them.
 const FEW: i64 = 5_000;
-/// Most jobs that ended otherwise that completed ones are told apart from in the same way, where no index tells.
-const FEW_UNSUCCESSFUL: i64 = 50_000;
 /// The priority that the index of priorities leaves out: that of most jobs.
 const DEFAULT_PRIORITY: u8 = 5;
 /// Most tags that are looked for in the table of tags; of more, the rarest are, and jobs that have these are looked at.
@@ -37,16 +35,12 @@ const FURTHEST: i64 = i32::MAX as i64;
 const UNDER_WAY: &str = "(SELECT id FROM jobs WHERE next_retry_at IS NOT NULL \
      UNION ALL SELECT id FROM jobs WHERE ready UNION ALL SELECT job_id FROM leases \
      UNION ALL SELECT id FROM jobs WHERE driven_until IS NOT NULL LIMIT 10000)";
-/// The jobs that ended otherwise than completed.
-const UNSUCCESSFUL: &str = "(SELECT id FROM jobs WHERE unsuccessful <> '' LIMIT 100000)";
 
 /// A filter, and what else decides how its jobs are found.
 struct Search<'a> {
     filter: &'a JobFilter,
-    /// Few enough jobs are under way.
-    few_under_way: bool,
-    /// Few enough jobs ended otherwise than completed.
-    few_unsuccessful: bool,
+    /// How many jobs are under way, where completed ones are asked for.
+    under_way: i64,
     /// The tags that are looked for in their table.
     joined_tags: Vec<Uuid>,
 }
@@ -65,8 +59,7 @@ impl Database {
         };
         let search = Search {
             filter,
-            few_under_way: stats.as_ref().is_some_and(|stats| under_way(stats) <= FEW),
-            few_unsuccessful: stats.as_ref().is_some_and(|stats| unsuccessful(stats) <= FEW_UNSUCCESSFUL),
+            under_way: stats.as_ref().map_or(0, under_way),
             joined_tags: self.tags_to_join(filter).await?,
         };
         let (ids, total) = match stats.filter(|_| counted) {
@@ -163,10 +156,6 @@ fn under_way(stats: &JobStats) -> i64 {
     stats.pending + stats.queued + stats.assigned + stats.running
 }
 
-fn unsuccessful(stats: &JobStats) -> i64 {
-    stats.failed + stats.cancelled + stats.timeout
-}
-
 /// Whether something is asked for that has an index in which the tags stand.
 fn has_an_index_with_tags(filter: &JobFilter) -> bool {
     use JobStatus::{Cancelled, Failed, Timeout};
@@ -225,12 +214,10 @@ impl Search<'_> {
             query.push(format!(" AND tag_{number}.tag = ")).push_bind(*tag);
         }
         if !every_tag {
-            let tags = self.filter.tags.iter();
-            let short: Vec<i64> = tags.map(|(key, value)| short(tag_id(key, value))).collect();
-            query.push(" AND short_tags @> ").push_bind(short);
+            self.push_short_tags(query);
         }
         if self.is_answered_by_tags() {
-            self.push_completed_by_tags(query, &id);
+            self.push_completed_by_tags(query, &time, &id);
         } else {
             self.push_fields(query);
         }
@@ -240,23 +227,36 @@ impl Search<'_> {
     /// Whether the tables of tags and of ids say all that is asked for.
     fn is_answered_by_tags(&self) -> bool {
         let JobFilter { status, tags, .. } = self.filter;
-        let completed = *status == Some(JobStatus::Completed) && self.few_under_way && self.few_unsuccessful;
+        let completed = *status == Some(JobStatus::Completed) && self.under_way <= FEW;
         let by_tags_alone = JobFilter { status: *status, tags: tags.clone(), ..JobFilter::default() };
         !self.joined_tags.is_empty() && *self.filter == by_tags_alone && (status.is_none() || completed)
     }
 
-    /// Completed jobs are all others but those.
-    fn push_completed_by_tags(&self, query: &mut QueryBuilder<Postgres>, id: &str) {
+    /// Completed jobs are all but those that ended otherwise, which are merged along the time, and those under way.
+    fn push_completed_by_tags(&self, query: &mut QueryBuilder<Postgres>, time: &str, id: &str) {
         if self.filter.status.is_some() {
-            query.push(format!(" AND {id} NOT IN {UNDER_WAY} AND {id} NOT IN {UNSUCCESSFUL}"));
+            query.push(" AND NOT EXISTS (SELECT FROM jobs WHERE unsuccessful <> ''");
+            self.push_short_tags(query);
+            query.push(format!(" AND submitted_at = {time} AND id = {id})"));
+            self.push_not_under_way(query, id);
+        }
+    }
+
+    fn push_not_under_way(&self, query: &mut QueryBuilder<Postgres>, id: &str) {
+        if self.under_way > 0 {
+            query.push(format!(" AND {id} NOT IN {UNDER_WAY}"));
+        }
+    }
+
+    /// All tags, as they stand in the indexes of other things.
+    fn push_short_tags(&self, query: &mut QueryBuilder<Postgres>) {
+        for (key, value) in &self.filter.tags {
+            query.push(" AND ").push_bind(short(tag_id(key, value))).push(" = ANY(short_tags)");
         }
     }
 
     fn push_fields(&self, query: &mut QueryBuilder<Postgres>) {
         let filter = self.filter;
-        if let Some(status) = filter.status {
-            self.push_status(query, status);
-        }
         if let Some(priority) = filter.priority {
             query.push(" AND priority = ").push_bind(i32::from(priority));
             if priority != DEFAULT_PRIORITY {
@@ -268,6 +268,9 @@ impl Search<'_> {
         }
         if let Some(creator) = &filter.created_by {
             query.push(" AND created_by = ").push_bind(creator.clone());
+        }
+        if let Some(status) = filter.status {
+            self.push_status(query, status);
         }
     }
 
@@ -283,9 +286,9 @@ impl Search<'_> {
             JobStatus::Running => {
                 " AND status = 'running' AND (driven_until IS NOT NULL OR id = ANY(ARRAY(SELECT job_id FROM leases)))"
             }
-            JobStatus::Completed if self.few_under_way => {
-                query.push(" AND unsuccessful = '' AND id NOT IN ");
-                UNDER_WAY
+            JobStatus::Completed if self.under_way <= FEW => {
+                query.push(" AND unsuccessful = ''");
+                return self.push_not_under_way(query, "id");
             }
             JobStatus::Completed => " AND status = 'completed' AND unsuccessful = ''",
             JobStatus::Failed => " AND unsuccessful = 'failed' AND unsuccessful <> ''",

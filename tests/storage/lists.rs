@@ -99,7 +99,7 @@ async fn completed_jobs_are_told_apart_from_few_and_from_many_that_are_under_way
     plant(&setting, "completed", 30).await;
     plant(&setting, "failed", 10).await;
     let by_model = JobFilter { model_name: Some("planted".into()), ..of_state(JobStatus::Completed) };
-    for under_way in [20, 5_100] {
+    for under_way in [0, 20, 5_100] {
         plant(&setting, "queued", under_way).await;
         for filter in [of_state(JobStatus::Completed), by_model.clone()] {
             for (page, shown) in [(1, 20), (2, 10), (3, 0)] {
