@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use cortex_cluster::{Leadership, Node, Quorum};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -58,6 +59,8 @@ const HAND_OVER_AFTER: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(1);
 /// How long a stopping leader may take to finish its batches.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is seen to that what a leader needs stands ready.
+const STAND_BY_EVERY: Duration = Duration::from_secs(20);
 /// How long a planned hand-over may take before the others have to elect somebody.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 
@@ -68,6 +71,9 @@ pub trait Office: Send + Sync + 'static {
 
     /// There is no leader: it may be this replica soon. Must not block.
     fn prepare(&self);
+
+    /// What a leader needs at once stands ready, whoever leads: nobody knows who will be next. Must not block.
+    fn stand_by(&self);
 
     /// Fences older leaders off and loads what a leader has to know. From then on commands are accepted; what commits
     /// them runs on `stage`.
@@ -154,6 +160,8 @@ pub async fn run<O: Office>(parts: Parts<O>) -> Result<(), RaftStopped> {
     let mut leadership = parts.node.leadership();
     // The epoch that must not be led with again.
     let mut spent = None;
+    let mut standing_by = tokio::time::interval(STAND_BY_EVERY);
+    standing_by.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = leadership.borrow_and_update().clone();
         parts.publish(&now);
@@ -173,6 +181,7 @@ pub async fn run<O: Office>(parts: Parts<O>) -> Result<(), RaftStopped> {
         tokio::select! {
             biased;
             () = parts.stop.cancelled() => return Ok(()),
+            _ = standing_by.tick() => parts.office.stand_by(),
             changed = leadership.changed() => {
                 changed.map_err(|_| RaftStopped("it no longer reports".to_owned()))?;
             }

@@ -35,6 +35,11 @@ impl Office for Stores {
         drop(tokio::spawn(async move { database.warm_up().await }));
     }
 
+    fn stand_by(&self) {
+        let database = self.leader.database.clone();
+        drop(tokio::spawn(async move { database.rehearse().await }));
+    }
+
     async fn take_over(
         &self,
         fence: Fence,

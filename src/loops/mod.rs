@@ -27,6 +27,9 @@ use crate::telemetry::Metrics;
 /// Pause after a run that failed.
 const AFTER_FAILURE: Duration = Duration::from_millis(250);
 
+/// A leader that has just taken over has more urgent things to do than to tidy up.
+const TIDY_AFTER: Duration = Duration::from_secs(3);
+
 /// Why a run failed; it is run again.
 #[derive(Debug, thiserror::Error)]
 enum LoopError {
@@ -43,6 +46,11 @@ trait Loop: Send + 'static {
 
     /// Longest pause between two runs.
     fn period(&self) -> Duration;
+
+    /// Pause before the first run.
+    fn first(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// What hastens the next run.
     fn nudge<'a>(&self, leader: &'a Leader) -> Option<&'a Notify>;
@@ -103,7 +111,7 @@ pub fn start(surroundings: &Surroundings, tasks: &TaskTracker) {
 }
 
 async fn drive<L: Loop>(mut this: L, mut around: Surroundings) {
-    let mut pause = Duration::ZERO;
+    let mut pause = this.first();
     let mut failing = false;
     loop {
         tokio::select! {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Loop, LoopError};
+use super::{Loop, LoopError, TIDY_AFTER};
 use crate::services::leader::Leader;
 
 /// One page after the other, until none is left.
@@ -19,6 +19,10 @@ impl Loop for PruneQueueMetrics {
 
     fn period(&self) -> Duration {
         Duration::from_secs(600)
+    }
+
+    fn first(&self) -> Duration {
+        TIDY_AFTER
     }
 
     fn nudge<'a>(&self, _: &'a Leader) -> Option<&'a Notify> {

@@ -58,6 +58,8 @@ impl Office for MemoryOffice {
 
     fn prepare(&self) {}
 
+    fn stand_by(&self) {}
+
     async fn take_over(
         &self,
         fence: Fence,

@@ -50,8 +50,14 @@ const WRITE_SETTINGS: [(&str, &str); 9] = [
     ("cortex.indexes_tags", "on"),
 ];
 
-/// Connections of each kind that a leader needs at once.
-const WARM: usize = 3;
+/// Connections of each kind that a leader needs at once. They stand ready wherever one may come to lead.
+const WARM: usize = 6;
+/// Has a session look up what the statements of a leader need to know of their tables, as the first of them would have to.
+/// Nothing is read and nothing written.
+const REHEARSAL: &str = "EXPLAIN UPDATE jobs SET id = id; EXPLAIN UPDATE executions SET id = id; \
+     EXPLAIN UPDATE leases SET id = id; EXPLAIN UPDATE job_tags SET tag = tag; EXPLAIN UPDATE workers SET id = id; \
+     EXPLAIN UPDATE job_counters SET slot = slot; EXPLAIN UPDATE idempotency_keys SET job_id = job_id; \
+     EXPLAIN SELECT cortex_pass(NULL, NULL)";
 /// How long they may take to be opened: meanwhile others cannot have them.
 const WARM_WITHIN: Duration = Duration::from_secs(1);
 /// A connection that was idle for so long is tried before it is used.
@@ -79,6 +85,8 @@ pub struct Database {
     pooler: bool,
     /// For asking why no connection is free.
     asking: Arc<Semaphore>,
+    /// For opening connections ahead.
+    warming: Arc<Semaphore>,
     /// Seals and opens payloads.
     pub(super) vault: Vault,
 }
@@ -120,8 +128,16 @@ impl Database {
             Connections::new(pool, way)
         };
         let (reads, writes) = (pool(&READ_SETTINGS), pool(&WRITE_SETTINGS));
-        let (pooler, asking) = (options.pooler, Arc::new(Semaphore::new(1)));
-        Ok(Self { plain: connect, reads, writes, pooler, asking, vault: Vault::default() })
+        let once_at_a_time = || Arc::new(Semaphore::new(1));
+        Ok(Self {
+            plain: connect,
+            reads,
+            writes,
+            pooler: options.pooler,
+            asking: once_at_a_time(),
+            warming: once_at_a_time(),
+            vault: Vault::default(),
+        })
     }
 
     /// The same with payloads sealed by this vault from now on.
@@ -153,13 +169,34 @@ impl Database {
         Ok(())
     }
 
-    /// Opens connections ahead of a take-over, which would have to wait for each of them. They are held until all are open, so
-    /// at most half of each pool: the take-over itself must not wait for them.
+    /// Opens connections ahead of a take-over, which would have to wait for each of them, or makes sure of those that are
+    /// open.
     pub async fn warm_up(&self) {
+        self.warm("").await;
+    }
+
+    /// The same, and has each of them look up what the first statement would have to. Called from time to time, it keeps
+    /// them open.
+    pub async fn rehearse(&self) {
+        // Behind a pooler the next transaction may come to another server.
+        self.warm(if self.pooler { "" } else { REHEARSAL }).await;
+    }
+
+    /// Runs statements, if any, on so many connections as a leader needs at once. They are held until all are open, so at most half of
+    /// each pool, and by one call at a time: a take-over itself must not wait for them.
+    async fn warm(&self, statements: &'static str) {
+        let Ok(_turn) = self.warming.try_acquire() else { return };
         let count = self.writes.capacity().min(self.reads.capacity()) / 2;
         let some = (0..count.min(WARM)).flat_map(|_| [&self.writes, &self.reads]);
+        let some = some.map(async |pool: &Connections| {
+            let mut connection = pool.acquire().await?;
+            if !statements.is_empty() {
+                sqlx::raw_sql(statements).execute(&mut *connection).await?;
+            }
+            Ok::<_, sqlx::Error>(connection)
+        });
         // What cannot be had in time will be missed later.
-        drop(tokio::time::timeout(WARM_WITHIN, join_all(some.map(Connections::acquire))).await);
+        drop(tokio::time::timeout(WARM_WITHIN, join_all(some)).await);
     }
 
     /// Whether PostgreSQL answers.
