@@ -6,7 +6,8 @@
 //! A fault after which nobody came to lead counts, too: it has the longest wait.
 //!
 //! Where the leadership changes, what counts is the first success of the next leader, for the former one may go on for
-//! a moment. A planned hand-over is counted from the last submission that the former leader accepted.
+//! a moment. A planned hand-over is counted from the last submission that the former leader accepted to the first that
+//! the next one does, also where its caller has waited for it since before the fault.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -118,12 +119,16 @@ fn measure(
         .iter()
         .filter_map(|call| accepted(call).map(|(end, job)| (call, end, job)))
         .collect();
+    let kind = kind(fault);
+    let since = |call: &Call, end: u64| match kind {
+        Kind::HandOver if changes => end >= begun,
+        _ => call.start >= begun,
+    };
     let next = accepted
         .iter()
-        .filter(|(call, _, job)| call.start >= begun && by_next(epoch(*job)))
+        .filter(|(call, end, job)| since(call, *end) && by_next(epoch(*job)))
         .map(|(_, end, _)| *end)
         .min();
-    let kind = kind(fault);
     let from = match (kind, next) {
         (Kind::HandOver, Some(next)) => accepted
             .iter()

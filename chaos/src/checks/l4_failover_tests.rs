@@ -47,6 +47,12 @@ fn a_hand_over_is_counted_from_the_former_leaders_last_success() {
     let [sample] = failovers(&story).try_into().unwrap();
     assert_eq!(sample.kind, Kind::HandOver);
     assert!((sample.to_submission_ms.unwrap() - 100.0).abs() < 1.0, "{sample:?}");
+    // Whoever asked before the fault may be the first whom the next leader serves.
+    story.submit_during(4, 990, Some(1560), Story::ok(&[id(4)]));
+    story.row(4, 4, "completed");
+    story.change(4, 1550, "", "queued", None).epoch = Some(2);
+    let [sample] = failovers(&story).try_into().unwrap();
+    assert!((sample.to_submission_ms.unwrap() - 60.0).abs() < 1.0, "{sample:?}");
 }
 
 #[test]
