@@ -56,7 +56,7 @@ const WARM: usize = 6;
 /// Nothing is read and nothing written.
 const REHEARSAL: &str = "EXPLAIN UPDATE jobs SET id = id; EXPLAIN UPDATE executions SET id = id; \
      EXPLAIN UPDATE leases SET id = id; EXPLAIN UPDATE job_tags SET tag = tag; EXPLAIN UPDATE workers SET id = id; \
-     EXPLAIN UPDATE job_counters SET slot = slot; EXPLAIN UPDATE idempotency_keys SET job_id = job_id; \
+     EXPLAIN UPDATE job_counters SET slot = slot; EXPLAIN UPDATE idempotency_keys SET key = key; \
      EXPLAIN SELECT cortex_pass(NULL, NULL)";
 /// How long they may take to be opened: meanwhile others cannot have them.
 const WARM_WITHIN: Duration = Duration::from_secs(1);
@@ -176,16 +176,16 @@ impl Database {
     }
 
     /// The same, and has each of them look up what the first statement would have to. Called from time to time, it keeps
-    /// them open.
-    pub async fn rehearse(&self) {
+    /// them open. Answers how many are ready.
+    pub async fn rehearse(&self) -> usize {
         // Behind a pooler the next transaction may come to another server.
-        self.warm(if self.pooler { "" } else { REHEARSAL }).await;
+        self.warm(if self.pooler { "" } else { REHEARSAL }).await
     }
 
     /// Runs statements, if any, on so many connections as a leader needs at once. They are held until all are open, so at most half of
     /// each pool, and by one call at a time: a take-over itself must not wait for them.
-    async fn warm(&self, statements: &'static str) {
-        let Ok(_turn) = self.warming.try_acquire() else { return };
+    async fn warm(&self, statements: &'static str) -> usize {
+        let Ok(_turn) = self.warming.try_acquire() else { return 0 };
         let count = self.writes.capacity().min(self.reads.capacity()) / 2;
         let some = (0..count.min(WARM)).flat_map(|_| [&self.writes, &self.reads]);
         let some = some.map(async |pool: &Connections| {
@@ -196,7 +196,8 @@ impl Database {
             Ok::<_, sqlx::Error>(connection)
         });
         // What cannot be had in time will be missed later.
-        drop(tokio::time::timeout(WARM_WITHIN, join_all(some)).await);
+        let ready = tokio::time::timeout(WARM_WITHIN, join_all(some)).await.unwrap_or_default();
+        ready.iter().filter(|connection| connection.is_ok()).count()
     }
 
     /// Whether PostgreSQL answers.

@@ -144,6 +144,33 @@ async fn a_connection_is_replaced_at_its_age_and_kept_until_then() {
     assert_eq!(process(&lasting, &other_pool).await, kept);
 }
 
+#[tokio::test]
+async fn half_of_the_connections_stand_ready_for_whoever_may_lead_next() {
+    for (most, ready) in [(1, 0), (5, 4), (40, 12)] {
+        let stores = Stores::fresh().await;
+        let database = Database::connect_lazily(&DatabaseOptions {
+            url: stores.database_url.clone(),
+            max_connections: most,
+            acquire_timeout: Duration::from_secs(30),
+            max_lifetime: Duration::from_secs(3600),
+            pooler: false,
+        })
+        .unwrap();
+        database.migrate().await.unwrap();
+        // A machine that is busy may not manage in its time.
+        eventually("all have rehearsed", async || database.rehearse().await == ready).await;
+        let open = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'cortex'";
+        let pool = stores.pool(1).await;
+        eventually("no more are open", async || {
+            let open: i64 = sqlx::query_scalar(open).fetch_one(&pool).await.unwrap();
+            usize::try_from(open) == Ok(ready)
+        })
+        .await;
+        database.close().await;
+    }
+}
+
 /// A user of its own for the test's database, whom PostgreSQL may refuse what it never refuses a superuser.
 async fn with_user(stores: &Stores, user: &str) -> String {
     let pool = stores.pool(1).await;
