@@ -2,6 +2,8 @@
 //!
 //! What an intruder submits would be there with a number that nobody has submitted, which S3 finds.
 
+use tonic::Code;
+
 use super::evidence::{Clock, Evidence, Trail, attempted, time};
 use super::s10_cancel::open_end;
 use super::{Judge, Promise, Verdict};
@@ -14,19 +16,20 @@ pub(super) const PROMISE: Promise = Promise {
     judge: Judge::Alone(judge),
 };
 
+/// What gRPC says instead of 429.
+const BUSY: u16 = Code::ResourceExhausted as u16;
+/// What gRPC says instead of 503.
+const AWAY: u16 = Code::Unavailable as u16;
+
 fn judge(evidence: &Evidence<'_>) -> Verdict {
     let (mut cases, mut violations) = (0, Vec::new());
     for call in &evidence.history.calls {
         let Request::Intrusion { what, expected, job } = &call.request else { continue };
-        let wrong = match &call.outcome {
-            Outcome::Unknown { .. } => continue,
-            Outcome::Refused { status: 0, .. } => continue,
-            Outcome::Ok { .. } => true,
-            // Busy, or without a leader: refused before anybody asked who it was.
-            Outcome::Refused { status, .. } => status != expected && !matches!(status, 429 | 503),
-        };
+        if !judged(&call.outcome) {
+            continue;
+        }
         cases += 1;
-        if wrong {
+        if !matches!(&call.outcome, Outcome::Refused { status, .. } if status == expected) {
             violations.push(format!(
                 "{} {what} (call {}, job {job:?}) at replica {} at {} and was answered {:?} instead of {expected}",
                 call.client,
@@ -46,6 +49,15 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
         cancelled_by_somebody(job, trail, clock, &mut violations);
     }
     Verdict::of(cases, violations)
+}
+
+/// Whether anybody has asked who it was. Busy, or without a leader, a replica need not.
+fn judged(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Ok { .. } => true,
+        Outcome::Refused { status, .. } => !matches!(*status, 0 | 429 | 503 | BUSY | AWAY),
+        Outcome::Unknown { .. } => false,
+    }
 }
 
 /// Whatever is cancelled, somebody has cancelled who may.
@@ -80,18 +92,34 @@ mod tests {
     }
 
     #[test]
-    fn refused_or_not_heard_at_all_is_as_promised() {
-        kept(&tried(Story::refused(403)).judge(&PROMISE), 1);
-        kept(&tried(Story::refused(503)).judge(&PROMISE), 1);
-        kept(&tried(Story::refused(429)).judge(&PROMISE), 1);
-        assert_eq!(tried(Story::lost()).judge(&PROMISE), Verdict::NotTried);
-        assert_eq!(tried(Story::refused(0)).judge(&PROMISE), Verdict::NotTried);
+    fn refused_for_what_one_is_is_as_promised() {
+        let mut story = tried(Story::refused(403));
+        kept(&story.judge(&PROMISE), 1);
+        story.intrude(60, 7, Story::refused(7));
+        kept(&story.judge(&PROMISE), 2);
+    }
+
+    #[test]
+    fn whom_nobody_asked_who_it_was_has_tried_nothing() {
+        for outcome in [0, 429, 503, 8, 14].map(Story::refused).into_iter().chain([Story::lost()]) {
+            let mut story = tried(outcome.clone());
+            assert_eq!(story.judge(&PROMISE), Verdict::NotTried, "{outcome:?}");
+            story.intrude(60, 403, Story::refused(403));
+            kept(&story.judge(&PROMISE), 1);
+        }
     }
 
     #[test]
     fn done_or_refused_in_another_way_is_a_violation() {
         refuted(&tried(Story::ok(&[])).judge(&PROMISE), "instead of 403");
-        refuted(&tried(Story::refused(404)).judge(&PROMISE), "instead of 403");
+        for status in [401, 404, 500, 5] {
+            refuted(&tried(Story::refused(status)).judge(&PROMISE), "instead of 403");
+        }
+        for code in [3, 16, 403] {
+            let mut story = tried(Story::refused(403));
+            story.intrude(60, 7, Story::refused(code));
+            refuted(&story.judge(&PROMISE), "instead of 7");
+        }
     }
 
     #[test]

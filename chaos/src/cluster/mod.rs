@@ -15,6 +15,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use cortex::dev::{DevCluster, PortBlock, Postgres, Redis, Signal};
+use cortex::security::Role;
 use serde::Deserialize;
 use sqlx::PgPool;
 use tokio::sync::{Mutex, RwLock};
@@ -323,6 +324,24 @@ impl Cluster {
 }
 
 impl Tokens {
+    /// That of a role.
+    pub fn of(&self, role: Role) -> &str {
+        match role {
+            Role::Viewer => &self.viewer,
+            Role::Submitter => &self.submitter,
+            Role::Worker => &self.worker,
+            Role::Admin => &self.admin,
+        }
+    }
+
+    /// The administrator's, under a signature that nobody has made.
+    pub fn forged(&self) -> String {
+        let mut forged = self.admin.clone();
+        forged.truncate(forged.len() - 8);
+        forged.push_str("AAAAAAAA");
+        forged
+    }
+
     fn read(folder: &Path) -> io::Result<Self> {
         let read = |role: &str| std::fs::read_to_string(folder.join(format!("{role}.token")));
         Ok(Self {

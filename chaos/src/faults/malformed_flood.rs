@@ -104,10 +104,8 @@ fn attempt(cluster: &Cluster, replica: usize, number: u64, draw: &mut Draw) -> (
             ("submits noise as MessagePack", 400, of(packed, bytes).bearer_auth(&tokens.submitter))
         }
         4 => {
-            let mut forged = tokens.admin.clone();
-            forged.truncate(forged.len() - 8);
-            forged.push_str("BBBBBBBB");
-            ("submits with a forged token", 401, of(json, good.to_string().into()).bearer_auth(forged))
+            let send = of(json, good.to_string().into()).bearer_auth(tokens.forged());
+            ("submits with a forged token", 401, send)
         }
         _ => {
             // {"alg":"none"}, and the claims of an administrator.

@@ -137,11 +137,12 @@ pub enum Request {
         /// Its id.
         job: Uuid,
     },
-    /// Something that must be refused, and by which status: a forged token, a role that may not, a malformed body.
+    /// Something that must be refused, and by which status: no token, a forged one, a role that may not, a malformed
+    /// body.
     Intrusion {
         /// What it tries.
         what: String,
-        /// The status that is expected; any other answer of success is a violation.
+        /// The HTTP status, or gRPC's code, that is expected; no number is both. Any other answer is a violation.
         expected: u16,
         /// The job it is aimed at, if any.
         job: Option<Uuid>,
@@ -159,14 +160,14 @@ pub enum Request {
 pub enum Outcome {
     /// Done.
     Ok {
-        /// The HTTP status.
+        /// The HTTP status, or gRPC's code.
         status: u16,
         /// The jobs that it names: their ids, states and numbers of retries.
         jobs: Vec<Seen>,
     },
     /// Certainly not done.
     Refused {
-        /// The HTTP status; 0 where nobody listened.
+        /// The HTTP status, or gRPC's code; 0 where nobody listened.
         status: u16,
         /// The problem's type or title.
         why: String,

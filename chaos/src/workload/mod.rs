@@ -1,6 +1,7 @@
 //! Those who use the cluster meanwhile: clients of every kind, and workers of both kinds.
 
 mod callers;
+mod intruders;
 mod jobs;
 mod pollers;
 mod sessions;
@@ -138,7 +139,7 @@ impl Workload {
             clients.spawn(callers::cancel(Arc::clone(&shared), number, size.slower(), load.clone()));
         }
         for number in 1..=size.intruders {
-            clients.spawn(callers::intrude(Arc::clone(&shared), number, size.slower(), load.clone()));
+            clients.spawn(intruders::intrude(Arc::clone(&shared), number, size.slower(), load.clone()));
         }
         Self { shared, sessions, pollers, load, work, clients }
     }

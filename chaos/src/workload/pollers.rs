@@ -20,6 +20,7 @@ use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
 use super::{Plan, Shared, pause};
+use crate::cluster::Cluster;
 use crate::draw::Draw;
 use crate::history::{Act, Ending, Says};
 
@@ -87,13 +88,8 @@ impl Poller {
         let name = format!("poller-{number}");
         let token = format!("Bearer {}", shared.cluster.tokens().worker);
         let bearer = Bearer(token.parse().unwrap_or_else(|_| MetadataValue::from_static("")));
-        let client = |index| {
-            let url = shared.cluster.grpc(index);
-            let endpoint =
-                Endpoint::from_shared(url).unwrap_or_else(|_| Endpoint::from_static("http://127.0.0.1:1"));
-            let channel = endpoint.connect_timeout(Duration::from_secs(1)).connect_lazy();
-            JobServiceClient::with_interceptor(channel, bearer.clone())
-        };
+        let client =
+            |index| JobServiceClient::with_interceptor(channel(&shared.cluster, index), bearer.clone());
         let registration = WorkerRegistration {
             name: name.clone(),
             hostname: "chaos".to_owned(),
@@ -420,6 +416,13 @@ impl Inner {
         let answer = client.complete_job(completion).await?.into_inner();
         Ok((answer.acknowledged, answer.message))
     }
+}
+
+/// Connects to a replica with the first call.
+pub(super) fn channel(cluster: &Cluster, replica: usize) -> Channel {
+    let url = cluster.grpc(replica);
+    let endpoint = Endpoint::from_shared(url).unwrap_or_else(|_| Endpoint::from_static("http://127.0.0.1:1"));
+    endpoint.connect_timeout(Duration::from_secs(1)).connect_lazy()
 }
 
 /// Whether the cluster asks the worker to register again.

@@ -74,14 +74,22 @@ async fn send(shared: &Shared, replica: usize, path: &str, body: &Value, key: Op
     outcome_of(request).await
 }
 
+/// Sends a request; without an answer it says what came of it.
+pub(super) async fn send_off(request: reqwest::RequestBuilder) -> Result<reqwest::Response, Outcome> {
+    request.send().await.map_err(|error| {
+        if error.is_connect() {
+            Outcome::Refused { status: 0, why: "nobody listened".to_owned() }
+        } else {
+            Outcome::Unknown { why: error.to_string() }
+        }
+    })
+}
+
 /// Sends a request and says what came of it.
 pub async fn outcome_of(request: reqwest::RequestBuilder) -> Outcome {
-    let answer = match request.send().await {
+    let answer = match send_off(request).await {
         Ok(answer) => answer,
-        Err(error) if error.is_connect() => {
-            return Outcome::Refused { status: 0, why: "nobody listened".to_owned() };
-        }
-        Err(error) => return Outcome::Unknown { why: error.to_string() },
+        Err(outcome) => return outcome,
     };
     let (status, repeatable) = (answer.status().as_u16(), answer.headers().contains_key(RETRY_AFTER));
     if status == 204 {
