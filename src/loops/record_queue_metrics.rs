@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Loop, LoopError, TIDY_AFTER};
+use super::{Loop, LoopError};
 use crate::services::leader::{Leader, Recording};
 
 /// A row of `queue_metrics` at every interval; the first one of a leadership at once.
@@ -27,10 +27,6 @@ impl Loop for RecordQueueMetrics {
 
     fn period(&self) -> Duration {
         self.interval
-    }
-
-    fn first(&self) -> Duration {
-        TIDY_AFTER
     }
 
     fn nudge<'a>(&self, _: &'a Leader) -> Option<&'a Notify> {
