@@ -22,6 +22,8 @@ const COUNTED_BEYOND: i64 = 10_000;
 const COUNTED_BEYOND_OF_SEVERAL: i64 = 1_000;
 /// Most jobs under way that completed ones are told apart from without a look at them.
 const FEW: i64 = 5_000;
+/// Most jobs that ended otherwise that completed ones of a tag are told apart from in the same way: all of them are read.
+const FEW_UNSUCCESSFUL: i64 = 50_000;
 /// The priority that the index of priorities leaves out: that of most jobs.
 const DEFAULT_PRIORITY: u8 = 5;
 /// Most tags that are looked for in the table of tags; of more, the rarest are, and jobs that have these are looked at.
@@ -41,6 +43,8 @@ struct Search<'a> {
     filter: &'a JobFilter,
     /// How many jobs are under way, where completed ones are asked for.
     under_way: i64,
+    /// How many ended otherwise, where completed ones are asked for.
+    unsuccessful: i64,
     /// The tags that are looked for in their table.
     joined_tags: Vec<Uuid>,
 }
@@ -60,6 +64,7 @@ impl Database {
         let search = Search {
             filter,
             under_way: stats.as_ref().map_or(0, under_way),
+            unsuccessful: stats.as_ref().map_or(0, |stats| stats.failed + stats.cancelled + stats.timeout),
             joined_tags: self.tags_to_join(filter).await?,
         };
         let (ids, total) = match stats.filter(|_| counted) {
@@ -227,7 +232,8 @@ impl Search<'_> {
     /// Whether the tables of tags and of ids say all that is asked for.
     fn is_answered_by_tags(&self) -> bool {
         let JobFilter { status, tags, .. } = self.filter;
-        let completed = *status == Some(JobStatus::Completed) && self.under_way <= FEW;
+        let few = self.under_way <= FEW && self.unsuccessful <= FEW_UNSUCCESSFUL;
+        let completed = few && *status == Some(JobStatus::Completed);
         let by_tags_alone = JobFilter { status: *status, tags: tags.clone(), ..JobFilter::default() };
         !self.joined_tags.is_empty() && *self.filter == by_tags_alone && (status.is_none() || completed)
     }
@@ -235,9 +241,12 @@ impl Search<'_> {
     /// Completed jobs are all but those that ended otherwise, which are merged along the time, and those under way.
     fn push_completed_by_tags(&self, query: &mut QueryBuilder<Postgres>, time: &str, id: &str) {
         if self.filter.status.is_some() {
-            query.push(" AND NOT EXISTS (SELECT FROM jobs WHERE unsuccessful <> ''");
+            query.push(
+                " AND NOT EXISTS (SELECT FROM (SELECT submitted_at, id FROM jobs WHERE unsuccessful <> ''",
+            );
             self.push_short_tags(query);
-            query.push(format!(" AND submitted_at = {time} AND id = {id})"));
+            // Without an offset each job would be looked up, which for those before a deep page takes longer.
+            query.push(format!(" OFFSET 0) u WHERE u.submitted_at = {time} AND u.id = {id})"));
             self.push_not_under_way(query, id);
         }
     }
