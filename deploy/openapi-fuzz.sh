@@ -65,7 +65,7 @@ keep_following() {
     while sleep 0.5; do
         grep -qF "$follower leader" <<<"$(roles 2>/dev/null)" || continue
         echo >>"$folder/led"
-        curl -sS -o "$folder/transfer" -X POST -H "Authorization: Bearer $token" "http://$follower/api/v1/cluster/transfer" || true
+        curl -sS --max-time 5 -o "$folder/transfer" -X POST -H "Authorization: Bearer $token" "http://$follower/api/v1/cluster/transfer" || true
     done
 }
 keep_following &
@@ -83,14 +83,22 @@ here=$PWD/deploy/openapi-fuzz
     --continue-on-failure "$@" 2>&1) | tee "$folder/report" || status=$?
 
 say "Afterwards"
-kill "$keeper"
+led=$(cat "$folder/led" 2>/dev/null | wc -l)
+echo "$follower was found leading $led times"
+for _ in $(seq 20); do
+    after=$(roles)
+    grep -qF "$follower follower" <<<"$after" && break
+    sleep 0.5
+done
+printf '%s\n' "$after"
+kill "$keeper" || fail "nobody has seen to it that $follower follows"
 keeper=
-roles
-echo "$follower led $(cat "$folder/led" 2>/dev/null | wc -l) times, for half a second at the most"
 cases=$(sed -n 's/^ *\([0-9]*\) generated.*/\1/p' "$folder/report" | tail -n 1)
 if grep -l "panicked" "$folder"/data/replica-*.log; then
     fail "a replica panicked"
 fi
+grep -qF "$follower follower" <<<"$after" || fail "$follower does not follow any more"
+[ "$led" -le 5 ] || fail "$follower led too often for this to have been about a follower"
 [ "${cases:-0}" -ge "$CASES" ] || fail "${cases:-no} calls were made, fewer than $CASES"
 [ "$status" -eq 0 ] || fail "schemathesis found something; see above"
 echo "$cases calls, and nothing found"

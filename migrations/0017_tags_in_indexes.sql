@@ -10,6 +10,9 @@ BEGIN
 END
 $$;
 
+-- Before the table is written anew, so that they are made once.
+DROP INDEX idx_jobs_model, idx_jobs_priority, idx_jobs_creator, idx_jobs_unsuccessful;
+
 -- Made by the database once, for the rows that are there. Leaders of this version write it, which costs less.
 ALTER TABLE jobs ADD COLUMN short_tags BIGINT[] GENERATED ALWAYS AS (
     CASE WHEN tags <> '{}' THEN cortex_short_tags(tags) END) STORED;
@@ -25,7 +28,6 @@ $$;
 CREATE TRIGGER name_tags BEFORE INSERT ON jobs FOR EACH ROW WHEN (NEW.tags <> '{}' AND NEW.short_tags IS NULL)
     EXECUTE FUNCTION cortex_name_tags();
 
-DROP INDEX idx_jobs_model, idx_jobs_priority, idx_jobs_creator, idx_jobs_unsuccessful;
 CREATE INDEX idx_jobs_model ON jobs (model_name, submitted_at, id)
     INCLUDE (priority, unsuccessful, created_by, short_tags);
 CREATE INDEX idx_jobs_priority ON jobs (priority, submitted_at, id)

@@ -59,8 +59,9 @@ const HAND_OVER_AFTER: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(1);
 /// How long a stopping leader may take to finish its batches.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
-/// How often it is seen to that what a leader needs stands ready.
-const STAND_BY_EVERY: Duration = Duration::from_secs(20);
+/// How often it is seen to that what a leader needs stands ready. Connections that are idle for 60 s are closed: more often, and
+/// more of them would be kept than are needed.
+const STAND_BY_EVERY: Duration = Duration::from_secs(50);
 /// How long a planned hand-over may take before the others have to elect somebody.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 
@@ -165,6 +166,7 @@ pub async fn run<O: Office>(parts: Parts<O>) -> Result<(), RaftStopped> {
     loop {
         let now = leadership.borrow_and_update().clone();
         parts.publish(&now);
+        let removed = matches!(now, Leadership::Stopped { .. });
         match now {
             Leadership::Stopped { reason, removed: false } => return Err(RaftStopped(reason)),
             Leadership::Leading { term, epoch, cluster_id, .. }
@@ -181,7 +183,7 @@ pub async fn run<O: Office>(parts: Parts<O>) -> Result<(), RaftStopped> {
         tokio::select! {
             biased;
             () = parts.stop.cancelled() => return Ok(()),
-            _ = standing_by.tick() => parts.office.stand_by(),
+            _ = standing_by.tick(), if !removed => parts.office.stand_by(),
             changed = leadership.changed() => {
                 changed.map_err(|_| RaftStopped("it no longer reports".to_owned()))?;
             }

@@ -6,7 +6,7 @@ use crate::security::Access;
 
 /// A route as method and path, an RPC as its path, a service of others as its path. What is not listed is an
 /// administrator's.
-const TABLE: [(&str, Access); 58] = [
+static TABLE: [(&str, Access); 58] = [
     ("GET /api/v1/jobs", Access::Read),
     ("POST /api/v1/jobs", Access::Submit),
     ("POST /api/v1/jobs/batch", Access::Submit),
@@ -71,17 +71,17 @@ const OURS: &str = "/cortex.";
 
 /// What a route asks for.
 pub(super) fn of_route(method: &Method, path: &str) -> Access {
-    let row = TABLE.into_iter().find(|(call, _)| call.split_once(' ') == Some((method.as_str(), path)));
-    row.map_or(Access::Administer, |(_, access)| access)
+    let row = TABLE.iter().find(|(call, _)| call.split_once(' ') == Some((method.as_str(), path)));
+    row.map_or(Access::Administer, |(_, access)| *access)
 }
 
 /// What an RPC of this path asks for.
 pub(super) fn of_rpc(path: &str) -> Access {
-    let rpc = TABLE.into_iter().find(|(call, _)| call.starts_with('/') && *call == path);
+    let rpc = TABLE.iter().find(|(call, _)| call.starts_with('/') && *call == path);
     let is_of =
         |service: &str| service.starts_with('/') && service.ends_with('/') && path.starts_with(service);
-    let service = || TABLE.into_iter().find(|(call, _)| is_of(call));
-    rpc.or_else(service).map_or(Access::Administer, |(_, access)| access)
+    let service = || TABLE.iter().find(|(call, _)| is_of(call));
+    rpc.or_else(service).map_or(Access::Administer, |(_, access)| *access)
 }
 
 /// The name of the RPC at this path, if it is one of ours.
@@ -92,7 +92,7 @@ pub(super) fn rpc_name(path: &str) -> Option<&'static str> {
 
 /// Every RPC of `proto/cortex.proto`, and what it asks for.
 pub fn rpcs() -> impl Iterator<Item = (&'static str, Access)> {
-    TABLE.into_iter().filter(|(call, _)| call.starts_with(OURS))
+    TABLE.iter().copied().filter(|(call, _)| call.starts_with(OURS))
 }
 
 #[cfg(test)]
@@ -115,7 +115,7 @@ mod tests {
         let routes = rest::routes().into_iter().map(|(method, path, _)| format!("{method} {path}"));
         let mut served: Vec<String> = rpcs.chain(routes).collect();
         let mut listed: Vec<&str> =
-            TABLE.into_iter().map(|(call, _)| call).filter(|call| !call.starts_with("/grpc.")).collect();
+            TABLE.iter().map(|(call, _)| call).filter(|call| !call.starts_with("/grpc.")).collect();
         served.sort_unstable();
         listed.sort_unstable();
         assert_eq!(served, listed);

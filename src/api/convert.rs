@@ -22,7 +22,7 @@ const MAX_LOADED_MODELS: usize = 100;
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Most tags that one listing can filter by.
-pub(super) const MAX_TAGS: usize = 32;
+pub(super) const MAX_TAGS_OF_FILTER: usize = 32;
 /// Last page that can be asked for.
 pub(super) const MAX_PAGE: i64 = 100_000;
 /// Largest page, in jobs.

@@ -20,10 +20,6 @@ impl Loop for RecordVitals {
         Duration::from_secs(1)
     }
 
-    fn first(&self) -> Duration {
-        self.period()
-    }
-
     fn nudge<'a>(&self, _: &'a Leader) -> Option<&'a Notify> {
         None
     }

@@ -53,10 +53,9 @@ const WRITE_SETTINGS: [(&str, &str); 9] = [
 /// Connections of each kind that a leader needs at once. They stand ready wherever one may come to lead.
 const WARM: usize = 6;
 /// Has a session look up what the statements of a leader need to know of their tables, as the first of them would have to.
-/// Nothing is read and nothing written.
-const REHEARSAL: &str = "EXPLAIN UPDATE jobs SET id = id; EXPLAIN UPDATE executions SET id = id; \
-     EXPLAIN UPDATE leases SET id = id; EXPLAIN UPDATE job_tags SET tag = tag; EXPLAIN UPDATE workers SET id = id; \
-     EXPLAIN UPDATE job_counters SET slot = slot; EXPLAIN UPDATE idempotency_keys SET key = key; \
+/// Nothing is read and nothing written, and nobody is waited for who changes a table.
+const REHEARSAL: &str = "SET LOCAL lock_timeout = '100ms'; \
+     EXPLAIN SELECT FROM jobs, executions, leases, job_tags, workers, job_counters, idempotency_keys; \
      EXPLAIN SELECT cortex_pass(NULL, NULL)";
 /// How long they may take to be opened: meanwhile others cannot have them.
 const WARM_WITHIN: Duration = Duration::from_secs(1);
@@ -73,6 +72,13 @@ const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(4855372910287432)";
 /// Whatever the database's default is: a migration that has waited for a lock must see what was committed meanwhile.
 const MIGRATION_LOCK_OF_SESSION: &str = "SET default_transaction_isolation = 'read committed'; \
      SELECT pg_advisory_lock(4855372910287432)";
+
+/// How many migrations were applied, as far as it can be told.
+async fn applied(connection: &mut PgConnection) -> i64 {
+    let count = "SELECT count(*)::text FROM _sqlx_migrations WHERE success";
+    let row = sqlx::raw_sql(count).fetch_one(connection).await;
+    row.ok().and_then(|row| row.try_get::<String, _>(0).ok()?.parse().ok()).unwrap_or(0)
+}
 
 /// PostgreSQL. Cheap to clone.
 #[derive(Clone)]
@@ -150,6 +156,7 @@ impl Database {
     /// advisory lock, the others wait and find nothing left to do.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
         let mut connection = PgConnection::connect_with(&self.plain).await?;
+        let before = applied(&mut connection).await;
         let mut migrator = sqlx::migrate!("./migrations");
         if self.pooler {
             // The migrator's own lock belongs to a session, which is none here. In one transaction all
@@ -164,6 +171,12 @@ impl Database {
             // Beside the migrator's own lock, which it does not take behind a pooler.
             sqlx::raw_sql(MIGRATION_LOCK_OF_SESSION).execute(&mut connection).await?;
             migrator.run(&mut connection).await?;
+        }
+        if applied(&mut connection).await > before {
+            // A table that was written anew has no statistics, and its indexes alone do not tell who sees what.
+            if let Err(error) = sqlx::raw_sql("VACUUM (ANALYZE) jobs, job_tags").execute(&mut connection).await {
+                tracing::warn!(%error, "The tables could not be vacuumed after the migration; lists are slow until they are.");
+            }
         }
         connection.close().await?;
         Ok(())
@@ -182,8 +195,8 @@ impl Database {
         self.warm(if self.pooler { "" } else { REHEARSAL }).await
     }
 
-    /// Runs statements, if any, on so many connections as a leader needs at once. They are held until all are open, so at most half of
-    /// each pool, and by one call at a time: a take-over itself must not wait for them.
+    /// Runs statements, if any, on as many connections as a leader needs at once. They are held until all are open, so at
+    /// most half of each pool, and by one call at a time: a take-over itself must not wait for them.
     async fn warm(&self, statements: &'static str) -> usize {
         let Ok(_turn) = self.warming.try_acquire() else { return 0 };
         let count = self.writes.capacity().min(self.reads.capacity()) / 2;

@@ -139,8 +139,8 @@ impl From<sqlx::Error> for StorageError {
         match (code.as_ref(), code.get(..2).unwrap_or_default()) {
             (FENCED, _) => Self::Fenced,
             (FOREIGN_CLUSTER, _) => Self::ForeignCluster(database.message().to_owned()),
-            // Data exceptions and broken constraints.
-            (_, "22" | "23") => Self::Rejected(error),
+            // Data exceptions, broken constraints, and what is larger than PostgreSQL takes.
+            (_, "22" | "23" | "54") => Self::Rejected(error),
             // Connection, login, resources, operator intervention, system, serialization, lock timeout; no such
             // database, a server that takes no writes, idle for too long.
             (_, "08" | "28" | "53" | "57" | "58" | "40" | "55")

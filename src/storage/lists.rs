@@ -61,32 +61,50 @@ impl Database {
             _ if counted => Some(self.stats().await?),
             _ => None,
         };
-        let search = Search {
+        let mut search = Search {
             filter,
             under_way: stats.as_ref().map_or(0, under_way),
             unsuccessful: stats.as_ref().map_or(0, |stats| stats.failed + stats.cancelled + stats.timeout),
             joined_tags: self.tags_to_join(filter).await?,
         };
-        let (ids, total) = match stats.filter(|_| counted) {
-            Some(stats) => {
-                let total = filter.status.map_or(stats.total_jobs, |status| of(&stats, status));
-                // The search is over with the last of them; those that are under way may be more by now.
-                let known = filter.status.is_none_or(JobStatus::is_terminal);
-                let limit = if known { page_size.min(total - offset) } else { page_size };
-                (self.page(&search, offset, limit).await?, total)
+        let stats = stats.filter(|_| counted);
+        let (rows, total) = loop {
+            let (ids, total) = match &stats {
+                Some(stats) => {
+                    let total = filter.status.map_or(stats.total_jobs, |status| of(stats, status));
+                    // The search is over with the last of them; those that are under way may be more by now.
+                    let known = filter.status.is_none_or(JobStatus::is_terminal);
+                    let limit = if known { page_size.min(total - offset) } else { page_size };
+                    (self.page(&search, offset, limit).await?, total)
+                }
+                None => self.page_and_total(&search, offset, page_size).await?,
+            };
+            let found = ids.len();
+            let rows = self.listed(filter, ids).await?;
+            // Jobs have come under way since they were counted, or old ones have gone.
+            if rows.len() == found || search.under_way > 0 {
+                break (rows, total);
             }
-            None => self.page_and_total(&search, offset, page_size).await?,
+            search.under_way = 1;
         };
+        let jobs = rows.into_iter().map(|row| row.read(&self.vault)).collect::<Result<_, _>>()?;
+        Ok(JobList { jobs, total, page, page_size, pages: (total + page_size - 1) / page_size })
+    }
+
+    /// The jobs of a page, but for those that it is not about after all.
+    async fn listed(&self, filter: &JobFilter, ids: Vec<Uuid>) -> Result<Vec<JobRow>, StorageError> {
         let mut select = QueryBuilder::new(SELECT_JOB);
         select.push(" WHERE id = ANY(").push_bind(ids).push(")");
         if filter.status == Some(JobStatus::Completed) {
             // Should more jobs have come under way since they were counted than are told apart.
             select.push(" AND status = 'completed'");
         }
+        if !filter.tags.is_empty() {
+            // Two tags may have the same short name.
+            select.push(" AND tags @> ").push_bind(sqlx::types::Json(filter.tags.clone()));
+        }
         select.push(" ORDER BY submitted_at DESC, id DESC");
-        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
-        let jobs = rows.into_iter().map(|row| row.read(&self.vault)).collect::<Result<_, _>>()?;
-        Ok(JobList { jobs, total, page, page_size, pages: (total + page_size - 1) / page_size })
+        Ok(select.build_query_as().fetch_all(&self.reads).await?)
     }
 
     async fn page(&self, search: &Search<'_>, offset: i64, limit: i64) -> Result<Vec<Uuid>, StorageError> {
@@ -219,7 +237,7 @@ impl Search<'_> {
             query.push(format!(" AND tag_{number}.tag = ")).push_bind(*tag);
         }
         if !every_tag {
-            self.push_short_tags(query);
+            self.push_short_tags(query, usize::MAX);
         }
         if self.is_answered_by_tags() {
             self.push_completed_by_tags(query, &time, &id);
@@ -238,15 +256,18 @@ impl Search<'_> {
         !self.joined_tags.is_empty() && *self.filter == by_tags_alone && (status.is_none() || completed)
     }
 
-    /// Completed jobs are all but those that ended otherwise, which are merged along the time, and those under way.
+    /// Completed jobs are all but those that ended otherwise, which are read whole and merged along the time, and those under
+    /// way.
     fn push_completed_by_tags(&self, query: &mut QueryBuilder<Postgres>, time: &str, id: &str) {
         if self.filter.status.is_some() {
             query.push(
                 " AND NOT EXISTS (SELECT FROM (SELECT submitted_at, id FROM jobs WHERE unsuccessful <> ''",
             );
-            self.push_short_tags(query);
+            // One tag makes them fewer; with more, the planner would expect hardly any.
+            self.push_short_tags(query, 1);
             // Without an offset each job would be looked up, which for those before a deep page takes longer.
-            query.push(format!(" OFFSET 0) u WHERE u.submitted_at = {time} AND u.id = {id})"));
+            query.push(format!(" OFFSET 0) other \
+                 WHERE other.submitted_at = {time} AND other.id = {id})"));
             self.push_not_under_way(query, id);
         }
     }
@@ -257,9 +278,9 @@ impl Search<'_> {
         }
     }
 
-    /// All tags, as they stand in the indexes of other things.
-    fn push_short_tags(&self, query: &mut QueryBuilder<Postgres>) {
-        for (key, value) in &self.filter.tags {
+    /// So many of the tags, as they stand in the indexes of other things.
+    fn push_short_tags(&self, query: &mut QueryBuilder<Postgres>, most: usize) {
+        for (key, value) in self.filter.tags.iter().take(most) {
             query.push(" AND ").push_bind(short(tag_id(key, value))).push(" = ANY(short_tags)");
         }
     }

@@ -13,7 +13,7 @@ use super::error::StorageError;
 use super::fence::Fence;
 use super::tags::{short, tag_ids};
 use crate::domain::ids::{JobId, WorkerId};
-use crate::domain::job::NewJob;
+use crate::domain::job::{MAX_TAGS, NewJob};
 use crate::domain::payload::Payload;
 use crate::domain::trace::TraceContext;
 use crate::security::Column;
@@ -285,7 +285,9 @@ impl<'a> Columns<'a> {
         for (place, (ordinal, row)) in (1..).zip(self.0).enumerate() {
             let ids = tag_ids(&row.job.tags);
             if !ids.is_empty() {
-                let names: Vec<String> = ids.iter().map(|id| short(*id).to_string()).collect();
+                // A follower of an older version may let more through than have room in an index.
+                let names: Vec<String> =
+                    ids.iter().take(MAX_TAGS).map(|id| short(*id).to_string()).collect();
                 tags.short.resize(place, None);
                 tags.short.push(Some(format!("{{{}}}", names.join(","))));
             }

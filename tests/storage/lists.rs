@@ -6,6 +6,7 @@ use std::time::Duration;
 use cortex::domain::ambient::{Ambient, System};
 use cortex::domain::ids::{ClusterId, JobId};
 use cortex::domain::job::{Job, JobFilter, JobStatus, MAX_TAGS};
+use cortex::domain::payload::Payload;
 use serde_json::json;
 
 use crate::support::Stores;
@@ -15,14 +16,14 @@ use crate::{Setting, job};
 async fn plant(setting: &Setting, status: &str, count: i32) {
     sqlx::query(
         "INSERT INTO jobs (id, name, model_name, model_version, status, input_data, next_retry_at, queued_at,
-             assigned_worker_id, lease_id, lease_expires_at, completed_at, submitted_at)
+             assigned_worker_id, lease_id, lease_expires_at, completed_at, submitted_at, tags)
          SELECT gen_random_uuid(), $1, 'planted', '1', $1, '{\"a\": 1}',
              CASE WHEN $1 = 'pending' THEN now() END, now(),
              CASE WHEN $1 IN ('assigned', 'running') THEN gen_random_uuid() END,
              CASE WHEN $1 IN ('assigned', 'running') THEN gen_random_uuid() END,
              CASE WHEN $1 IN ('assigned', 'running') THEN now() END,
              CASE WHEN $1 IN ('completed', 'failed', 'cancelled', 'timeout') THEN now() END,
-             now() - n * interval '1 second'
+             now() - n * interval '1 second', '{\"planted\": \"yes\"}'
          FROM generate_series(1, $2) n",
     )
     .bind(status)
@@ -99,9 +100,12 @@ async fn completed_jobs_are_told_apart_from_few_and_from_many_that_are_under_way
     plant(&setting, "completed", 30).await;
     plant(&setting, "failed", 10).await;
     let by_model = JobFilter { model_name: Some("planted".into()), ..of_state(JobStatus::Completed) };
-    for under_way in [0, 20, 5_100] {
+    let by_tag = JobFilter { tags: tags([("planted", "yes")]), ..of_state(JobStatus::Completed) };
+    // At last more have ended otherwise than are told apart.
+    for (under_way, failed) in [(0, 0), (20, 0), (5_100, 50_000)] {
         plant(&setting, "queued", under_way).await;
-        for filter in [of_state(JobStatus::Completed), by_model.clone()] {
+        plant(&setting, "failed", failed).await;
+        for filter in [of_state(JobStatus::Completed), by_model.clone(), by_tag.clone()] {
             for (page, shown) in [(1, 20), (2, 10), (3, 0)] {
                 let found = setting.database.jobs(&filter, page, 20).await.unwrap();
                 assert!(found.jobs.iter().all(|job| job.status == JobStatus::Completed));
@@ -205,20 +209,27 @@ async fn every_list_is_what_a_look_at_every_job_finds() {
     let jobs = setting.database.jobs_of(&ids).await.unwrap();
     assert_eq!(jobs.len(), 12_500);
     let mut found_any = 0;
-    for number in 0..192_u32 {
+    for number in 0..240_u32 {
         let one_of = |most: f64| System.unit() * most;
         let some = |what: u32| number & (1 << what) != 0;
         let asked = [("k1", "v0"), ("k2", "v1"), ("k3", "v0"), ("k4", "v0"), ("k5", "v1")];
-        let filter = JobFilter {
-            status: some(0).then(|| jobs[usize::try_from(number).unwrap()].status),
-            priority: some(1).then(|| if one_of(1.0) < 0.5 { 5 } else { 4 }),
-            model_name: some(2).then(|| format!("model-{}", u8::from(one_of(1.0) < 0.5))),
-            created_by: some(3).then(|| format!("creator-{}", u8::from(one_of(1.0) < 0.5))),
-            tags: asked
-                .into_iter()
-                .take(number as usize / 16 % 6)
-                .map(|(k, v)| (k.into(), v.into()))
-                .collect(),
+        // The last ask for every state with every number of tags, and for nothing else.
+        let filter = if let Some(last) = number.checked_sub(192) {
+            let few = asked.into_iter().take(last as usize / 8);
+            let tags = few.map(|(key, value)| (key.into(), value.into())).collect();
+            JobFilter { tags, ..of_state(JobStatus::ALL[last as usize % 8]) }
+        } else {
+            JobFilter {
+                status: some(0).then(|| jobs[usize::try_from(number).unwrap()].status),
+                priority: some(1).then(|| if one_of(1.0) < 0.5 { 5 } else { 4 }),
+                model_name: some(2).then(|| format!("model-{}", u8::from(one_of(1.0) < 0.5))),
+                created_by: some(3).then(|| format!("creator-{}", u8::from(one_of(1.0) < 0.5))),
+                tags: asked
+                    .into_iter()
+                    .take(number as usize / 16 % 6)
+                    .map(|(k, v)| (k.into(), v.into()))
+                    .collect(),
+            }
         };
         let expected: Vec<JobId> =
             jobs.iter().filter(|job| asks_for(&filter, job)).map(|job| job.id).collect();
@@ -289,6 +300,11 @@ async fn the_longest_names_and_the_most_tags_have_room_in_every_index() {
     let (model, creator) = (long(), long());
     let largest = job(json!({"model_name": model, "created_by": creator, "priority": 9, "tags": all}));
     crate::store(&setting, fence, &[&largest]).await;
+    // As by a follower that knows of no bound.
+    let mut beyond = job(json!({"model_name": long(), "created_by": long()}));
+    let many: BTreeMap<String, String> = (0..400).map(|n| (format!("k{n}"), "v".to_owned())).collect();
+    beyond.tags = Payload::trusted(serde_json::to_string(&many).unwrap());
+    crate::store(&setting, fence, &[&beyond]).await;
     let failed = "UPDATE jobs SET status = 'failed', completed_at = now()";
     sqlx::query(failed).execute(&setting.pool).await.unwrap();
     let filter = JobFilter {
@@ -321,6 +337,9 @@ async fn a_job_that_is_submitted_while_its_tags_are_migrated_is_found_by_them_wh
     let tags: i64 =
         sqlx::query_scalar("SELECT count(*) FROM job_tags").fetch_one(&setting.pool).await.unwrap();
     assert_eq!(tags, 2);
+    let short: Vec<Option<Vec<i64>>> =
+        sqlx::query_scalar("SELECT short_tags FROM jobs").fetch_all(&setting.pool).await.unwrap();
+    assert!(short.len() == 2 && short[0] == short[1] && short[0].is_some(), "{short:?}");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use cortex_client::proto::{JobSubmission, ListJobsRequest};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::api::convert::{self, MAX_PAGE, MAX_PAGE_SIZE, MAX_TAGS};
+use crate::api::convert::{self, MAX_PAGE, MAX_PAGE_SIZE, MAX_TAGS_OF_FILTER};
 use crate::domain::changes::Cursor;
 use crate::domain::idempotency::KeyDraft;
 use crate::domain::ids::JobId;
@@ -73,8 +73,8 @@ pub(super) fn page(request: ListJobsRequest) -> Parsed<Page> {
     };
     let model_name = text(&mut v, "model_name", request.model_name);
     let created_by = text(&mut v, "created_by", request.created_by);
-    if request.tags.len() > MAX_TAGS {
-        v.reject("tags", format!("may be at most {MAX_TAGS}"));
+    if request.tags.len() > MAX_TAGS_OF_FILTER {
+        v.reject("tags", format!("may be at most {MAX_TAGS_OF_FILTER}"));
     }
     for (key, tag) in &request.tags {
         if let Err(message) = check_text(key, 1, 255).and_then(|()| check_text(tag, 0, 4096)) {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Datelike, Utc};
 
-use crate::api::convert::{MAX_PAGE, MAX_PAGE_SIZE, MAX_TAGS};
+use crate::api::convert::{MAX_PAGE, MAX_PAGE_SIZE, MAX_TAGS_OF_FILTER};
 use crate::domain::job::JobFilter;
 use crate::domain::validate::{FieldError, Validator, check_text};
 use crate::domain::worker::WorkerStatus;
@@ -278,8 +278,8 @@ fn tag(v: &mut Validator, filter: &mut JobFilter, value: Option<String>) {
         return v.reject("tag", format!("gives {key:.64} two values"));
     }
     filter.tags.insert(key.to_owned(), value.to_owned());
-    if filter.tags.len() > MAX_TAGS && !v.has("tag") {
-        v.reject("tag", format!("may be given at most {MAX_TAGS} times"));
+    if filter.tags.len() > MAX_TAGS_OF_FILTER && !v.has("tag") {
+        v.reject("tag", format!("may be given at most {MAX_TAGS_OF_FILTER} times"));
     }
 }
 
@@ -342,7 +342,7 @@ mod tests {
         ] {
             assert_eq!(fields(query).len(), 1, "{query}");
         }
-        let many: String = (0..=MAX_TAGS).map(|n| format!("&tag=k{n}:v")).collect();
+        let many: String = (0..=MAX_TAGS_OF_FILTER).map(|n| format!("&tag=k{n}:v")).collect();
         assert_eq!(fields(&many), ["tag"]);
         let unknown: String = (0..10_000).map(|n| format!("&x{n}=1")).collect();
         assert_eq!(fields(&unknown), ["query"]);

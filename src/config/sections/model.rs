@@ -146,7 +146,7 @@ pub struct Database {
     /// PostgreSQL. Required; `postgres://` or `postgresql://`. The specification's `postgresql+asyncpg://` is accepted
     /// and read as `postgresql://`.
     pub url: Secret,
-    /// Most connections for reads, and as many for a leader's writes; idle ones close after 60 s. Default 20; 1 to 1000.
+    /// Most connections for reads, and as many for a leader's writes; idle ones beyond six of each close after 60 s. Default 20; 1 to 1000.
     pub pool_size: u32,
     /// Connections on top of `pool_size` under load. Default 10; 0 to 1000. Accepted, and without effect.
     pub max_overflow: u32,
