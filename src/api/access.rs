@@ -115,7 +115,7 @@ mod tests {
         let routes = rest::routes().into_iter().map(|(method, path, _)| format!("{method} {path}"));
         let mut served: Vec<String> = rpcs.chain(routes).collect();
         let mut listed: Vec<&str> =
-            TABLE.iter().map(|(call, _)| call).filter(|call| !call.starts_with("/grpc.")).collect();
+            TABLE.iter().map(|(call, _)| *call).filter(|call| !call.starts_with("/grpc.")).collect();
         served.sort_unstable();
         listed.sort_unstable();
         assert_eq!(served, listed);

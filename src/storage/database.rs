@@ -174,7 +174,9 @@ impl Database {
         }
         if applied(&mut connection).await > before {
             // A table that was written anew has no statistics, and its indexes alone do not tell who sees what.
-            if let Err(error) = sqlx::raw_sql("VACUUM (ANALYZE) jobs, job_tags").execute(&mut connection).await {
+            if let Err(error) =
+                sqlx::raw_sql("VACUUM (ANALYZE) jobs, job_tags").execute(&mut connection).await
+            {
                 tracing::warn!(%error, "The tables could not be vacuumed after the migration; lists are slow until they are.");
             }
         }

@@ -266,8 +266,10 @@ impl Search<'_> {
             // One tag makes them fewer; with more, the planner would expect hardly any.
             self.push_short_tags(query, 1);
             // Without an offset each job would be looked up, which for those before a deep page takes longer.
-            query.push(format!(" OFFSET 0) other \
-                 WHERE other.submitted_at = {time} AND other.id = {id})"));
+            query.push(format!(
+                " OFFSET 0) other \
+                 WHERE other.submitted_at = {time} AND other.id = {id})"
+            ));
             self.push_not_under_way(query, id);
         }
     }

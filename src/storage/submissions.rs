@@ -286,8 +286,7 @@ impl<'a> Columns<'a> {
             let ids = tag_ids(&row.job.tags);
             if !ids.is_empty() {
                 // A follower of an older version may let more through than have room in an index.
-                let names: Vec<String> =
-                    ids.iter().take(MAX_TAGS).map(|id| short(*id).to_string()).collect();
+                let names: Vec<String> = ids.iter().take(MAX_TAGS).map(|id| short(*id).to_string()).collect();
                 tags.short.resize(place, None);
                 tags.short.push(Some(format!("{{{}}}", names.join(","))));
             }
