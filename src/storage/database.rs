@@ -172,7 +172,7 @@ impl Database {
             sqlx::raw_sql(MIGRATION_LOCK_OF_SESSION).execute(&mut connection).await?;
             migrator.run(&mut connection).await?;
         }
-        if applied(&mut connection).await > before {
+        if before > 0 && applied(&mut connection).await > before {
             // A table that was written anew has no statistics, and its indexes alone do not tell who sees what.
             if let Err(error) =
                 sqlx::raw_sql("VACUUM (ANALYZE) jobs, job_tags").execute(&mut connection).await

@@ -340,6 +340,9 @@ async fn a_job_that_is_submitted_while_its_tags_are_migrated_is_found_by_them_wh
     let short: Vec<Option<Vec<i64>>> =
         sqlx::query_scalar("SELECT short_tags FROM jobs").fetch_all(&setting.pool).await.unwrap();
     assert!(short.len() == 2 && short[0] == short[1] && short[0].is_some(), "{short:?}");
+    let vacuumed = "SELECT reltuples >= 0 FROM pg_class WHERE relname = 'jobs'";
+    let vacuumed: bool = sqlx::query_scalar(vacuumed).fetch_one(&setting.pool).await.unwrap();
+    assert!(vacuumed, "a table that was written anew is vacuumed");
 }
 
 #[tokio::test]
