@@ -52,6 +52,35 @@
 //! # }
 //! ```
 //!
+//! # Effects outside
+//!
+//! A job may run more than once: a worker that is cut off does not know that its lease is lost, and another one runs
+//! the job meanwhile. Only one of them has its success acknowledged, and hears so:
+//!
+//! ```no_run
+//! use cortex_client::{AssignedJob, CancellationToken, Handler, JobFailure, Settled};
+//!
+//! struct Invoices {
+//!     to_send: std::sync::mpsc::Sender<String>,
+//! }
+//!
+//! impl Handler for Invoices {
+//!     async fn run(
+//!         &self,
+//!         job: AssignedJob,
+//!         _cancel: CancellationToken,
+//!     ) -> Result<serde_json::Value, JobFailure> {
+//!         job.input()
+//!     }
+//!
+//!     fn settled(&self, end: Settled) {
+//!         if end.is_completed() {
+//!             let _ = self.to_send.send(end.job_id);
+//!         }
+//!     }
+//! }
+//! ```
+//!
 //! # Features
 //!
 //! `server` (off by default) adds `proto::job_service_server`, the trait and
@@ -81,4 +110,6 @@ pub use jobs::{
 };
 pub use sleep::SleepHandler;
 pub use tokio_util::sync::CancellationToken;
-pub use worker::{AssignedJob, Handler, Identity, JobFailure, Worker, WorkerBuilder, WorkerError};
+pub use worker::{
+    AssignedJob, Handler, Identity, JobFailure, ReportOutcome, Settled, Worker, WorkerBuilder, WorkerError,
+};

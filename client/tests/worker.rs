@@ -3,9 +3,11 @@
 mod support;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use cortex_client::{
-    AssignedJob, CancellationToken, ExecHandler, Handler, JobFailure, proto::PollJobResponse,
+    AssignedJob, CancellationToken, ExecHandler, Handler, JobFailure, ReportOutcome, Settled,
+    proto::PollJobResponse,
 };
 use serde_json::{Value, json};
 use support::{
@@ -13,6 +15,7 @@ use support::{
     handlers::{Echo, Gate, reaches},
     holds, job, lease, run, worker,
 };
+use tokio::sync::mpsc;
 use tonic::Code;
 
 #[tokio::test]
@@ -140,6 +143,51 @@ async fn a_refused_completion_is_dropped() {
         let ids: Vec<_> = m.completions.iter().map(|(_, c)| c.job_id.as_str()).collect();
         assert_eq!(ids, ["a", "b"]);
     });
+}
+
+#[tokio::test]
+async fn a_handler_hears_once_what_became_of_each_end() {
+    struct Listening(mpsc::UnboundedSender<Settled>);
+    impl Handler for Listening {
+        async fn run(&self, job: AssignedJob, _: CancellationToken) -> Result<Value, JobFailure> {
+            job.input()
+        }
+        fn settled(&self, end: Settled) {
+            self.0.send(end).unwrap();
+        }
+    }
+    async fn next(ends: &mut mpsc::UnboundedReceiver<Settled>) -> Option<Settled> {
+        tokio::time::timeout(Duration::from_secs(20), ends.recv()).await.expect("nothing was said")
+    }
+    let store = Store::new();
+    let replica = Replica::start(0, &store);
+    let (told, mut ends) = mpsc::unbounded_channel();
+    let worker = run(worker(&[&replica]), Listening(told));
+    let refused = ReportOutcome::Refused { reason: "as told".to_owned() };
+    let cases = [
+        ("sent again", Code::Unavailable, None, ReportOutcome::Acknowledged),
+        ("stale", Code::FailedPrecondition, None, refused),
+        ("not taken", Code::InvalidArgument, Some("bad_output"), ReportOutcome::Acknowledged),
+    ];
+    for (id, answer, code, outcome) in cases {
+        store.change(|m| m.completion_answers.push_back(CompletionAnswer::Refused(answer)));
+        store.add_job(id);
+        let end = next(&mut ends).await.unwrap();
+        assert_eq!(end.is_completed(), id == "sent again");
+        assert_eq!((end.job_id.as_str(), end.execution_id, end.attempt), (id, format!("lease-{id}"), 2));
+        assert_eq!(end.failure.and_then(|failure| failure.code).as_deref(), code);
+        assert_eq!(end.outcome, outcome);
+    }
+    store.change(|m| m.completion_answers.push_back(CompletionAnswer::Silence));
+    store.add_job("unanswered");
+    store
+        .wait_for("the completion", |m| m.completions.iter().any(|(_, end)| end.job_id == "unanswered"))
+        .await;
+    store.change(|m| m.known_ids.clear());
+    let end = next(&mut ends).await.unwrap();
+    assert_eq!((end.job_id.as_str(), end.outcome), ("unanswered", ReportOutcome::Unknown));
+    worker.stop().await;
+    assert_eq!(next(&mut ends).await, None);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::Settled;
 use crate::proto::PollJobResponse;
 
 /// Runs jobs. One handler serves all slots of a worker at once.
@@ -32,6 +33,19 @@ pub trait Handler: Send + Sync + 'static {
     /// How long a job may go on after `cancel` fired, by default 10 s.
     fn wind_up_time(&self) -> Duration {
         Duration::from_secs(10)
+    }
+
+    /// Hears what became of a job's end, once for each that was reported; does nothing by default.
+    ///
+    /// Here, and not in [`run`](Self::run), is the place for what must happen outside at most once for a job: only
+    /// one attempt's success is ever [acknowledged](Settled::is_completed). A worker that dies before it hears of
+    /// it leaves that undone; the job's state says what is owed. Not reported is a job that the server took away
+    /// while it ran.
+    ///
+    /// The session waits meanwhile: hand on what takes long. All is said before the worker's run returns, and
+    /// nothing after it was dropped.
+    fn settled(&self, end: Settled) {
+        drop(end);
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::{sync::Semaphore, task::JoinError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{AssignedJob, Handler, JobFailure, outbox::Outbox};
+use super::{AssignedJob, Handler, JobFailure, Settled, outbox::Outbox};
 use crate::proto::JobCompletion;
 
 /// What the protocol allows for an error code.
@@ -20,6 +20,13 @@ pub(super) struct Doing<H> {
     pub(super) slots: Arc<Semaphore>,
     /// Cancel the handlers.
     pub(super) stopping: CancellationToken,
+}
+
+impl<H: Handler> Doing<H> {
+    /// Tells the handler what became of ends that were reported.
+    pub(super) fn tell(&self, ends: impl IntoIterator<Item = Settled>) {
+        ends.into_iter().for_each(|end| self.handler.settled(end));
+    }
 }
 
 /// Runs a job and reports its end. Credits see to it that there is a slot; if there is none all the same, the

@@ -11,6 +11,7 @@
 //! - A completion carries the lease token and is sent again, on one session after
 //!   the other, until it is acknowledged or refused. Until then every session
 //!   that is opened names the job as held.
+//! - A handler hears once what became of each end that was reported ([`Handler::settled`]).
 //! - A job that ends within 100 ms is never reported as running; its completion
 //!   says as much.
 //! - Jobs keep running while no replica can be reached.
@@ -31,9 +32,11 @@ mod link;
 mod outbox;
 mod process;
 mod registration;
+mod report;
 mod runtime;
 
 pub use builder::{Worker, WorkerBuilder};
 pub use error::WorkerError;
 pub use handler::{AssignedJob, Handler, JobFailure};
 pub use identity::Identity;
+pub use report::{ReportOutcome, Settled};

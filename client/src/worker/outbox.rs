@@ -15,10 +15,11 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::report::{ReportOutcome, Settled, lease_of, size, update};
 use crate::proto::session_report::Report;
 use crate::proto::{
-    HeldLease, JobCompletion, JobStatusUpdate, SessionHeartbeat, SessionOpening, SessionReport,
-    SessionRequest, WorkerRegistration,
+    HeldLease, JobCompletion, SessionHeartbeat, SessionOpening, SessionReport, SessionRequest,
+    WorkerRegistration,
 };
 
 /// Most reports of one message.
@@ -127,13 +128,15 @@ impl Outbox {
     }
 
     /// The server does not know this worker: the next stream registers it anew, and what was held under its
-    /// old name is over.
-    pub(super) fn forget(&self) {
+    /// old name is over. Answers the ends that were reported in vain.
+    pub(super) fn forget(&self) -> Vec<Settled> {
         let mut state = self.lock();
         state.worker_id.clear();
-        state.reports.clear();
         state.held.retain(|_, held| !held.finished);
         state.held.values().for_each(|held| held.lost.cancel());
+        let reports = std::mem::take(&mut state.reports);
+        drop(state);
+        reports.into_values().filter_map(|report| Settled::of(report, ReportOutcome::Unknown)).collect()
     }
 
     /// Whether the worker has registered.
@@ -213,37 +216,39 @@ impl Outbox {
         }
     }
 
-    /// A report was accepted.
-    pub(super) fn acknowledged(&self, ids: &[u64]) {
+    /// Reports were accepted. Answers the ends among them.
+    pub(super) fn acknowledged(&self, ids: &[u64]) -> Vec<Settled> {
         let mut state = self.lock();
-        for id in ids {
-            state.settle(*id);
-        }
+        let reports = ids.iter().filter_map(|id| state.settle(*id));
+        let ends = reports.filter_map(|report| Settled::of(report, ReportOutcome::Acknowledged)).collect();
         let draining = state.draining;
         drop(state);
         if draining {
             self.changed.notify_one();
         }
+        ends
     }
 
     /// A report is not wanted: the lease is not this worker's any more. A job that still runs is stopped.
-    pub(super) fn dropped(&self, id: u64) {
+    pub(super) fn dropped(&self, id: u64, reason: String) -> Option<Settled> {
         let mut state = self.lock();
-        if let Some(report) = state.settle(id)
-            && let Some(held) = state.held.get(lease_of(&report))
+        let report = state.settle(id);
+        if let Some(report) = &report
+            && let Some(held) = state.held.get(lease_of(report))
             && !held.finished
         {
             held.lost.cancel();
         }
         drop(state);
         self.changed.notify_one();
+        Settled::of(report?, ReportOutcome::Refused { reason })
     }
 
     /// A report cannot be taken as it is. A success is then reported as a failure: left to itself, the job
     /// would only end with its timeout.
-    pub(super) fn unacceptable(&self, id: u64) {
+    pub(super) fn unacceptable(&self, id: u64, reason: String) -> Option<Settled> {
         let mut state = self.lock();
-        match state.reports.remove(&id) {
+        let settled = match state.reports.remove(&id) {
             Some(Report::Completion(completion)) if completion.success => {
                 state.report(Report::Completion(JobCompletion {
                     success: false,
@@ -252,25 +257,28 @@ impl Outbox {
                     error_code: "bad_output".to_owned(),
                     ..completion
                 }));
+                None
             }
-            Some(report) => state.let_go(&report),
-            None => {}
-        }
+            Some(report) => {
+                state.let_go(&report);
+                Settled::of(report, ReportOutcome::Refused { reason })
+            }
+            None => None,
+        };
         wake(state);
         self.changed.notify_one();
+        settled
     }
 
     /// The server takes no message of the size that was sent last. A report that went alone for its size is
     /// the one that is meant.
-    pub(super) fn too_large(&self) {
+    pub(super) fn too_large(&self, reason: &str) -> Option<Settled> {
         let largest = {
             let state = self.lock();
             let large = state.reports.iter().filter(|(_, report)| size(report) > BATCH_BYTES);
             large.max_by_key(|(_, report)| size(report)).map(|(id, _)| *id)
         };
-        if let Some(id) = largest {
-            self.unacceptable(id);
-        }
+        self.unacceptable(largest?, reason.to_owned())
     }
 
     /// Ends the present stream: nothing more is said on it.
@@ -443,34 +451,6 @@ fn wake(mut state: MutexGuard<'_, State>) {
     drop(state);
     if let Some(sender) = sender {
         sender.wake();
-    }
-}
-
-/// About how many bytes a report takes.
-fn size(report: &Report) -> usize {
-    256 + match report {
-        Report::Update(update) => update.message.len(),
-        Report::Completion(completion) => {
-            completion.output_data.len() + completion.error_stack.len() + completion.error_message.len()
-        }
-    }
-}
-
-fn lease_of(report: &Report) -> &str {
-    match report {
-        Report::Update(update) => &update.execution_id,
-        Report::Completion(completion) => &completion.execution_id,
-    }
-}
-
-fn update(lease: &str, job_id: &str, attempt: i32, status: &str, message: &str) -> JobStatusUpdate {
-    JobStatusUpdate {
-        job_id: job_id.to_owned(),
-        status: status.to_owned(),
-        message: message.to_owned(),
-        execution_id: lease.to_owned(),
-        attempt_number: attempt,
-        ..JobStatusUpdate::default()
     }
 }
 

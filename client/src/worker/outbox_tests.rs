@@ -109,3 +109,20 @@ async fn more_than_one_message_holds_does_not_gather() {
     assert_eq!(at_once(&mut stream).await.unwrap().reports.len(), SEVERAL);
     assert_eq!(at_once(&mut stream).await.unwrap().reports.len(), SEVERAL);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_end_settles_once_and_what_is_said_before_it_never() {
+    let (outbox, mut stream) = opened(2).await;
+    let lease = run(&outbox, "job");
+    outbox.started(&lease);
+    outbox.report_starts(Instant::now() + RUNNING_DELAY);
+    finish(&outbox, &lease);
+    let message = at_once(&mut stream).await.unwrap();
+    let ids: Vec<u64> = message.reports.iter().map(|report| report.id).collect();
+    assert_eq!(ids.len(), 2);
+    let settled = outbox.acknowledged(&ids);
+    assert_eq!(settled.len(), 1);
+    assert!(settled[0].is_completed());
+    assert_eq!(settled[0].execution_id, "job");
+    assert!(outbox.acknowledged(&ids).is_empty());
+}

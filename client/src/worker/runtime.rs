@@ -61,8 +61,10 @@ pub(super) async fn run<H: Handler>(
         () = drain_in_time(&draining, &doing.stopping, &settings, &shutdown, wind_up_time) => Ok(()),
     };
     info!("the worker has stopped");
+    let unreported = doing.outbox.unreported();
+    doing.tell(doing.outbox.forget());
     outcome?;
-    match doing.outbox.unreported() {
+    match unreported {
         0 => Ok(()),
         jobs => {
             error!(jobs, "the end of jobs could not be reported before the worker stopped");
@@ -140,7 +142,7 @@ impl<H: Handler> Life<H> {
                 Break::Done => return refused.map_or(Ok(()), Err),
                 Break::Unknown => {
                     warn!("the server does not know this worker, registering anew");
-                    self.outbox().forget();
+                    self.doing.tell(self.outbox().forget());
                 }
                 Break::Refused(status) => {
                     error!(code = ?status.code(), message = status.message(), "the server refuses this worker");
@@ -151,7 +153,7 @@ impl<H: Handler> Life<H> {
                 }
                 Break::TooLarge(status) => {
                     error!(reason = status.message(), "the server does not take a report of this size");
-                    self.outbox().too_large();
+                    self.doing.tell(self.outbox().too_large(status.message()));
                 }
                 Break::Broken(status) => {
                     warn!(from = %self.link.endpoint(), cause = %cause(&status), "a session ended, moving on to the next replica");
@@ -279,18 +281,18 @@ impl<H: Handler> Life<H> {
             self.begin(assignment);
         }
         if !message.acknowledged.is_empty() {
-            self.outbox().acknowledged(&message.acknowledged);
+            self.doing.tell(self.outbox().acknowledged(&message.acknowledged));
         }
         let mut postponed = false;
         for refusal in message.refused {
             match Code::from(refusal.code) {
                 Code::FailedPrecondition | Code::NotFound => {
                     info!(reason = refusal.message, "a report was refused, its job is dropped");
-                    self.outbox().dropped(refusal.id);
+                    self.doing.tell(self.outbox().dropped(refusal.id, refusal.message));
                 }
                 Code::InvalidArgument | Code::OutOfRange => {
                     error!(reason = refusal.message, "the server cannot take a report");
-                    self.outbox().unacceptable(refusal.id);
+                    self.doing.tell(self.outbox().unacceptable(refusal.id, refusal.message));
                 }
                 code => {
                     debug!(?code, reason = refusal.message, "a report was not taken, it is sent again");
