@@ -78,9 +78,9 @@ pub(super) struct Report<'a> {
     pub lease: Uuid,
     /// What it says.
     pub says: &'a Says,
-    /// Index of the replica.
-    pub replica: usize,
-    /// When it was sent.
+    /// Index of the replica; `None` on a session.
+    pub replica: Option<usize>,
+    /// When it was sent, or a moment before.
     pub sent: u64,
     /// When it was answered.
     pub answered: Option<u64>,
@@ -193,6 +193,13 @@ fn acts(history: &History) -> (Vec<Report<'_>>, HashMap<Uuid, Vec<Run<'_>>>) {
         }
     }
     (reports, runs)
+}
+
+impl Report<'_> {
+    /// Who was told, in words.
+    pub fn whom(&self) -> String {
+        self.replica.map_or_else(|| "its session".to_owned(), |replica| format!("replica {}", replica + 1))
+    }
 }
 
 impl<'a> Stores<'a> {

@@ -77,12 +77,12 @@ fn told(report: &Report<'_>, lease: Option<&Lease<'_>>, clock: Clock) -> String 
         ),
     };
     format!(
-        "{}: {:?} of job {} under lease {}, {why}, was acknowledged by replica {} (report {}, sent at {})",
+        "{}: {:?} of job {} under lease {}, {why}, was acknowledged by {} (report {}, sent at {})",
         report.worker,
         report.says,
         report.job,
         report.lease,
-        report.replica + 1,
+        report.whom(),
         report.number,
         time(report.sent)
     )
@@ -154,6 +154,15 @@ mod tests {
         let mut story = lost();
         story.report("forger", 1, 77, Says::Success(1), 200, Some(true));
         refuted(&story.judge(&PROMISE), "there never was");
+    }
+
+    #[test]
+    fn a_session_is_heard_like_a_replica() {
+        let mut story = lost();
+        story.report("zombie", 1, 1, Says::Success(1), 200, Some(false)).on_sessions();
+        kept(&story.judge(&PROMISE), 1);
+        story.report("zombie", 1, 1, Says::Success(1), 300, Some(true)).on_sessions();
+        refuted(&story.judge(&PROMISE), "was acknowledged by its session");
     }
 
     #[test]

@@ -130,10 +130,10 @@ fn words(evidence: &Evidence<'_>, stores: &Stores<'_>, violations: &mut Vec<Stri
 
 fn told(report: &Report<'_>) -> String {
     format!(
-        "{:?} of {} at replica {} (report {}, {})",
+        "{:?} of {} to {} (report {}, {})",
         report.says,
         report.worker,
-        report.replica + 1,
+        report.whom(),
         report.number,
         time(report.sent)
     )

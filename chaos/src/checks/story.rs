@@ -318,9 +318,18 @@ impl Story {
     ) -> &mut Self {
         let report = self.0.acts.len() as u64;
         let (job, lease) = (id(job), lease(number));
-        self.act(at, worker, Act::Report { report, job, lease, says, replica: 0, stale: false });
+        self.act(at, worker, Act::Report { report, job, lease, says, replica: Some(0), stale: false });
         self.act(at + 5, worker, Act::Answer { report, acknowledged, why: String::new() });
         self
+    }
+
+    /// All reports so far were made on sessions.
+    pub fn on_sessions(&mut self) {
+        for (_, _, act) in &mut self.0.acts {
+            if let Act::Report { replica, .. } = act {
+                *replica = None;
+            }
+        }
     }
 
     /// The answer of the last report came at this time.

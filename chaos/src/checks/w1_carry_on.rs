@@ -107,7 +107,8 @@ fn crashes<'a>(evidence: &Evidence<'a>) -> HashMap<&'a str, Vec<u64>> {
 fn attached<'a>(evidence: &Evidence<'a>) -> HashMap<&'a str, Vec<(u64, usize)>> {
     let mut attached: HashMap<&str, Vec<(u64, usize)>> = HashMap::new();
     for (at, worker, act) in &evidence.history.acts {
-        if let Act::Attached { replica: Some(replica), .. } | Act::Report { replica, .. } = act {
+        if let Act::Attached { replica: Some(replica), .. } | Act::Report { replica: Some(replica), .. } = act
+        {
             attached.entry(worker).or_default().push((*at, *replica));
         }
     }
@@ -118,6 +119,7 @@ fn attached<'a>(evidence: &Evidence<'a>) -> HashMap<&'a str, Vec<(u64, usize)>> 
 mod tests {
     use super::super::story::{Story, kept, refuted, undecided};
     use super::*;
+    use crate::history::Says;
 
     /// A worker at replica 2 runs a job when the leader, replica 1, is killed at 1,000 ms.
     fn running(code: Option<&str>) -> Story {
@@ -160,6 +162,16 @@ mod tests {
         kept(&story.judge(&PROMISE), 1);
         let mut story = running(Some("worker_lost"));
         story.acts.remove(0);
+        undecided(&story.judge(&PROMISE));
+    }
+
+    #[test]
+    fn a_report_says_where_its_worker_was_unless_it_was_made_on_a_session() {
+        let mut story = running(Some("worker_lost"));
+        story.acts.remove(0);
+        story.report("w", 1, 1, Says::Running, 600, Some(true));
+        kept(&story.judge(&PROMISE), 1);
+        story.on_sessions();
         undecided(&story.judge(&PROMISE));
     }
 

@@ -214,7 +214,7 @@ pub enum Act {
         /// How.
         end: Ending,
     },
-    /// It reports under a lease, by a call of its own.
+    /// It reports under a lease: by a call of its own, or on its session.
     Report {
         /// Number of the report, unique within the run; the answer carries it too.
         report: u64,
@@ -224,8 +224,9 @@ pub enum Act {
         lease: Uuid,
         /// What it says.
         says: Says,
-        /// Index of the replica it is sent to.
-        replica: usize,
+        /// Index of the replica it is sent to; `None` on a session, which may change over meanwhile.
+        #[serde(default)]
+        replica: Option<usize>,
         /// Whether the worker knows that the lease is no longer its own.
         stale: bool,
     },

@@ -357,7 +357,9 @@ impl Inner {
         let report = recorder.number();
         let id = |text: &str| Uuid::parse_str(text).unwrap_or_default();
         let (id, lease) = (id(&job.job_id), id(&job.execution_id));
-        recorder.act(&self.name, Act::Report { report, job: id, lease, says: says.clone(), replica, stale });
+        let said = says.clone();
+        let act = Act::Report { report, job: id, lease, says: said, replica: Some(replica), stale };
+        recorder.act(&self.name, act);
         let answer = tokio::time::timeout(ANSWER_WITHIN, self.say(replica, job, says)).await;
         let (acknowledged, why) = match answer {
             Ok(Ok((acknowledged, why))) => (Some(acknowledged), why),

@@ -1,23 +1,25 @@
 //! Workers with a session, as the client library makes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cortex_client::{AssignedJob, Handler, JobFailure, Worker};
+use cortex_client::{AssignedJob, Handler, JobFailure, ReportOutcome, Settled, Worker};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Plan, Shared};
-use crate::history::{Act, Ending};
+use crate::history::{Act, Ending, Says};
 
 /// First port that identifies them.
 const PORTS: u16 = 1000;
 /// How often they give a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Error code of a failure that is planned.
+const PLANNED: &str = "planned";
 
 /// All of them, by number.
 pub struct Sessions {
@@ -88,6 +90,7 @@ impl Sessions {
             shared: Arc::clone(&self.shared),
             crash: crash.clone(),
             hands: Arc::clone(&hands),
+            reported: Mutex::default(),
         };
         let (recorder, crashed, leaving) = (Arc::clone(&self.shared.recorder), crash.clone(), leave.clone());
         let task = tokio::spawn(async move {
@@ -128,7 +131,7 @@ impl Sessions {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u16, Running>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -139,6 +142,8 @@ struct Recording {
     shared: Arc<Shared>,
     crash: CancellationToken,
     hands: Arc<AtomicUsize>,
+    /// By lease, reports that are not answered, by their number.
+    reported: Mutex<HashMap<Uuid, (u64, Says)>>,
 }
 
 /// Notes a crash if the run is dropped before its end.
@@ -154,6 +159,16 @@ impl Run<'_> {
         self.ended = true;
         self.of.shared.recorder.act(&self.of.worker, Act::End { job: self.job, lease: self.lease, end });
     }
+
+    /// Ends it in a way that the library is about to report.
+    fn end_and_say(&mut self, end: Ending, says: Says) {
+        self.end(end);
+        let (job, lease, recorder) = (self.job, self.lease, &self.of.shared.recorder);
+        let report = recorder.number();
+        self.of.reported().insert(lease, (report, says.clone()));
+        let act = Act::Report { report, job, lease, says, replica: None, stale: false };
+        recorder.act(&self.of.worker, act);
+    }
 }
 
 impl Drop for Run<'_> {
@@ -165,6 +180,12 @@ impl Drop for Run<'_> {
     }
 }
 
+impl Recording {
+    fn reported(&self) -> MutexGuard<'_, HashMap<Uuid, (u64, Says)>> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Handler for Recording {
     async fn run(
         &self,
@@ -173,13 +194,12 @@ impl Handler for Recording {
     ) -> Result<Value, JobFailure> {
         let plan: Plan = serde_json::from_slice(&job.input_data)
             .map_err(|error| JobFailure::new(format!("not one of ours: {error}")).with_code("bad_input"))?;
-        let id = |text: &str| Uuid::parse_str(text).unwrap_or_default();
-        let (id, lease) = (id(&job.id), id(&job.execution_id));
-        let start = Act::Start { job: id, lease, attempt: job.attempt, number: plan.number };
+        let (attempt, job, lease) = (job.attempt, id(&job.id), id(&job.execution_id));
+        let start = Act::Start { job, lease, attempt, number: plan.number };
         self.shared.recorder.act(&self.worker, start);
         self.shared.start();
         self.hands.fetch_add(1, Ordering::AcqRel);
-        let mut run = Run { of: self, job: id, lease, ended: false };
+        let mut run = Run { of: self, job, lease, ended: false };
         if plan.poison {
             tokio::time::sleep(plan.work()).await;
             self.crash.cancel();
@@ -192,11 +212,35 @@ impl Handler for Recording {
                 return Err(JobFailure::new("it was told to stop"));
             }
         }
-        if job.attempt <= plan.fails {
-            run.end(Ending::Failure);
-            return Err(JobFailure::new("as planned").with_code("planned"));
+        if attempt <= plan.fails {
+            run.end_and_say(Ending::Failure, Says::Failure);
+            return Err(JobFailure::new("as planned").with_code(PLANNED));
         }
-        run.end(Ending::Success);
+        run.end_and_say(Ending::Success, Says::Success(plan.number));
         Ok(json!({"result": plan.number}))
     }
+
+    fn settled(&self, end: Settled) {
+        let reported = self.reported().remove(&id(&end.execution_id));
+        let Some((report, _)) = reported.filter(|(_, says)| is_of(&end, says)) else { return };
+        let (acknowledged, why) = match end.outcome {
+            ReportOutcome::Acknowledged => (Some(true), String::new()),
+            ReportOutcome::Refused { reason } => (Some(false), reason),
+            ReportOutcome::Unknown => (None, "the worker has given it up".to_owned()),
+        };
+        self.shared.recorder.act(&self.worker, Act::Answer { report, acknowledged, why });
+    }
+}
+
+/// Whether it is this that was said in the end: the library may have said otherwise, as of a job that was stopped.
+fn is_of(end: &Settled, says: &Says) -> bool {
+    match (says, &end.failure) {
+        (Says::Success(_), None) => true,
+        (Says::Failure, Some(failure)) => failure.code.as_deref() == Some(PLANNED),
+        _ => false,
+    }
+}
+
+fn id(text: &str) -> Uuid {
+    Uuid::parse_str(text).unwrap_or_default()
 }
