@@ -125,6 +125,7 @@ fn describe(options: &RunOptions) -> RunInfo {
         not_allowed: not_allowed.map(|fault| fault.name.to_owned()).collect(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: options.size.slots(),
+        effects: true,
         started_at: System.now(),
         command: format!(
             "cargo run --release -p cortex-chaos -- run --seed {} --duration {seconds}s --network {} --pace {}s \

@@ -189,7 +189,7 @@ fn acts(history: &History) -> (Vec<Report<'_>>, HashMap<Uuid, Vec<Run<'_>>>) {
                     (report.answered, report.acknowledged) = (Some(*at), *acknowledged);
                 }
             }
-            Act::Attached { .. } | Act::Gone { .. } => {}
+            Act::Effect { .. } | Act::Attached { .. } | Act::Gone { .. } => {}
         }
     }
     (reports, runs)

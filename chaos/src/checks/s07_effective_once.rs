@@ -3,6 +3,10 @@
 //! That goes for reports at several replicas at once, too: one that was acknowledged was sent under a good lease, and
 //! whichever was carried out after it is a repetition. What was answered before it was sent is [S6](super::s06_stale_lease)'s.
 //! A replica that cannot carry out a report does not answer it: that is no refusal.
+//!
+//! Outside of the cluster it is the same: a worker does there what the job is for when its completion is acknowledged, and
+//! whatever was done stands for the one completion of its job. It is known by its lease, so doing it again under the same
+//! one is no second effect.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,7 +15,7 @@ use uuid::Uuid;
 use super::evidence::{Evidence, Report, Stores, time};
 use super::s06_stale_lease::ended_so;
 use super::{Judge, Promise, Verdict};
-use crate::history::{Ending, Says};
+use crate::history::{Act, Ending, Job, Says};
 
 pub(super) const PROMISE: Promise = Promise {
     id: "S7",
@@ -47,6 +51,7 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
     }
     answers(evidence, stores, &mut violations);
     words(evidence, stores, &mut violations);
+    effects(evidence, stores, &mut violations);
     Verdict::of(cases, violations)
 }
 
@@ -128,6 +133,48 @@ fn words(evidence: &Evidence<'_>, stores: &Stores<'_>, violations: &mut Vec<Stri
     }
 }
 
+/// What was done outside was done for the completion of its job, and for each completion that its worker heard of.
+fn effects(evidence: &Evidence<'_>, stores: &Stores<'_>, violations: &mut Vec<String>) {
+    let execution = |lease: &Uuid| stores.leases.get(lease).and_then(|lease| lease.execution);
+    let completes = |lease: &Uuid, job: &Uuid| {
+        execution(lease).is_some_and(|row| row.job_id == *job && row.status == "completed")
+    };
+    let (mut done, mut first) = (HashSet::new(), HashMap::new());
+    for (at, worker, act) in &evidence.history.acts {
+        let Act::Effect { job, lease, number } = act else { continue };
+        done.insert(*lease);
+        let told = format!("effect {number} of job {job} by {worker} under lease {lease} at {}", time(*at));
+        let other = *first.entry(*job).or_insert(*lease);
+        if other != *lease {
+            violations.push(format!("{told}: it had one under lease {other} already"));
+        }
+        let row = stores.trails.get(job).and_then(|trail| trail.job);
+        let as_said = |row: &Job| row.status == "completed" && row.number == Some(number.cast_signed());
+        if !row.is_some_and(as_said) || !completes(lease, job) {
+            violations.push(format!(
+                "{told}: the job is {:?}, and that execution {:?}",
+                row.map(|row| (row.number, row.status.as_str())),
+                execution(lease).map(|row| (row.job_id, row.status.as_str()))
+            ));
+        }
+    }
+    if !evidence.history.info.effects {
+        return;
+    }
+    for report in &evidence.reports {
+        let heard = matches!(report.says, Says::Success(_)) && report.acknowledged.is_some();
+        if heard && completes(&report.lease, &report.job) && done.insert(report.lease) {
+            violations.push(format!(
+                "job {} is completed by lease {} and had no effect outside; {} was {}",
+                report.job,
+                report.lease,
+                told(report),
+                if report.acknowledged == Some(true) { "acknowledged" } else { "refused" }
+            ));
+        }
+    }
+}
+
 fn told(report: &Report<'_>) -> String {
     format!(
         "{:?} of {} to {} (report {}, {})",
@@ -141,7 +188,7 @@ fn told(report: &Report<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::story::{Story, kept, refuted};
+    use super::super::story::{Story, kept, lease, refuted};
     use super::*;
 
     fn done() -> Story {
@@ -153,6 +200,7 @@ mod tests {
         story.start("w", 1, 1, 1);
         story.end("w", 1, 1, Ending::Success);
         story.report("w", 1, 1, Says::Success(1), 90, Some(true));
+        story.effect("w", 1, 1, 95);
         story
     }
 
@@ -210,6 +258,41 @@ mod tests {
         let mut story = done();
         story.last().jobs[0].status = "failed".to_owned();
         refuted(&story.judge(&PROMISE), "is failed");
+    }
+
+    #[test]
+    fn an_effect_without_the_completion_of_its_job_is_a_violation() {
+        let mut story = done();
+        story.effect("w", 1, 1, 200);
+        kept(&story.judge(&PROMISE), 1);
+        story.effect("zombie", 1, 2, 300);
+        refuted(&story.judge(&PROMISE), "it had one under lease");
+        let mut story = done();
+        story.last().executions[0].id = lease(2);
+        refuted(&story.judge(&PROMISE), "and that execution None");
+        let mut story = done();
+        story.last().jobs[0].number = Some(2);
+        refuted(&story.judge(&PROMISE), r#"the job is Some((Some(2), "completed"))"#);
+        let mut story = done();
+        story.effect("w", 2, 3, 300);
+        refuted(&story.judge(&PROMISE), "the job is None");
+    }
+
+    #[test]
+    fn a_completion_that_its_worker_has_heard_of_without_an_effect_is_a_violation() {
+        let mut story = done();
+        story.acts.pop();
+        refuted(&story.judge(&PROMISE), "had no effect outside");
+        story.info.effects = false;
+        kept(&story.judge(&PROMISE), 1);
+        let answered = |answer| {
+            let mut story = done();
+            story.acts.truncate(2);
+            story.report("w", 1, 1, Says::Success(1), 90, answer);
+            story
+        };
+        refuted(&answered(Some(false)).judge(&PROMISE), " was refused");
+        kept(&answered(None).judge(&PROMISE), 1);
     }
 
     #[test]

@@ -95,6 +95,7 @@ impl Story {
                 not_allowed: Vec::new(),
                 replicas: 3,
                 slots: 1,
+                effects: false,
                 started_at: Self::at(0),
                 command: String::new(),
                 version: String::new(),
@@ -320,6 +321,13 @@ impl Story {
         let (job, lease) = (id(job), lease(number));
         self.act(at, worker, Act::Report { report, job, lease, says, replica: Some(0), stale: false });
         self.act(at + 5, worker, Act::Answer { report, acknowledged, why: String::new() });
+        self
+    }
+
+    /// An effect outside; from now on there must be one for each completion that a worker has heard of.
+    pub fn effect(&mut self, worker: &str, job: u64, number: u64, at: u64) -> &mut Self {
+        self.info.effects = true;
+        self.act(at, worker, Act::Effect { job: id(job), lease: lease(number), number: job });
         self
     }
 

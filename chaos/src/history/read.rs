@@ -31,6 +31,9 @@ pub struct RunInfo {
     pub replicas: usize,
     /// Slots of all workers together: what can run at a time.
     pub slots: usize,
+    /// Whether workers note their effects; in older histories they do not.
+    #[serde(default)]
+    pub effects: bool,
     /// When it began, by the wall clock.
     pub started_at: DateTime<Utc>,
     /// The command that runs it again.

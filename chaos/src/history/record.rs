@@ -239,6 +239,16 @@ pub enum Act {
         /// What was said.
         why: String,
     },
+    /// It has done outside of the cluster what the job is for, because its completion was acknowledged. This is the
+    /// ledger of effects: no store has a part in it.
+    Effect {
+        /// The job.
+        job: Uuid,
+        /// The lease.
+        lease: Uuid,
+        /// `input_data.number`.
+        number: u64,
+    },
     /// It is attached to a replica.
     Attached {
         /// Its id at the cluster.

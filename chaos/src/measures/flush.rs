@@ -125,6 +125,7 @@ fn describe(options: &FlushOptions, size: &Size) -> RunInfo {
         not_allowed: Vec::new(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: size.slots(),
+        effects: true,
         started_at: System.now(),
         command: format!(
             "cargo run --release -p cortex-chaos -- flush --seed {} --waiting {}",

@@ -134,6 +134,7 @@ fn describe(options: &ReconnectOptions, size: &Size) -> RunInfo {
         not_allowed: Vec::new(),
         replicas: usize::from(ClusterOptions::default().replicas),
         slots: size.slots(),
+        effects: true,
         started_at: System.now(),
         command: format!(
             "cargo run --release -p cortex-chaos -- reconnect --seed {} --workers {}",

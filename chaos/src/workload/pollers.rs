@@ -297,6 +297,7 @@ impl Inner {
         if answer != Some(true) || fails {
             return;
         }
+        act(Act::Effect { job: id, lease, number: plan.number });
         match draw.index(10) {
             // The same again, at all replicas at once.
             0 => {

@@ -221,14 +221,20 @@ impl Handler for Recording {
     }
 
     fn settled(&self, end: Settled) {
-        let reported = self.reported().remove(&id(&end.execution_id));
-        let Some((report, _)) = reported.filter(|(_, says)| is_of(&end, says)) else { return };
+        let (job, lease) = (id(&end.job_id), id(&end.execution_id));
+        let reported = self.reported().remove(&lease);
+        let Some((report, says)) = reported.filter(|(_, says)| is_of(&end, says)) else { return };
         let (acknowledged, why) = match end.outcome {
             ReportOutcome::Acknowledged => (Some(true), String::new()),
             ReportOutcome::Refused { reason } => (Some(false), reason),
             ReportOutcome::Unknown => (None, "the worker has given it up".to_owned()),
         };
         self.shared.recorder.act(&self.worker, Act::Answer { report, acknowledged, why });
+        if acknowledged == Some(true)
+            && let Says::Success(number) = says
+        {
+            self.shared.recorder.act(&self.worker, Act::Effect { job, lease, number });
+        }
     }
 }
 
