@@ -1,7 +1,7 @@
 //! L1: once nothing is broken any more, everything comes to its end.
 //!
 //! A job is eligible while it waits. One whose worker lost the answer by which it fetched it waits for nobody until its lease is
-//! given back, 30 s after the last change of leader; for it the time begins then.
+//! given back, 30 s after the last change of leader, or has run out; for it the time begins then.
 
 use std::collections::BTreeSet;
 
@@ -54,7 +54,7 @@ fn last_eligible(evidence: &Evidence<'_>, stores: &Stores<'_>, quiet: u64) -> u6
     let Some(clock) = evidence.clock else { return quiet };
     let not_fetched = stores.leases.iter().filter(|(id, lease)| {
         let code = lease.execution.and_then(|execution| execution.error_code.as_deref());
-        code == Some("rejected") && !evidence.runs.contains_key(*id)
+        matches!(code, Some("rejected" | "timeout")) && !evidence.runs.contains_key(*id)
     });
     let given_back = not_fetched.filter_map(|(_, lease)| {
         let before = lease.granted.first().is_some_and(|granted| clock.is_before(granted.at, quiet));
@@ -109,14 +109,16 @@ mod tests {
 
     #[test]
     fn a_job_that_its_worker_never_got_is_eligible_once_its_lease_is_given_back() {
-        let mut story = ended(33_000);
-        story.execution(1, 1, "cancelled").coded("rejected");
-        story.change(1, 500, "queued", "assigned", Some(1));
-        story.change(1, 30_500, "assigned", "queued", None);
-        kept(&story.judge(&PROMISE), 1);
-        story.act(2000, "w", Story::began(1, 1, 1));
-        story.act(2100, "w", Story::ended(1, 1, crate::history::Ending::Success));
-        refuted(&story.judge(&PROMISE), "33.000 s");
+        for (status, code, next) in [("cancelled", "rejected", "queued"), ("timeout", "timeout", "pending")] {
+            let mut story = ended(33_000);
+            story.execution(1, 1, status).coded(code);
+            story.change(1, 500, "queued", "assigned", Some(1));
+            story.change(1, 30_500, "assigned", next, None);
+            kept(&story.judge(&PROMISE), 1);
+            story.act(2000, "w", Story::began(1, 1, 1));
+            story.act(2100, "w", Story::ended(1, 1, crate::history::Ending::Success));
+            refuted(&story.judge(&PROMISE), "33.000 s");
+        }
     }
 
     #[test]
