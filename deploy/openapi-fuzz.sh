@@ -68,6 +68,7 @@ keep_following() {
         curl -sS --max-time 5 -o "$folder/transfer" -X POST -H "Authorization: Bearer $token" "http://$follower/api/v1/cluster/transfer" || true
     done
 }
+: >"$folder/led"
 keep_following &
 keeper=$!
 
@@ -83,7 +84,7 @@ here=$PWD/deploy/openapi-fuzz
     --continue-on-failure "$@" 2>&1) | tee "$folder/report" || status=$?
 
 say "Afterwards"
-led=$(cat "$folder/led" 2>/dev/null | wc -l)
+led=$(wc -l <"$folder/led")
 echo "$follower was found leading $led times"
 for _ in $(seq 20); do
     after=$(roles)
