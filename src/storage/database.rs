@@ -187,25 +187,25 @@ impl Database {
     /// Opens connections ahead of a take-over, which would have to wait for each of them, or makes sure of those that are
     /// open.
     pub async fn warm_up(&self) {
-        self.warm("").await;
+        self.warm(None).await;
     }
 
     /// The same, and has each of them look up what the first statement would have to. Called from time to time, it keeps
     /// them open. Answers how many are ready.
     pub async fn rehearse(&self) -> usize {
         // Behind a pooler the next transaction may come to another server.
-        self.warm(if self.pooler { "" } else { REHEARSAL }).await
+        self.warm((!self.pooler).then_some(REHEARSAL)).await
     }
 
     /// Runs statements, if any, on as many connections as a leader needs at once. They are held until all are open, so at
     /// most half of each pool, and by one call at a time: a take-over itself must not wait for them.
-    async fn warm(&self, statements: &'static str) -> usize {
+    async fn warm(&self, statements: Option<&'static str>) -> usize {
         let Ok(_turn) = self.warming.try_acquire() else { return 0 };
         let count = self.writes.capacity().min(self.reads.capacity()) / 2;
         let some = (0..count.min(WARM)).flat_map(|_| [&self.writes, &self.reads]);
         let some = some.map(async |pool: &Connections| {
             let mut connection = pool.acquire().await?;
-            if !statements.is_empty() {
+            if let Some(statements) = statements {
                 sqlx::raw_sql(statements).execute(&mut *connection).await?;
             }
             Ok::<_, sqlx::Error>(connection)
