@@ -3,8 +3,8 @@
 //! A shape is in the backlog from the commit of its first waiting job until its last one was claimed and assigned. So the
 //! scheduler asks Redis only about shapes that may have jobs, and a submission knows whether there is a slot
 //! for its job beside those that wait. The numbers are upper bounds: Redis is the one that has the jobs, and a
-//! claim that comes back with less than it asked for corrects them. Where the number was exact and nothing explains
-//! the difference, Redis has lost jobs.
+//! claim that comes back with less than it asked for corrects them. Where nothing explains the difference, Redis may have
+//! lost jobs.
 
 use std::collections::HashMap;
 
@@ -26,8 +26,6 @@ struct Waiting {
     /// Jobs that wait, those on their way included; unknown where the ready queue holds jobs that were not
     /// expected.
     waiting: Option<u64>,
-    /// All that wait were expected, and counted since the last one before them was claimed.
-    exact: bool,
     /// Jobs that were called off, and may be among those that are counted.
     called_off: u64,
     /// No job that was expected and waits is more urgent.
@@ -61,8 +59,7 @@ impl Backlog {
             now.waiting = now.waiting.map(|waiting| waiting + 1);
             now.urgency = now.urgency.max(priority);
         } else {
-            let first =
-                Waiting { coming: 1, waiting: Some(1), exact: true, urgency: priority, ..Waiting::default() };
+            let first = Waiting { coming: 1, waiting: Some(1), urgency: priority, ..Waiting::default() };
             self.shapes.insert(shape.clone(), first);
         }
     }
@@ -89,7 +86,15 @@ impl Backlog {
         for shape in shapes {
             let now = self.shapes.entry(shape).or_default();
             now.arrived += 1;
-            (now.waiting, now.exact) = (None, false);
+            now.waiting = None;
+        }
+    }
+
+    /// The ready queue holds so many jobs of the shape. More than are counted were not expected.
+    pub(super) fn held(&mut self, shape: Shape, jobs: u64) {
+        let counted = self.shapes.get(&shape).map_or(Some(0), |now| now.waiting);
+        if counted.is_some_and(|counted| counted < jobs) {
+            self.note([shape]);
         }
     }
 
@@ -119,7 +124,7 @@ impl Backlog {
 
     /// A round has claimed so many jobs of the shape; `emptied` holds what was known before it, if it found no
     /// more. Until [`Self::settled`] tells what they were, less urgent jobs are not placed past them. Answers whether
-    /// jobs that wait were not there.
+    /// jobs that wait may have been missing: more were counted than were there, or nobody knew how many there should be.
     #[must_use]
     pub(super) fn claimed(
         &mut self,
@@ -172,12 +177,11 @@ impl Backlog {
 
 impl Waiting {
     /// A claim found no more: what waits has come since, or is yet to come. Answers whether that is fewer than it
-    /// should be.
+    /// may have been.
     fn saw_end(&mut self, Glimpse(arrived): Glimpse) -> bool {
         let most = self.coming + self.arrived.saturating_sub(arrived);
         let counted = self.waiting.unwrap_or(u64::MAX);
-        let lacks = self.exact && counted > most + self.called_off;
-        self.exact = most == 0 || (self.exact && counted <= most);
+        let lacks = counted > most + self.called_off;
         self.waiting = Some(counted.min(most));
         self.called_off = self.called_off.min(most);
         lacks
@@ -254,7 +258,7 @@ mod tests {
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: u64::MAX, urgency: 8 });
         // The job itself, and the end.
         let seen = glimpse(&backlog, &a);
-        assert!(!claim(&mut backlog, &a, 1, seen));
+        assert!(claim(&mut backlog, &a, 1, seen), "there may have been more");
         assert_eq!(backlog.rivals(|_| true), Rivals { jobs: 0, urgency: 0 });
     }
 
@@ -309,11 +313,49 @@ mod tests {
         let seen = glimpse(&backlog, &a);
         assert!(!claim(&mut backlog, &a, 0, seen));
         assert!(backlog.is_empty());
-        // Whoever does not know how many there were misses none.
+        // Whoever does not know how many there were cannot tell, until an end was seen.
         backlog.note([a.clone()]);
         told(&mut backlog, 1);
         let seen = glimpse(&backlog, &a);
+        assert!(claim(&mut backlog, &a, 1, seen));
+        told(&mut backlog, 1);
+        let seen = glimpse(&backlog, &a);
         assert!(!claim(&mut backlog, &a, 1, seen));
+    }
+
+    #[test]
+    fn what_was_counted_too_high_is_missed_only_until_a_claim_sees_an_end() {
+        let (mut backlog, a) = (Backlog::default(), shape("a"));
+        let comes = |backlog: &mut Backlog| {
+            backlog.expect(&a, 5);
+            backlog.arrive(&a, 1);
+        };
+        backlog.note([a.clone()]);
+        // Each comes during a claim, which takes it.
+        for missed in [true, false] {
+            let seen = glimpse(&backlog, &a);
+            comes(&mut backlog);
+            assert_eq!(claim(&mut backlog, &a, 1, seen), missed);
+            assert_eq!(backlog.rivals(|_| true).jobs, 1, "nobody knows that it was the late one");
+        }
+        let seen = glimpse(&backlog, &a);
+        assert!(claim(&mut backlog, &a, 0, seen));
+        assert!(backlog.is_empty());
+    }
+
+    #[test]
+    fn a_queue_that_holds_no_more_than_is_counted_changes_nothing() {
+        let (mut backlog, a, b) = (Backlog::default(), shape("a"), shape("b"));
+        for _ in 0..2 {
+            backlog.expect(&a, 5);
+        }
+        backlog.arrive(&a, 2);
+        backlog.held(a.clone(), 2);
+        assert_eq!(backlog.rivals(|_| true).jobs, 2);
+        backlog.held(a.clone(), 3);
+        assert_eq!(backlog.rivals(|shape| *shape == a).jobs, u64::MAX);
+        backlog.held(b.clone(), 1);
+        assert_eq!(backlog.rivals(|shape| *shape == b).jobs, u64::MAX);
     }
 
     #[test]
@@ -324,7 +366,7 @@ mod tests {
         assert_eq!(backlog.rivals(|shape| *shape == a).jobs, u64::MAX);
         assert_eq!(backlog.rivals(|shape| *shape != a).jobs, 0);
         let seen = glimpse(&backlog, &a);
-        assert!(!claim(&mut backlog, &a, 1, seen));
+        assert!(claim(&mut backlog, &a, 1, seen));
         assert!(backlog.is_empty());
     }
 

@@ -370,7 +370,10 @@ impl Leader {
         core.waiting.store(stats.pending + stats.queued, Ordering::Relaxed);
         let held = i64::try_from(core.parts.queue.total().await?).unwrap_or(i64::MAX);
         let shapes = core.parts.queue.shapes().await?;
-        core.backlog().note(shapes.into_iter().map(|(shape, _)| shape));
+        {
+            let mut backlog = core.backlog();
+            shapes.into_iter().for_each(|(shape, jobs)| backlog.held(shape, jobs));
+        }
         let bloated = held - stats.queued > (stats.queued / 10).max(1_000);
         if bloated && memory.bloated {
             tracing::warn!(
