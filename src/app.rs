@@ -23,7 +23,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use self::listeners::{grpc_tls, listen, serve};
 use self::stores::{open_database, open_queue};
 pub(crate) use self::stores::{options as database_options, queue};
-use crate::api::{self, Api, Gate, Observe};
+use crate::api::{self, Answers, Api, Gate, Observe};
 use crate::config::Config;
 use crate::domain::ambient::{Ambient, System};
 use crate::domain::ids::{ClusterId, Epoch};
@@ -281,6 +281,7 @@ fn gate(config: &Config, ambient: &Arc<dyn Ambient>) -> Result<Gate, SetupError>
         limiter: rate.map(|rate| Limiter::new(rate, Arc::clone(ambient))),
         max_header_bytes: limits.max_header_bytes,
         cors: api::rest::cors::layer(&config.cors),
+        answers: Answers::default(),
     })
 }
 

@@ -19,6 +19,8 @@ use crate::services::error::{Conflict, ServiceError};
 
 /// Longest transfer of the leadership, and longest wait to see what became of one.
 const TRANSFER: Duration = Duration::from_secs(3);
+/// Most models that are paused one by one: fewer than settings may be, so that all can be paused at any time.
+const MAX_PAUSED_MODELS: usize = 1_000;
 
 /// The group as this replica sees it.
 pub struct Group {
@@ -36,6 +38,13 @@ impl Group {
     }
 
     async fn pause(&self, model: Option<&str>) -> Result<Changed, ServiceError> {
+        let paused = self.paused();
+        if model.is_some_and(|model| !paused.models.contains(model))
+            && paused.models.len() >= MAX_PAUSED_MODELS
+        {
+            let text = format!("{MAX_PAUSED_MODELS} models are paused, as many as may be; pause all instead");
+            return Err(ServiceError::Conflict(Conflict::Group(text)));
+        }
         let command = ControlCommand::Set { key: Paused::setting(model), value: "true".to_owned() };
         self.node.propose(command).await.map_err(refused)?;
         Ok(self.pauses())
@@ -73,6 +82,10 @@ impl Group {
 
     async fn transfer(&self, to: Option<u64>) -> Result<Changed, ServiceError> {
         match self.node.transfer(to, TRANSFER).await {
+            Ok(leader) if to.is_some_and(|to| to != leader) => {
+                let text = format!("member {leader} leads, by another transfer at the same time");
+                Err(ServiceError::Conflict(Conflict::Group(text)))
+            }
             Ok(leader) => Ok(Changed::Leads(leader)),
             Err(TransferError::NotAVoter(id)) if self.member(id).is_none() => {
                 Err(ServiceError::no_member(id))

@@ -94,6 +94,24 @@ fn check_line(line: &Value, workload: &str, jobs: u64) {
 }
 
 #[tokio::test]
+async fn a_run_that_is_broken_off_leaves_the_queue_as_found() {
+    let scene = Scene::start().await;
+    scene.submit("found").await;
+    let running = scene.command("submit --seconds 600 --in-flight 4").spawn().unwrap();
+    let stored = "jobs WHERE model_name LIKE 'bench-%'";
+    eventually("jobs are stored", async || scene.count(stored).await > 20).await;
+    let pid = i32::try_from(running.id().unwrap()).unwrap();
+    assert!(Command::new("kill").args(["-INT", &pid.to_string()]).status().await.unwrap().success());
+    let ended = running.wait_with_output().await.unwrap();
+    let complaint = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!((ended.status.code(), complaint.contains("broken off")), (Some(1), true), "{complaint}");
+    assert!(scene.count(stored).await > 20);
+    assert_eq!(scene.count("jobs WHERE model_name LIKE 'bench-%' AND status <> 'completed'").await, 0);
+    assert_eq!(scene.count("jobs WHERE model_name = 'found' AND status = 'queued'").await, 1);
+    scene.cluster.stop().await;
+}
+
+#[tokio::test]
 async fn every_workload_counts_what_postgresql_counts_and_leaves_the_queue_as_found() {
     let scene = Scene::start().await;
     for _ in 0..FOUND {

@@ -2,24 +2,41 @@
 //!
 //! A handler runs within [`Caller::scope`]; without it no command is carried out. So a route that came past
 //! this gate could read, and change nothing.
+//!
+//! A stream ends with the token on whose strength it was opened: what goes on for hours is no single call.
 
 use std::net::{IpAddr, SocketAddr};
 
+use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, stream};
+use http_body_util::{BodyStream, StreamBody};
+use hyper::body::Frame;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tower_http::cors::CorsLayer;
 
 use super::access;
+use super::answers::Answers;
 use super::problem::{Problem, ProblemType};
 use super::state::Api;
 use crate::security::{Access, AuthError, Authenticator, Caller, Limiter};
 
 /// What opens the value of an `Authorization` header.
 const SCHEME: &str = "bearer";
+
+/// RPCs whose answers go on.
+const STREAMING: [&str; 2] = ["Session", "WatchJob"];
+
+/// Whose request passes, and until when its token is good, if it needs one.
+struct Admitted {
+    caller: Caller,
+    until: Option<Instant>,
+}
 
 /// Who is asked what at the gate.
 #[derive(Default)]
@@ -32,6 +49,8 @@ pub struct Gate {
     pub max_header_bytes: usize,
     /// Answers browsers on other origins; none of them may call without.
     pub cors: Option<CorsLayer>,
+    /// Bounds what is on its way to slow readers.
+    pub answers: Answers,
 }
 
 impl Gate {
@@ -52,19 +71,19 @@ impl Gate {
         access: Access,
         headers: &HeaderMap,
         address: Option<IpAddr>,
-    ) -> Result<Caller, Problem> {
-        let caller = match &self.authenticator {
-            None => Ok(Caller::Anybody),
+    ) -> Result<Admitted, Problem> {
+        let bearer = match &self.authenticator {
+            None => Ok(Admitted { caller: Caller::Anybody, until: None }),
             Some(authenticator) => identify(authenticator, headers).await,
         };
         // Whoever guesses at tokens is counted by address.
         if let Some(limiter) = &self.limiter {
-            let subject = caller.as_ref().ok().and_then(Caller::subject);
+            let subject = bearer.as_ref().ok().and_then(|admitted| admitted.caller.subject());
             limiter.admit(subject, address).map_err(Problem::rate_limited)?;
         }
-        let caller = caller?;
+        let Admitted { caller, until } = bearer?;
         if caller.may(access) {
-            Ok(caller)
+            Ok(Admitted { caller, until })
         } else {
             let detail = format!("{caller} may not do this; the role must be {}", access.roles());
             Err(Problem::new(ProblemType::Forbidden, detail))
@@ -73,7 +92,7 @@ impl Gate {
 }
 
 /// Whose token a request carries.
-async fn identify(authenticator: &Authenticator, headers: &HeaderMap) -> Result<Caller, Problem> {
+async fn identify(authenticator: &Authenticator, headers: &HeaderMap) -> Result<Admitted, Problem> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         let detail = "a token is needed: Authorization: Bearer <token>";
@@ -88,10 +107,31 @@ async fn identify(authenticator: &Authenticator, headers: &HeaderMap) -> Result<
         scheme.eq_ignore_ascii_case(SCHEME).then(|| token.trim())
     });
     let token = token.ok_or_else(|| refused("Authorization must be Bearer and a token".to_owned()))?;
-    authenticator.caller_of(token).await.map_err(|error| match error {
-        AuthError::Refused(reason) => refused(reason),
-        AuthError::Unavailable => Problem::new(ProblemType::KeysUnavailable, error.to_string()),
-    })
+    match authenticator.bearer_of(token).await {
+        // So late that it cannot be told is never.
+        Ok(bearer) => {
+            let until = Instant::now().checked_add(bearer.good_for);
+            Ok(Admitted { caller: bearer.caller, until })
+        }
+        Err(AuthError::Refused(reason)) => Err(refused(reason)),
+        Err(error @ AuthError::Unavailable) => {
+            Err(Problem::new(ProblemType::KeysUnavailable, error.to_string()))
+        }
+    }
+}
+
+/// An answer that ends at that moment, with these trailers, if it has not ended before.
+fn ending(body: Body, at: Instant, trailers: Option<HeaderMap>) -> Body {
+    let frames = stream::unfold(Some((BodyStream::new(body), trailers)), move |rest| async move {
+        let (mut frames, trailers) = rest?;
+        // One that always has something to say ends as well.
+        let next = if Instant::now() < at { timeout_at(at, frames.next()).await.ok() } else { None };
+        match next {
+            Some(frame) => Some((frame?, Some((frames, trailers)))),
+            None => trailers.map(|trailers| (Ok(Frame::trailers(trailers)), None)),
+        }
+    });
+    Body::new(StreamBody::new(frames))
 }
 
 /// Stands in front of one route.
@@ -105,7 +145,13 @@ pub(super) async fn http(
     }
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     match api.gate.admit(access, request.headers(), address).await {
-        Ok(caller) => caller.scope(next.run(request)).await,
+        Ok(Admitted { caller, until }) => {
+            let response = caller.scope(next.run(request)).await;
+            match until.filter(|_| is_event_stream(response.headers())) {
+                Some(until) => response.map(|body| ending(body, until, None)),
+                None => response,
+            }
+        }
         Err(problem) => problem.into_response(),
     }
 }
@@ -113,6 +159,7 @@ pub(super) async fn http(
 /// Stands in front of all RPCs.
 pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -> Response {
     let access = access::of_rpc(request.uri().path());
+    let streams = access::rpc_name(request.uri().path()).is_some_and(|rpc| STREAMING.contains(&rpc));
     if access == Access::Open {
         return next.run(request).await;
     }
@@ -121,7 +168,23 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     let tls = extensions.get::<TlsConnectInfo<TcpConnectInfo>>().map(TlsConnectInfo::get_ref);
     let address = tcp.or(tls).and_then(TcpConnectInfo::remote_addr).map(|address| address.ip());
     match api.gate.admit(access, request.headers(), address).await {
-        Ok(caller) => caller.scope(next.run(request)).await,
+        Ok(Admitted { caller, until }) => {
+            let response = caller.scope(next.run(request)).await;
+            match until.filter(|_| streams) {
+                Some(until) => response.map(|body| ending(body, until, Some(expired()))),
+                None => response,
+            }
+        }
         Err(problem) => Status::from(problem).into_http(),
     }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|of| of.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// How a stream of gRPC ends whose token has expired.
+fn expired() -> HeaderMap {
+    let detail = "the token on which this stream was opened has expired";
+    Status::from(Problem::new(ProblemType::TokenRefused, detail)).into_http::<Body>().headers().clone()
 }

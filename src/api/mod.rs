@@ -7,6 +7,7 @@
 //! system is down or defective.
 
 mod access;
+mod answers;
 mod convert;
 mod gate;
 pub mod grpc;
@@ -19,6 +20,7 @@ mod tls;
 mod trace;
 
 pub use access::rpcs;
+pub use answers::Answers;
 pub use gate::Gate;
 pub use guard::Observe;
 pub use state::{Api, Limits, Parts};

@@ -46,7 +46,7 @@ async fn every_service_error_looks_like_this_over_rest() {
             ServiceError::QueueFull { limit: 10 },
             Some("1"),
             json!({"type": "urn:cortex:problem:queue-full", "title": "The queue is full", "status": 429,
-                "detail": "the queue holds its maximum of 10 jobs"}),
+                "detail": "there is no room: the queue holds 10 jobs at the most"}),
         ),
         (
             ServiceError::Overloaded,

@@ -10,6 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,9 @@ use crate::security::TlsIdentity;
 
 /// Calls that may be open on one connection of gRPC: those of a worker that waits for jobs, say.
 const MAX_STREAMS: u32 = 1_024;
+
+/// How long a client may leave unread what was sent to it, before its connection is closed.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long the head of a call to REST may take, or a connection may be kept without one: longer than most clients keep
 /// idle connections, so that they close them first.
@@ -43,11 +47,21 @@ pub(super) async fn listen(config: &Config) -> Result<Listeners, AppError> {
         let opened = TcpListener::bind(address).await;
         opened.map_err(|source| AppError::Listen { address, purpose, source })
     };
+    let to_clients = async |address, purpose| {
+        let listener = open(address, purpose).await?;
+        closes_unread(&listener).map_err(|source| AppError::Listen { address, purpose, source })?;
+        Ok::<_, AppError>(listener)
+    };
     Ok(Listeners {
-        http: open(config.http_listen(), "HTTP").await?,
-        grpc: open(config.grpc_listen(), "gRPC").await?,
+        http: to_clients(config.http_listen(), "HTTP").await?,
+        grpc: to_clients(config.grpc_listen(), "gRPC").await?,
         peer: open(config.cluster.peer_listen, "other replicas").await?,
     })
+}
+
+/// Has connections closed whose client does not read. They have it from the listener that accepts them.
+fn closes_unread(listener: &TcpListener) -> std::io::Result<()> {
+    SockRef::from(listener).set_tcp_user_timeout(Some(READ_WITHIN))
 }
 
 /// What a listener of gRPC shows.
@@ -165,5 +179,15 @@ mod tests {
         assert_eq!(began.elapsed().as_secs(), HEAD_WITHIN.as_secs());
         close.cancel();
         serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_closed_whose_client_does_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        closes_unread(&listener).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (accepted, _client) = tokio::join!(listener.accept(), tokio::net::TcpStream::connect(address));
+        let (accepted, _) = accepted.unwrap();
+        assert_eq!(SockRef::from(&accepted).tcp_user_timeout().unwrap(), Some(READ_WITHIN));
     }
 }

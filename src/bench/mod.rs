@@ -22,6 +22,8 @@ mod runs;
 
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 pub use self::report::Line;
 pub use self::runs::run;
 
@@ -77,6 +79,8 @@ pub struct Options {
     pub payload_bytes: usize,
     /// Shows how far it is on standard error.
     pub progress: bool,
+    /// Breaks the run off; the queue is left as it was found all the same.
+    pub stop: CancellationToken,
 }
 
 /// Why a run came to nothing.
@@ -101,6 +105,9 @@ pub enum BenchError {
         /// By PostgreSQL.
         stored: u64,
     },
+    /// It was called off.
+    #[error("the run was broken off; nothing of it waits any more")]
+    BrokenOff,
     /// Something that must come did not.
     #[error("gave up after {0:?}: {1}")]
     Late(Duration, &'static str),

@@ -21,6 +21,8 @@ const SINGLE: &str = "/api/v1/jobs";
 const BATCH: &str = "/api/v1/jobs/batch";
 /// How long jobs may take to be run once all are stored.
 const RUN_WITHIN: Duration = Duration::from_secs(600);
+/// How often it is looked whether all were.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long submissions may be refused one after the other.
 const REFUSED_WITHIN: Duration = Duration::from_secs(60);
 const REFUSED: &str = "a submission was refused all the time: nobody leads, a store is down, or too many jobs wait (queue.max_queue_size)";
@@ -87,20 +89,47 @@ pub async fn run(options: Options, id: Uuid, mut say: impl FnMut(&Line)) -> Resu
         model,
         options,
     };
-    let line = match run.options.workload {
-        Workload::Submit => run.submit().await,
-        Workload::SubmitBatch => run.submit_batch().await,
-        Workload::Drain => run.drain().await,
-        Workload::Latency => run.paced("latency", 10, &mut |_| {}).await,
-        Workload::Soak => run.paced("soak", 600, &mut say).await,
-        Workload::Pipeline => run.pipeline().await,
-        Workload::Limit => unreachable!("it has no cluster"),
-    };
+    let line = run.options.stop.run_until_cancelled(run.measure(&mut say)).await;
     run.bar.finish_and_clear();
-    line.map(|line| say(&line))
+    match line {
+        Some(line) => line.map(|line| say(&line)),
+        None => {
+            run.finish_off().await?;
+            Err(BenchError::BrokenOff)
+        }
+    }
 }
 
 impl Run {
+    async fn measure(&self, say: &mut impl FnMut(&Line)) -> Result<Line, BenchError> {
+        match self.options.workload {
+            Workload::Submit => self.submit().await,
+            Workload::SubmitBatch => self.submit_batch().await,
+            Workload::Drain => self.drain().await,
+            Workload::Latency => self.paced("latency", 10, &mut |_| {}).await,
+            Workload::Soak => self.paced("soak", 600, say).await,
+            Workload::Pipeline => self.pipeline().await,
+            Workload::Limit => unreachable!("it has no cluster"),
+        }
+    }
+
+    /// Runs what a run has left that was broken off.
+    async fn finish_off(&self) -> Result<(), BenchError> {
+        let crew = self.crew()?;
+        let all_run = async {
+            while self.cluster.count(&self.model, None).await?
+                > self.cluster.count(&self.model, Some("completed")).await?
+            {
+                sleep(LOOK_EVERY).await;
+            }
+            Ok(())
+        };
+        timeout(RUN_WITHIN, all_run)
+            .await
+            .map_err(|_| BenchError::Late(RUN_WITHIN, "not all stored jobs were run"))??;
+        crew.dismiss().await
+    }
+
     async fn submit(&self) -> Result<Line, BenchError> {
         let jobs = self.options.jobs.unwrap_or(20_000);
         let budget = self.budget(Some(jobs), self.options.seconds.filter(|_| self.options.jobs.is_none()));

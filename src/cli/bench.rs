@@ -3,8 +3,11 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use tokio_util::sync::CancellationToken;
+
 use super::args::BenchArgs;
 use super::output::{CommandError, finish, print_line};
+use super::signals::cancel_in_turn;
 use crate::bench::{self, BenchError, Line, Options};
 use crate::domain::ambient::{Ambient, System};
 
@@ -14,6 +17,8 @@ pub async fn run(args: BenchArgs) -> ExitCode {
 }
 
 async fn measure(args: BenchArgs) -> Result<(), CommandError> {
+    let [stop, now] = [CancellationToken::new(), CancellationToken::new()];
+    cancel_in_turn([stop.clone(), now.clone()])?;
     let list = |text: &str| text.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
     let options = Options {
         workload: args.workload,
@@ -31,6 +36,7 @@ async fn measure(args: BenchArgs) -> Result<(), CommandError> {
         slots: args.slots.into(),
         payload_bytes: args.payload_bytes as usize,
         progress: std::io::stderr().is_terminal(),
+        stop,
     };
     let mut printed = Ok(());
     let say = |line: &Line| {
@@ -40,7 +46,10 @@ async fn measure(args: BenchArgs) -> Result<(), CommandError> {
             printed = Err(error);
         }
     };
-    bench::run(options, System.uuid(), say).await?;
+    tokio::select! {
+        measured = bench::run(options, System.uuid(), say) => measured?,
+        () = now.cancelled() => return Err(CommandError::Failed("ended at once; jobs may be left".to_owned())),
+    }
     printed
 }
 

@@ -19,6 +19,9 @@ pub(super) enum CommandError {
     /// The request was refused or failed: exit status 1.
     #[error("{0}")]
     Failed(String),
+    /// Whoever reads the output has seen enough: exit status 0.
+    #[error("nobody reads on")]
+    Unread,
 }
 
 impl From<ClientError> for CommandError {
@@ -38,17 +41,23 @@ impl From<InvalidEndpoint> for CommandError {
 
 impl From<std::io::Error> for CommandError {
     fn from(error: std::io::Error) -> Self {
-        Self::Failed(format!("cannot print: {error}"))
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self::Unread,
+            _ => Self::Failed(format!("cannot print: {error}")),
+        }
     }
 }
 
 /// Prints the error, if any, and answers the exit status.
 pub(super) fn finish(result: Result<(), CommandError>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("error: {error}");
+    if !matches!(error, CommandError::Unread) {
+        eprintln!("error: {error}");
+    }
     match error {
         CommandError::Usage(_) => ExitCode::from(2),
         CommandError::Failed(_) => ExitCode::from(1),
+        CommandError::Unread => ExitCode::SUCCESS,
     }
 }
 

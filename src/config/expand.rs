@@ -40,6 +40,9 @@ fn resolve<'a>(reference: &'a str, environment: &'a Environment) -> Result<&'a s
     if !starts_well || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
         return Err("has a `${...}` that is neither `${VAR}` nor `${VAR:-default}`".to_owned());
     }
+    if default.is_some_and(|default| default.contains("${")) {
+        return Err("has a `${...}` within another one, which is not expanded".to_owned());
+    }
     match (environment.get(name), default) {
         (Some(value), None) => Ok(value),
         (Some(value), Some(_)) if !value.is_empty() => Ok(value),
@@ -85,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_reference_that_cannot_be_read_is_an_error() {
-        for text in ["${HOST", "${}", "${A-B}", "${1A}", "${:-x}"] {
+        for text in ["${HOST", "${}", "${A-B}", "${1A}", "${:-x}", "${HOST:-${PORT}}", "${A:-${B:-c}}"] {
             assert!(expanded(text).is_err(), "{text}");
         }
     }

@@ -19,12 +19,15 @@ pub struct Failure {
     pub code: Option<String>,
 }
 
-/// Who reports, and under which lease. Without a token the worker's current lease on the job is meant.
+/// Who reports, and under which lease. Without a token the worker's current lease on the job is meant, if it is that of
+/// this attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Reporter {
     pub worker_id: WorkerId,
     pub lease: Option<LeaseId>,
+    #[serde(default)]
+    pub attempt_number: Option<u32>,
 }
 
 /// A change that somebody outside asks for with PATCH.

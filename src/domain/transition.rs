@@ -345,6 +345,10 @@ impl JobState {
         if let Some(lease) = &self.lease {
             return Err(Refusal::HeldByWorker(lease.worker_id));
         }
+        let given_away = patch.assigned_worker_id.is_some_and(|to| Some(to) != self.assigned_worker_id);
+        if given_away && !matches!(patch.status, None | Some(JobStatus::Running)) {
+            return Err(Refusal::Illegal { from: self.status, action: "given to a worker as it ends" });
+        }
         match patch.status {
             None if patch.assigned_worker_id.is_none() => {}
             // Who drives it may change while it runs.
@@ -396,7 +400,9 @@ impl JobState {
     /// The lease under which `by` may report.
     fn held(&self, by: Reporter, now: DateTime<Utc>) -> Result<Lease, Refusal> {
         let lease = self.lease.as_ref().filter(|lease| {
-            lease.worker_id == by.worker_id && by.lease.is_none_or(|reported| reported == lease.id)
+            lease.worker_id == by.worker_id
+                && by.lease.is_none_or(|reported| reported == lease.id)
+                && by.attempt_number.is_none_or(|reported| reported == self.retry_count + 1)
         });
         match lease {
             None => Err(Refusal::NotHolder),

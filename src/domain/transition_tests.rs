@@ -45,7 +45,11 @@ fn job(status: JobStatus) -> JobState {
 }
 
 fn holder() -> Reporter {
-    Reporter { worker_id: WorkerId(Uuid::from_u128(7)), lease: Some(LeaseId(Uuid::from_u128(9))) }
+    Reporter {
+        worker_id: WorkerId(Uuid::from_u128(7)),
+        lease: Some(LeaseId(Uuid::from_u128(9))),
+        attempt_number: None,
+    }
 }
 
 fn completed(by: Reporter) -> JobEvent {
@@ -89,6 +93,15 @@ fn a_worker_that_sends_no_token_is_known_by_its_id() {
     let mut state = job(JobStatus::Running);
     state.apply(&completed(Reporter { lease: None, ..holder() }), at(5), 0.5).unwrap();
     assert_eq!(state.status, JobStatus::Completed);
+}
+
+#[test]
+fn a_report_without_a_token_counts_for_the_attempt_that_it_names() {
+    for (attempt, counts) in [(1, false), (2, true), (3, false)] {
+        let mut state = JobState { retry_count: 1, ..job(JobStatus::Running) };
+        let by = Reporter { lease: None, attempt_number: Some(attempt), ..holder() };
+        assert_eq!(state.apply(&completed(by), at(5), 0.5).is_ok(), counts, "{attempt}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::caller::Caller;
+use super::caller::Bearer;
 use super::jwks::Jwks;
 use super::keys::KeySet;
 use super::token::{Distrust, Policy, Unverified};
@@ -70,11 +70,11 @@ impl Authenticator {
         }))
     }
 
-    /// Who the token names.
+    /// Who the token names, and for how long.
     ///
     /// # Errors
     /// [`AuthError`]. What is wrong with a token is always the bearer's fault, never an internal error.
-    pub async fn caller_of(&self, token: &str) -> Result<Caller, AuthError> {
+    pub async fn bearer_of(&self, token: &str) -> Result<Bearer, AuthError> {
         let refused = |distrust: Distrust| AuthError::Refused(distrust.to_string());
         let token = Unverified::read(token).map_err(refused)?;
         let kid = token.kid.as_deref();

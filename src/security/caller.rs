@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,15 @@ pub enum Access {
     Work,
     /// To change the system itself.
     Administer,
+}
+
+/// Who bears a token, and for how long it is good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bearer {
+    /// Whom it names.
+    pub caller: Caller,
+    /// The time that it has left, beyond which nothing is done on its strength.
+    pub good_for: Duration,
 }
 
 /// Whoever has a command carried out.

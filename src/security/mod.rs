@@ -16,7 +16,7 @@ mod token;
 mod vault;
 
 pub use authenticator::{AuthError, Authenticator, SetupError};
-pub use caller::{Access, Caller, Role};
+pub use caller::{Access, Bearer, Caller, Role};
 pub use issue::{IssueError, Issuer, KeyPair, NewToken};
 pub use limiter::{Limiter, Rate};
 pub use tls::{

@@ -1,10 +1,12 @@
 //! What a token says, and whether to believe it.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 
-use super::caller::{Caller, Role};
+use super::caller::{Bearer, Caller, Role};
 
 /// Longest token in bytes.
 pub const MAX_TOKEN: usize = 8 * 1024;
@@ -117,8 +119,8 @@ impl<'a> Unverified<'a> {
 }
 
 impl Claims {
-    /// Who the token names, if it is good at this time and made for here.
-    pub(super) fn check(self, policy: &Policy, now: DateTime<Utc>) -> Result<Caller, Distrust> {
+    /// Who the token names, if it is good at this time and made for here, and for how long it still is.
+    pub(super) fn check(self, policy: &Policy, now: DateTime<Utc>) -> Result<Bearer, Distrust> {
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of this age are exact in a double")]
         let now = now.timestamp_millis() as f64 / 1000.0;
         let exp = self.exp.ok_or(Distrust::Claims("exp is missing"))?;
@@ -147,7 +149,8 @@ impl Claims {
         }
         let role: Option<Role> = self.role.as_deref().and_then(|role| role.parse().ok());
         let role = role.ok_or(Distrust::Claims("role must be one of viewer, submitter, worker, admin"))?;
-        Ok(Caller::Known { subject, role })
+        let good_for = Duration::try_from_secs_f64(exp + LEEWAY - now).unwrap_or(Duration::MAX);
+        Ok(Bearer { caller: Caller::Known { subject, role }, good_for })
     }
 }
 
@@ -159,7 +162,7 @@ mod tests {
 
     const NOW: i64 = 1_800_000_000;
 
-    fn check(claims: &Value, policy: &Policy) -> Result<Caller, Distrust> {
+    fn check(claims: &Value, policy: &Policy) -> Result<Bearer, Distrust> {
         let claims: Claims = serde_json::from_value(claims.clone()).unwrap();
         claims.check(policy, DateTime::from_timestamp(NOW, 0).unwrap())
     }
@@ -181,6 +184,10 @@ mod tests {
         assert_eq!(at(&json!({"exp": 1_800_000_000.5})), None);
         assert_eq!(at(&json!({"exp": -1})), Some(Distrust::Expired));
         assert_eq!(at(&json!({"exp": null})), Some(Distrust::Claims("exp is missing")));
+        let left =
+            |exp: f64| check(&claims(&json!({"exp": exp})), &Policy::default()).map(|bearer| bearer.good_for);
+        assert_eq!(left(1_800_000_060.5).unwrap(), Duration::from_millis(65_500));
+        assert_eq!(left(1e300).unwrap(), Duration::MAX);
         assert_eq!(at(&json!({"nbf": NOW + 5})), None);
         assert_eq!(at(&json!({"nbf": NOW + 6})), Some(Distrust::Early));
     }

@@ -31,7 +31,7 @@ pub enum ServiceError {
     #[error("{0}")]
     Conflict(Conflict),
     /// The ready queue is full.
-    #[error("the queue holds its maximum of {limit} jobs")]
+    #[error("there is no room: the queue holds {limit} jobs at the most")]
     QueueFull {
         /// `queue.max_queue_size`.
         limit: u64,
@@ -151,6 +151,9 @@ impl From<StorageError> for ServiceError {
             StorageError::Unavailable(ref cause) => {
                 tracing::warn!(%cause, "PostgreSQL did not answer a request.");
                 Self::Unavailable { reason: error.to_string() }
+            }
+            StorageError::PageTooLarge => {
+                Self::Invalid(vec![FieldError::new("page_size", error.to_string())])
             }
             StorageError::TooOld { .. } => Self::Unavailable { reason: error.to_string() },
             StorageError::Rejected(cause) | StorageError::Unexpected(cause) => {

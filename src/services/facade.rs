@@ -177,13 +177,15 @@ impl Services {
     /// Drives a job from outside.
     pub async fn patch_job(&self, id: JobId, patch: JobPatch) -> Result<Job> {
         if let Some(worker) = patch.assigned_worker_id {
-            self.queries.worker(worker).await.map_err(|error| match error {
-                ServiceError::NotFound { .. } => ServiceError::Invalid(vec![FieldError::new(
-                    "assigned_worker_id",
-                    "must be the id of a registered worker",
-                )]),
-                error => error,
-            })?;
+            let registered = match self.queries.worker(worker).await {
+                Ok(worker) => worker.removed_at.is_none(),
+                Err(ServiceError::NotFound { .. }) => false,
+                Err(error) => return Err(error),
+            };
+            if !registered {
+                let error = FieldError::new("assigned_worker_id", "must be the id of a registered worker");
+                return Err(ServiceError::Invalid(vec![error]));
+            }
         }
         self.apply_for_job(id, JobEvent::Patch(patch)).await
     }

@@ -9,9 +9,10 @@ use crate::domain::ids::{JobId, WorkerId};
 use crate::domain::job::{Job, JobFilter, JobList, JobStats};
 use crate::domain::pause::Paused;
 use crate::domain::queue::{QueueMetrics, QueueView};
+use crate::domain::validate::FieldError;
 use crate::domain::worker::{Worker, WorkerList, WorkerStats, WorkerStatus};
 use crate::ready_queue::{QueueError, ReadyQueue};
-use crate::storage::Database;
+use crate::storage::{Database, StorageError};
 
 type Result<T> = std::result::Result<T, ServiceError>;
 
@@ -42,7 +43,8 @@ impl Queries {
 
     /// Whether a key stands for jobs that are stored.
     pub async fn is_settled(&self, key: &IdempotencyKey) -> Result<bool> {
-        Ok(self.database.is_settled(key).await?)
+        let held = self.database.held_key(key, &[]).await?;
+        Ok(held.is_some_and(|held| held.stored))
     }
 
     /// A page of jobs, newest first. `page` counts from 1; `page_size` is 1 to 100.
@@ -103,7 +105,13 @@ impl Queries {
     /// The jobs that are to be given out next, of one priority or of all, in this order.
     pub async fn queue_peek(&self, limit: usize, priority: Option<u8>) -> Result<Vec<Job>> {
         let next = self.whole(self.queue.peek(limit, priority)).await?;
-        Ok(self.database.queued_among(&next).await?)
+        let jobs = self.database.queued_among(&next).await;
+        jobs.map_err(|error| match error {
+            StorageError::PageTooLarge => {
+                ServiceError::Invalid(vec![FieldError::new("limit", error.to_string())])
+            }
+            error => error.into(),
+        })
     }
 
     /// The series of the queue's metrics, the oldest first: what was recorded at `since` or later, or the newest.

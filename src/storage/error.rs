@@ -4,6 +4,8 @@ use thiserror::Error;
 
 use crate::security::{self, Unsealed};
 
+/// Most bytes that the jobs of one page may have.
+pub(super) const PAGE_BYTES: usize = 64 << 20;
 /// SQLSTATE raised by the fence.
 const FENCED: &str = "CX001";
 /// SQLSTATE raised when the database belongs to another Raft group.
@@ -24,6 +26,9 @@ pub enum StorageError {
     /// PostgreSQL did not accept the values; the same values will never be accepted.
     #[error("PostgreSQL refused the values")]
     Rejected(#[source] sqlx::Error),
+    /// The jobs of a page take more memory together than is given for one.
+    #[error("must be less here: the jobs of the page have more than {} MiB together", PAGE_BYTES >> 20)]
+    PageTooLarge,
     /// PostgreSQL lacks what the statements need.
     #[error("PostgreSQL {found} is too old: CORTEX needs PostgreSQL 14 or newer")]
     TooOld {
@@ -68,6 +73,7 @@ impl StorageError {
             | Self::Fenced
             | Self::ForeignCluster(_)
             | Self::OutcomeUnknown(_)
+            | Self::PageTooLarge
             | Self::Rejected(_) => false,
         }
     }
@@ -80,6 +86,7 @@ impl StorageError {
             | Self::ForeignCluster(_)
             | Self::OutcomeUnknown(_)
             | Self::TooOld { .. }
+            | Self::PageTooLarge
             | Self::Rejected(_)
             | Self::Unexpected(_) => false,
         }

@@ -32,6 +32,13 @@ pub struct HeldKey {
     pub stored: bool,
 }
 
+impl HeldKey {
+    /// Whether it stands for the submission that it was compared with, which has so many jobs.
+    pub fn stands_for(&self, jobs: usize) -> bool {
+        self.same && self.jobs.len() == jobs
+    }
+}
+
 impl Database {
     /// Has keys, of which no two may be the same, stand for these submissions. Answers, claim by claim, what a key
     /// stood for in the last 24 h; it goes on standing for that. For one committer at a time. Fenced, and committed
@@ -82,18 +89,28 @@ impl Database {
 }
 
 impl Database {
-    /// Whether a key stands for jobs that are stored.
-    pub async fn is_settled(&self, key: &IdempotencyKey) -> Result<bool, StorageError> {
-        let settled = sqlx::query_scalar!(
-            r#"SELECT (SELECT count(*) FROM jobs WHERE id = ANY(k.job_ids)) = cardinality(k.job_ids) AS "settled!"
+    /// What a key stands for now, if for anything.
+    pub async fn held_key(
+        &self,
+        key: &IdempotencyKey,
+        fingerprint: &[u8],
+    ) -> Result<Option<HeldKey>, StorageError> {
+        let row = sqlx::query!(
+            r#"SELECT k.job_ids, k.fingerprint = $3 AS "same!",
+                   (SELECT count(*) FROM jobs WHERE id = ANY(k.job_ids)) = cardinality(k.job_ids) AS "stored!"
                FROM idempotency_keys k
                WHERE scope = $1 AND key = $2 AND created_at >= now() - interval '24 hours'"#,
             key.scope,
             key.key,
+            fingerprint,
         )
         .fetch_optional(&self.reads)
         .await?;
-        Ok(settled.unwrap_or(false))
+        Ok(row.map(|row| HeldKey {
+            jobs: row.job_ids.into_iter().map(JobId).collect(),
+            same: row.same,
+            stored: row.stored,
+        }))
     }
 }
 

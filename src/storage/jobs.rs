@@ -1,12 +1,13 @@
 //! Jobs, for reading.
 
 use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
 use sqlx::postgres::Postgres;
 use sqlx::{FromRow, QueryBuilder};
 use uuid::Uuid;
 
 use super::database::Database;
-use super::error::StorageError;
+use super::error::{PAGE_BYTES, StorageError};
 use super::fence::FencedTransaction;
 use super::transitions::parse;
 use crate::domain::ids::{JobId, WorkerId};
@@ -55,6 +56,13 @@ pub(super) struct JobRow {
 }
 
 impl JobRow {
+    /// About how much memory it takes.
+    fn bytes(&self) -> usize {
+        let texts = [&self.output_data, &self.error_message, &self.error_stack].into_iter().flatten();
+        let json = [&self.input_data, &self.tags, &self.metadata].into_iter();
+        size_of::<Self>() + texts.chain(json).map(String::len).sum::<usize>()
+    }
+
     pub(super) fn read(self, vault: &Vault) -> Result<Job, StorageError> {
         let row = self;
         let json = |column, stored| Payload::trusted(vault.open_json(row.id, column, stored));
@@ -101,21 +109,31 @@ impl Database {
 
     /// Those of the jobs that are there, in this order.
     pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>, StorageError> {
-        self.among(ids, "").await
+        let rows: Vec<JobRow> = among(ids, "").build_query_as().fetch_all(&self.reads).await?;
+        rows.into_iter().map(|row| row.read(&self.vault)).collect()
     }
 
     /// Those of the jobs that wait in the queue, in this order.
     pub async fn queued_among(&self, ids: &[JobId]) -> Result<Vec<Job>, StorageError> {
-        self.among(ids, "ready AND ").await
+        let rows = self.page_rows(among(ids, "ready AND ")).await?;
+        rows.into_iter().map(|row| row.read(&self.vault)).collect()
     }
 
-    async fn among(&self, ids: &[JobId], condition: &'static str) -> Result<Vec<Job>, StorageError> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        let mut select = QueryBuilder::new(SELECT_JOB);
-        select.push(" WHERE ").push(condition).push("id = ANY(").push_bind(&ids);
-        select.push(") ORDER BY array_position(").push_bind(&ids).push(", id)");
-        let rows: Vec<JobRow> = select.build_query_as().fetch_all(&self.reads).await?;
-        rows.into_iter().map(|row| row.read(&self.vault)).collect()
+    /// The rows of a page, unless they are too large together: whoever has large jobs has to ask for fewer.
+    pub(super) async fn page_rows(
+        &self,
+        mut select: QueryBuilder<Postgres>,
+    ) -> Result<Vec<JobRow>, StorageError> {
+        let mut rows = select.build_query_as::<JobRow>().fetch(&self.reads);
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await? {
+            bytes += row.bytes();
+            if bytes > PAGE_BYTES {
+                return Err(StorageError::PageTooLarge);
+            }
+            page.push(row);
+        }
+        Ok(page)
     }
 
     /// How many queued jobs go before this one, counted up to `most`: an index is read from its beginning.
@@ -145,5 +163,13 @@ impl FencedTransaction {
 fn select_by_id(id: JobId) -> QueryBuilder<Postgres> {
     let mut select = QueryBuilder::new(SELECT_JOB);
     select.push(" WHERE id = ").push_bind(id.0);
+    select
+}
+
+fn among(ids: &[JobId], condition: &'static str) -> QueryBuilder<Postgres> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let mut select = QueryBuilder::new(SELECT_JOB);
+    select.push(" WHERE ").push(condition).push("id = ANY(").push_bind(ids.clone());
+    select.push(") ORDER BY array_position(").push_bind(ids).push(", id)");
     select
 }

@@ -104,7 +104,7 @@ impl Database {
             select.push(" AND tags @> ").push_bind(sqlx::types::Json(filter.tags.clone()));
         }
         select.push(" ORDER BY submitted_at DESC, id DESC");
-        Ok(select.build_query_as().fetch_all(&self.reads).await?)
+        self.page_rows(select).await
     }
 
     async fn page(&self, search: &Search<'_>, offset: i64, limit: i64) -> Result<Vec<Uuid>, StorageError> {

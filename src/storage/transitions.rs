@@ -228,6 +228,7 @@ impl FencedTransaction {
                    CASE WHEN $8 THEN error_stack END AS error_stack
                FROM executions
                WHERE job_id = $1 AND worker_id = $2 AND ($3::uuid IS NULL OR id = $3)
+                   AND ($9::int IS NULL OR attempt_number = $9)
                ORDER BY created_at DESC, id DESC LIMIT 1"#,
             job.0,
             by.worker_id.0,
@@ -237,6 +238,7 @@ impl FencedTransaction {
             failure.and_then(|failure| failure.stack.as_deref()),
             failure.and_then(|failure| failure.code.as_deref()),
             self.vault.is_on(),
+            by.attempt_number.map(u32::cast_signed),
         )
         .fetch_optional(self.connection()?)
         .await?;

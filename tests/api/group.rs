@@ -151,6 +151,10 @@ impl Api {
         self.send(replica, Method::POST, &format!("/api/v1/jobs/{id}/retry"), None).await
     }
 
+    pub async fn remove_worker(&self, replica: usize, id: &str) {
+        self.send(replica, Method::DELETE, &format!("/api/v1/workers/{id}"), None).await.expect(204);
+    }
+
     pub async fn job(&self, replica: usize, id: &str) -> Value {
         self.get(replica, &format!("/api/v1/jobs/{id}")).await.expect(200)
     }

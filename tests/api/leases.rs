@@ -237,6 +237,46 @@ async fn the_leader_ends_what_runs_too_long_and_the_job_follows_its_policy() {
     let job = hand.job().await;
     assert_eq!((job.job_id.as_str(), job.attempt_number), (again.as_str(), 2));
     stale_token(&api, &hand, &late_again).await;
+    // Nor does a report of the first attempt that names no token.
+    let first = PollJobResponse { execution_id: String::new(), attempt_number: 1, ..job.clone() };
+    let before = api.rows(&again).await;
+    assert!(!acknowledged(&api, &hand, &hand.success(&first, &json!({"late": true}))).await);
+    assert!(!hand.status(&first, "running").await.acknowledged);
+    assert_eq!(api.rows(&again).await, before);
+    let second = PollJobResponse { attempt_number: 2, ..first };
+    assert!(hand.report(&hand.success(&second, &json!({"late": false}))).await.acknowledged);
+    api.leave().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_was_removed_is_told_what_was_accepted_before_and_nothing_else() {
+    let api = Api::of("removed-reporter").await;
+    let hand = Hand::new(&api, 1, 3).await;
+    for _ in 0..3 {
+        api.submit(0, &json!({"max_retries": 0})).await;
+    }
+    let [done, broken, open] = [hand.job().await, hand.job().await, hand.job().await];
+    let (success, failure) = (hand.success(&done, &json!({"a": 1})), hand.failure(&broken, "broken", "b"));
+    for report in [&success, &failure] {
+        assert!(hand.report(report).await.acknowledged);
+    }
+    api.remove_worker(2, &hand.id).await;
+    let rows = async || {
+        let mut rows = Vec::new();
+        for job in [&done, &broken, &open] {
+            rows.push(api.rows(&job.job_id).await);
+        }
+        rows
+    };
+    let before = rows().await;
+    for report in [&success, &failure] {
+        assert!(acknowledged(&api, &hand, report).await, "{report:?}");
+    }
+    let other = hand.success(&done, &json!({"a": 2}));
+    for report in [&other, &hand.success(&open, &json!({}))] {
+        assert!(!acknowledged(&api, &hand, report).await, "{report:?}");
+    }
+    assert_eq!(rows().await, before);
     api.leave().await;
 }
 

@@ -35,10 +35,6 @@ async fn drain(api: &Api, replica: usize, id: &str) -> Value {
     api.post(replica, &format!("/api/v1/workers/{id}/drain"), &json!({})).await.expect(200)
 }
 
-async fn remove(api: &Api, replica: usize, id: &str) {
-    api.send(replica, reqwest::Method::DELETE, &format!("/api/v1/workers/{id}"), None).await.expect(204);
-}
-
 #[tokio::test]
 async fn a_heartbeat_over_rest_names_what_waits_for_the_worker_and_what_was_taken_from_it() {
     let api = Api::of("rest-heartbeat").await;
@@ -177,7 +173,7 @@ async fn a_drained_worker_keeps_its_running_job_and_gets_nothing_new_until_it_re
         assert_eq!(third.job().await.job_id, waiting);
         assert_eq!(worker(&api, &talk.worker_id).await["draining"], json!(false));
         api.cancel(replica, &waiting).await.expect(204);
-        remove(&api, replica, &talk.worker_id).await;
+        api.remove_worker(replica, &talk.worker_id).await;
     }
     let drain = |id: &str| format!("/api/v1/workers/{id}/drain");
     api.post(0, &drain(NOBODY), &json!({})).await.expect(404);
@@ -235,7 +231,7 @@ async fn a_removed_worker_loses_its_jobs_and_its_stream_and_counts_for_nothing_u
         talk.acknowledged(1).await;
         let begun = api.submit(replica, &json!({})).await;
         let other = talk.job().await;
-        remove(&api, replica, &talk.worker_id).await;
+        api.remove_worker(replica, &talk.worker_id).await;
 
         let rows = api.rows(&running).await;
         assert_eq!((&rows["job"]["status"], &rows["job"]["retry_count"]), (&json!("pending"), &json!(1)));
@@ -259,7 +255,7 @@ async fn a_removed_worker_loses_its_jobs_and_its_stream_and_counts_for_nothing_u
         api.post(replica, &format!("/api/v1/workers/{worker_id}/heartbeat"), &body).await.expect(409);
         api.post(replica, &format!("/api/v1/workers/{worker_id}/drain"), &json!({})).await.expect(409);
         report_is_stale(&api, replica, &worker_id, &job).await;
-        remove(&api, replica, &worker_id).await;
+        api.remove_worker(replica, &worker_id).await;
         assert_eq!(worker(&api, &worker_id).await["removed_at"], shown["removed_at"], "once is enough");
 
         let opening = registered_again(&api, &worker_id).await;
@@ -270,7 +266,7 @@ async fn a_removed_worker_loses_its_jobs_and_its_stream_and_counts_for_nothing_u
         assert_eq!((job.job_id.as_str(), job.attempt_number), (begun.as_str(), 1));
         again.report(1, done(&job));
         again.acknowledged(1).await;
-        remove(&api, replica, &worker_id).await;
+        api.remove_worker(replica, &worker_id).await;
     }
     let path = |id: &str| format!("/api/v1/workers/{id}");
     api.send(0, reqwest::Method::DELETE, &path(NOBODY), None).await.expect(404);
@@ -313,7 +309,7 @@ async fn the_statistics_of_workers_are_not_taken_for_a_worker_and_add_up() {
         let percent = 100.0 * held as f64 / capacity as f64;
         assert!((stats["utilization_percent"].as_f64().unwrap() - percent).abs() < 1e-9, "{stats}");
     }
-    remove(&api, 0, &id).await;
+    api.remove_worker(0, &id).await;
     api.leave().await;
 }
 
@@ -347,6 +343,6 @@ async fn workers_are_drained_and_listed_from_the_command_line() {
     assert_eq!(mine.unwrap()["draining"], json!(true));
     assert_eq!(cortex_workers(&api, &["drain", NOBODY]).await, Err(1));
     assert_eq!(cortex_workers(&api, &["drain"]).await, Err(2));
-    remove(&api, 0, &id).await;
+    api.remove_worker(0, &id).await;
     api.leave().await;
 }

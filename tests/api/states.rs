@@ -265,6 +265,10 @@ async fn a_job_driven_from_outside_leaves_the_ready_queue_and_no_worker_gets_it(
     let reply = api.patch(1, &second, &stranger).await;
     assert_eq!(reply.fields(), ["assigned_worker_id"]);
     reply.expect(422);
+    let removed = Hand::new(&api, 0, 1).await;
+    api.remove_worker(0, &removed.id).await;
+    let removed = json!({"status": "running", "assigned_worker_id": removed.id});
+    assert_eq!(api.patch(1, &second, &removed).await.fields(), ["assigned_worker_id"]);
     let driver = json!({"assigned_worker_id": hand.id});
     api.patch(1, &second, &driver).await.expect(409);
     api.patch(1, &second, &json!({"status": "running"})).await.expect(200);
@@ -272,6 +276,12 @@ async fn a_job_driven_from_outside_leaves_the_ready_queue_and_no_worker_gets_it(
     let second = api.submit(0, &json!({"model_name": format!("{}-unserved", api.name)})).await;
     let named = json!({"status": "running", "assigned_worker_id": hand.id});
     assert_eq!(api.patch(1, &second, &named).await.expect(200)["assigned_worker_id"], hand.id);
+    // Not as it ends; its own driver may be named.
+    let other = Hand::new(&api, 0, 1).await;
+    for status in ["completed", "failed", "timeout"] {
+        let ends = json!({"status": status, "assigned_worker_id": other.id});
+        api.patch(1, &second, &ends).await.expect(409);
+    }
     // The worker that is named holds no lease, so its reports do not count.
     let report = cortex_client::proto::PollJobResponse { job_id: second.clone(), ..Default::default() };
     let before = api.rows(&second).await;

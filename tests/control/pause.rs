@@ -5,6 +5,8 @@ use std::time::Duration;
 use cortex::dev::Signal;
 use cortex_client::proto::job_service_client::JobServiceClient;
 use cortex_client::proto::{PollJobRequest, WorkerRegistration};
+use futures::StreamExt;
+use reqwest::Method;
 use serde_json::json;
 
 use crate::scene::Scene;
@@ -51,6 +53,46 @@ async fn a_paused_model_waits_while_others_go_on_and_resuming_lets_it_run() {
     let resumed = scene.post(follower, "/api/v1/queues/resume?model_name=held").await;
     assert_eq!(resumed, json!({"paused": false, "paused_models": []}));
     scene.reach("held", "completed", 21).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_would_be_ignored_pauses_nothing() {
+    let scene = Scene::start().await;
+    let calls = [
+        (Method::POST, "/api/v1/queues/pause"),
+        (Method::POST, "/api/v1/queues/resume"),
+        (Method::DELETE, "/api/v1/queues"),
+    ];
+    for (method, path) in calls {
+        let body = Some(json!({"model_name": "held"}));
+        let (status, problem) = scene.ask(1, method.clone(), path, body).await;
+        assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("body")), "{path}: {problem}");
+        assert_eq!(scene.ask(1, method, path, Some(json!({}))).await.0, 200, "nothing is meant by {{}}");
+        assert_eq!(scene.post(1, "/api/v1/queues/resume").await["paused"], false);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_models_are_paused_all_can_be() {
+    const MODELS: usize = 1_000;
+    let scene = Scene::start().await;
+    let pause = async |model: usize| {
+        let path = format!("/api/v1/queues/pause?model_name=m{model}");
+        scene.ask(model % 3, Method::POST, &path, None).await
+    };
+    let mut answers = futures::stream::iter(0..MODELS).map(&pause).buffer_unordered(64);
+    while let Some((status, answer)) = answers.next().await {
+        assert_eq!(status, 200, "{answer}");
+    }
+    let (status, problem) = pause(MODELS).await;
+    assert_eq!(status, 409, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("1000 models are paused"), "{problem}");
+    assert_eq!(pause(7).await.0, 200, "it is paused already");
+    let paused = scene.post(0, "/api/v1/queues/pause").await;
+    assert_eq!(
+        (&paused["paused"], paused["paused_models"].as_array().unwrap().len()),
+        (&json!(true), MODELS)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,6 +52,43 @@ async fn a_batch_that_the_queue_has_no_room_for_is_refused_as_a_whole() {
 }
 
 #[tokio::test]
+async fn a_submission_without_room_leaves_no_key_behind_and_a_stored_one_is_answered_all_the_same() {
+    let scene = Scene::with(|builder, _| builder.set(format!("queue.max_queue_size={ROOM}"))).await;
+    let job = |name: &str| json!({"name": name, "model_name": "model", "model_version": "1", "input_data": {"a": 1}});
+    for replica in 0..scene.cluster.size() {
+        let url = format!("http://{}/api/v1/jobs", scene.cluster.http(replica));
+        let submit = async |key: &str, name: &str| {
+            let key = format!("{key}-{replica}");
+            let answer =
+                scene.http.post(&url).header("Idempotency-Key", key).json(&job(name)).send().await.unwrap();
+            let status = answer.status().as_u16();
+            (status, answer.json::<Value>().await.unwrap()["id"].clone())
+        };
+        let (_, first) = submit("first", "job").await;
+        let batch = json!({"jobs": vec![job("job"); ROOM - 1]});
+        let full = scene.http.post(format!("{url}/batch")).json(&batch).send().await.unwrap();
+        assert_eq!(full.status(), 201);
+        assert_eq!(submit("second", "job").await.0, 429);
+        assert_eq!(submit("first", "job").await, (200, first));
+        assert_eq!(submit("first", "other").await.0, 409);
+        assert_eq!(scene.count("SELECT count(*) FROM idempotency_keys").await, 2 * replica as i64 + 1);
+        let clear = format!("http://{}/api/v1/queues", scene.cluster.http(replica));
+        assert_eq!(scene.http.delete(clear).send().await.unwrap().status(), 200);
+        assert_eq!(submit("second", "other").await.0, 201, "the refused one counts for nothing");
+        assert_eq!(
+            scene
+                .http
+                .delete(format!("http://{}/api/v1/queues", scene.cluster.http(0)))
+                .send()
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
+    }
+}
+
+#[tokio::test]
 async fn many_callers_at_once_do_not_overfill_the_queue() {
     let scene = Scene::with(|builder, _| builder.set(format!("queue.max_queue_size={ROOM}"))).await;
     let job = json!({"name": "job", "model_name": "model", "model_version": "1", "input_data": {"a": 1}});

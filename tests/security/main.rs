@@ -10,6 +10,7 @@ mod gate;
 mod jwks;
 mod scene;
 mod sealed;
+mod streams;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;

@@ -172,6 +172,11 @@ impl Scene {
 
 /// A token signed with this key, made for the shared group.
 pub fn token(private_pem: &str, subject: &str, role: Role) -> String {
+    token_since(private_pem, subject, role, Duration::ZERO)
+}
+
+/// The same of which so much of its hour has passed.
+pub fn token_since(private_pem: &str, subject: &str, role: Role, age: Duration) -> String {
     let token = NewToken {
         subject: subject.to_owned(),
         role,
@@ -179,7 +184,7 @@ pub fn token(private_pem: &str, subject: &str, role: Role) -> String {
         issuer: Some(ISSUER.to_owned()),
         audience: Some(AUDIENCE.to_owned()),
     };
-    Issuer::from_pem(private_pem).unwrap().issue(&token, System.now()).unwrap()
+    Issuer::from_pem(private_pem).unwrap().issue(&token, System.now() - age).unwrap()
 }
 
 /// A gRPC message with a token.

@@ -16,18 +16,18 @@ use crate::scene::{Scene, shared, with_token};
 use crate::support::eventually;
 
 /// One bearer of a token at one replica.
-struct Bearer {
+pub struct Bearer {
     client: JobServiceClient<Channel>,
-    token: String,
+    pub token: String,
 }
 
 impl Bearer {
-    async fn new(scene: &Scene, replica: usize, subject: &str, role: Role) -> Self {
+    pub async fn new(scene: &Scene, replica: usize, subject: &str, role: Role) -> Self {
         let client = JobServiceClient::new(scene.channel(replica).await);
         Self { client, token: scene.token(subject, role) }
     }
 
-    async fn register(&mut self, hostname: &str) -> Result<String, Status> {
+    pub async fn register(&mut self, hostname: &str) -> Result<String, Status> {
         let registration = WorkerRegistration {
             name: hostname.to_owned(),
             hostname: hostname.to_owned(),
@@ -78,7 +78,7 @@ impl Bearer {
     }
 
     /// Opens a session for a worker that is registered already.
-    async fn session(&mut self, worker_id: &str) -> Result<tonic::Streaming<impl Sized + use<>>, Status> {
+    pub async fn session(&mut self, worker_id: &str) -> Result<tonic::Streaming<impl Sized + use<>>, Status> {
         let opening = SessionOpening { worker_id: worker_id.to_owned(), ..SessionOpening::default() };
         let first = SessionRequest { opening: Some(opening), ..SessionRequest::default() };
         let requests = futures::stream::iter([first]).chain(futures::stream::pending());
@@ -90,7 +90,7 @@ fn code<T>(answer: Result<T, Status>) -> Code {
     answer.map_or_else(|status| status.code(), |_| Code::Ok)
 }
 
-async fn submit(scene: &Scene, replica: usize, model: &str) -> Value {
+pub async fn submit(scene: &Scene, replica: usize, model: &str) -> Value {
     let token = scene.token("ann", Role::Submitter);
     let draft = json!({"name": "job", "model_name": model, "model_version": "1", "input_data": {"a": 1}});
     let answer = scene.send(replica, &Method::POST, "/api/v1/jobs", Some(&token), Some(&draft)).await;

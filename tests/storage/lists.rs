@@ -40,6 +40,18 @@ fn of_state(status: JobStatus) -> JobFilter {
 }
 
 #[tokio::test]
+async fn a_page_that_is_too_large_is_refused_and_a_smaller_one_is_not() {
+    let setting = Setting::fresh().await;
+    plant(&setting, "failed", 70).await;
+    let large = "UPDATE jobs SET input_data = jsonb_build_object('a', repeat('x', 1048576))";
+    sqlx::query(large).execute(&setting.pool).await.unwrap();
+    let page = async |size| setting.database.jobs(&JobFilter::default(), 1, size).await;
+    let refused = page(70).await.unwrap_err().to_string();
+    assert!(refused.contains("more than 64 MiB"), "{refused}");
+    assert_eq!(page(60).await.unwrap().jobs.len(), 60);
+}
+
+#[tokio::test]
 async fn jobs_of_every_state_are_found_and_counted() {
     let setting = Setting::fresh().await;
     for (count, status) in (1..).zip(JobStatus::ALL) {

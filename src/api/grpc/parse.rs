@@ -93,7 +93,8 @@ pub(super) fn poll(message: &PollJobRequest) -> Parsed<(WorkerId, Duration)> {
 /// Reads a report about a job that has not ended well. On a session the worker need not name itself.
 pub(super) fn status_update(message: &JobStatusUpdate, who: Option<WorkerId>) -> Parsed<(JobId, JobEvent)> {
     let mut v = Validator::default();
-    let ids = reported(&mut v, who, [&message.job_id, &message.worker_id, &message.execution_id]);
+    let ids = [&message.job_id, &message.worker_id, &message.execution_id].map(String::as_str);
+    let ids = reported(&mut v, who, ids, message.attempt_number);
     if !matches!(message.status.as_str(), "running" | "rejected" | "failed") {
         v.reject("status", "must be one of running, rejected, failed");
     }
@@ -110,7 +111,8 @@ pub(super) fn status_update(message: &JobStatusUpdate, who: Option<WorkerId>) ->
 /// Reads the report that ends a job. On a session the worker need not name itself.
 pub(super) fn completion(message: &JobCompletion, who: Option<WorkerId>) -> Parsed<(JobId, JobEvent)> {
     let mut v = Validator::default();
-    let ids = reported(&mut v, who, [&message.job_id, &message.worker_id, &message.execution_id]);
+    let ids = [&message.job_id, &message.worker_id, &message.execution_id].map(String::as_str);
+    let ids = reported(&mut v, who, ids, message.attempt_number);
     if !(0..=MAX_DURATION_MS).contains(&message.duration_ms) {
         v.reject("duration_ms", format!("must be a whole number from 0 to {MAX_DURATION_MS}"));
     }
@@ -139,6 +141,7 @@ fn reported(
     v: &mut Validator,
     who: Option<WorkerId>,
     [job, worker, lease]: [&str; 3],
+    attempt_number: i32,
 ) -> Option<(JobId, Reporter)> {
     let job = convert::id(v, "job_id", job);
     let worker_id = match who {
@@ -149,7 +152,13 @@ fn reported(
         v.reject("worker_id", "must be the worker of this session");
     }
     let lease: Option<LeaseId> = if lease.is_empty() { None } else { convert::id(v, "execution_id", lease) };
-    Some((job?, Reporter { worker_id: worker_id?, lease }))
+    let attempt_number = u32::try_from(attempt_number);
+    if attempt_number.is_err() {
+        v.reject("attempt_number", "must not be negative");
+    }
+    // A token says it all.
+    let attempt_number = attempt_number.ok().filter(|number| *number > 0 && lease.is_none());
+    Some((job?, Reporter { worker_id: worker_id?, lease, attempt_number }))
 }
 
 fn failure(mut message: String, stack: &str, code: &str) -> Failure {

@@ -15,12 +15,15 @@ use serde_json::value::RawValue;
 use crate::api::messagepack;
 use crate::api::problem::{Problem, ProblemType};
 use crate::api::state::Api;
+use crate::domain::validate::FieldError;
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of a body over the limit is read and thrown away, so that its sender gets to see the answer
 /// instead of a broken connection. In bytes.
 const DRAINED_BYTES: usize = 16 << 20;
+/// A MessagePack map without members.
+const EMPTY_MAP: &[u8] = &[0x80];
 
 /// A body that is one JSON object. Unknown members are ignored; of repeated ones the last counts.
 pub(super) struct JsonObject<T>(pub(super) T);
@@ -41,6 +44,25 @@ impl<T: DeserializeOwned> OptionalFromRequest<Api> for JsonObject<T> {
     async fn from_request(request: Request, api: &Api) -> Result<Option<Self>, Problem> {
         let (headers, bytes) = arrived(request, api).await?;
         (!bytes.is_empty()).then(|| decode(&headers, &bytes).map(Self)).transpose()
+    }
+}
+
+/// The body of a call that takes none. What would be ignored is refused: whoever sends it means something by it. An
+/// empty object means nothing.
+pub(super) struct NoBody;
+
+impl FromRequest<Api> for NoBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        let (_, bytes) = arrived(request, api).await?;
+        match bytes.trim_ascii() {
+            b"" | b"{}" | EMPTY_MAP => Ok(Self),
+            _ => Err(Problem::invalid(vec![FieldError::new(
+                "body",
+                "must be empty: what this call takes is part of its URL",
+            )])),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::body::{self, JsonObject};
+use super::body::{self, JsonObject, NoBody};
 use super::openapi::requests;
 use super::path::JobPath;
 use super::query;
@@ -224,7 +224,11 @@ pub(super) async fn update(
         (status = 409, description = "The job has ended"),
     )
 )]
-pub(super) async fn cancel(State(api): State<Api>, JobPath(id): JobPath) -> Result<StatusCode, Problem> {
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    JobPath(id): JobPath,
+    _: NoBody,
+) -> Result<StatusCode, Problem> {
     api.services.cancel_job(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -242,7 +246,7 @@ pub(super) async fn cancel(State(api): State<Api>, JobPath(id): JobPath) -> Resu
         (status = 409, description = "The job waits already, runs, or is completed"),
     )
 )]
-pub(super) async fn retry(State(api): State<Api>, JobPath(id): JobPath) -> Answer<Job> {
+pub(super) async fn retry(State(api): State<Api>, JobPath(id): JobPath, _: NoBody) -> Answer<Job> {
     Ok(Json(api.services.retry_job(id).await?))
 }
 

@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::body::JsonObject;
+use super::body::{JsonObject, NoBody};
 use super::openapi::requests;
 use super::path::MemberPath;
 use crate::api::problem::Problem;
@@ -81,6 +81,7 @@ pub(super) async fn add(
 pub(super) async fn remove(
     State(api): State<Api>,
     MemberPath(id): MemberPath,
+    _: NoBody,
 ) -> Result<StatusCode, Problem> {
     api.services.remove_member(id).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use serde::Serialize;
 
+use super::body::NoBody;
 use super::query;
 use crate::api::problem::Problem;
 use crate::api::state::Api;
@@ -75,10 +76,10 @@ pub(super) async fn peek(State(api): State<Api>, RawQuery(query): RawQuery) -> A
     params(("model_name" = Option<String>, Query, description = "Whose jobs; without it all jobs", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "resnet")),
     responses(
         (status = 200, description = "What is paused now", body = Paused),
-        (status = 409, description = "As many models are paused as may be: 1,024"),
+        (status = 409, description = "As many models are paused as may be: 1,000"),
     )
 )]
-pub(super) async fn pause(State(api): State<Api>, RawQuery(query): RawQuery) -> Answer<Paused> {
+pub(super) async fn pause(State(api): State<Api>, RawQuery(query): RawQuery, _: NoBody) -> Answer<Paused> {
     let model = query::model(query.as_deref().unwrap_or_default()).map_err(Problem::invalid)?;
     Ok(Json(api.services.pause_queue(model).await?))
 }
@@ -91,7 +92,7 @@ pub(super) async fn pause(State(api): State<Api>, RawQuery(query): RawQuery) -> 
     params(("model_name" = Option<String>, Query, description = "Whose jobs; without it every pause ends", min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$", example = "resnet")),
     responses((status = 200, description = "What is paused now", body = Paused))
 )]
-pub(super) async fn resume(State(api): State<Api>, RawQuery(query): RawQuery) -> Answer<Paused> {
+pub(super) async fn resume(State(api): State<Api>, RawQuery(query): RawQuery, _: NoBody) -> Answer<Paused> {
     let model = query::model(query.as_deref().unwrap_or_default()).map_err(Problem::invalid)?;
     Ok(Json(api.services.resume_queue(model).await?))
 }
@@ -104,7 +105,7 @@ pub(super) async fn resume(State(api): State<Api>, RawQuery(query): RawQuery) ->
     params(("priority" = Option<u8>, Query, description = "Only jobs of this priority", minimum = 1, maximum = 10, example = 5),),
     responses((status = 200, description = "How many were cancelled", body = Cleared))
 )]
-pub(super) async fn clear(State(api): State<Api>, RawQuery(query): RawQuery) -> Answer<Cleared> {
+pub(super) async fn clear(State(api): State<Api>, RawQuery(query): RawQuery, _: NoBody) -> Answer<Cleared> {
     let priority = query::priority(query.as_deref().unwrap_or_default()).map_err(Problem::invalid)?;
     Ok(Json(Cleared { cancelled: api.services.clear_queue(priority).await? }))
 }

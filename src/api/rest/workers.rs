@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::body::JsonObject;
+use super::body::{JsonObject, NoBody};
 use super::openapi::requests;
 use super::path::WorkerPath;
 use super::query;
@@ -76,6 +76,7 @@ pub(super) async fn stats(State(api): State<Api>) -> Result<Json<WorkerStats>, P
 pub(super) async fn drain(
     State(api): State<Api>,
     WorkerPath(id): WorkerPath,
+    _: NoBody,
 ) -> Result<Json<Worker>, Problem> {
     Ok(Json(api.services.drain_worker(id).await?))
 }
@@ -93,6 +94,7 @@ pub(super) async fn drain(
 pub(super) async fn remove(
     State(api): State<Api>,
     WorkerPath(id): WorkerPath,
+    _: NoBody,
 ) -> Result<StatusCode, Problem> {
     api.services.remove_worker(id).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -15,7 +15,7 @@ use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use super::feed::FeedItem;
-use super::{Core, EVENT_SLOT};
+use super::{Core, EVENT_SLOT, Leader};
 use crate::domain::changes::JobChange;
 use crate::domain::execution::ExecutionStatus;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
@@ -24,10 +24,11 @@ use crate::domain::payload::Payload;
 use crate::domain::transition::{JobEvent, JobState, Refusal, Reporter, rejection};
 use crate::planted::{Plant, planted};
 use crate::ready_queue::Entry;
+use crate::security::Caller;
 use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::Applied;
 use crate::services::crash;
-use crate::services::error::ServiceError;
+use crate::services::error::{Conflict, ServiceError};
 use crate::storage::{Deltas, FencedTransaction, StorageError, WorkerTally};
 
 /// How long reports gather under load. A worker that reports goes on with its other jobs meanwhile.
@@ -341,26 +342,51 @@ async fn explain_refusal(
     item: &EventItem,
     refusal: Refusal,
 ) -> Result<Outcome, StorageError> {
-    let repeated = match (&refusal, &item.event) {
-        (Refusal::NotHolder, JobEvent::Completed { by, output, .. }) => {
+    let repeated = refusal == Refusal::NotHolder && says_again(transaction, item.job, &item.event).await?;
+    Ok(if repeated { Ok(Applied { repeated, job: None }) } else { Err(refusal.into()) })
+}
+
+/// Whether a report says of an ended attempt what was accepted of it.
+async fn says_again(
+    transaction: &mut FencedTransaction,
+    job: JobId,
+    event: &JobEvent,
+) -> Result<bool, StorageError> {
+    Ok(match event {
+        JobEvent::Completed { by, output, .. } => {
             let output = output.as_ref().map(Payload::as_str);
-            let reported = transaction.reported(item.job, *by, output, None).await?;
+            let reported = transaction.reported(job, *by, output, None).await?;
             reported.is_some_and(|ended| ended.status == ExecutionStatus::Completed && ended.same)
         }
-        (Refusal::NotHolder, JobEvent::Failed { by, failure, .. }) => {
-            let reported = transaction.reported(item.job, *by, None, Some(failure)).await?;
+        JobEvent::Failed { by, failure, .. } => {
+            let reported = transaction.reported(job, *by, None, Some(failure)).await?;
             let ended_badly = |status| matches!(status, ExecutionStatus::Failed | ExecutionStatus::Timeout);
             reported.is_some_and(|ended| ended_badly(ended.status) && ended.same)
         }
-        (Refusal::NotHolder, JobEvent::Rejected { by, message }) => {
-            let reported = transaction.reported(item.job, *by, None, Some(&rejection(message))).await?;
+        JobEvent::Rejected { by, message } => {
+            let reported = transaction.reported(job, *by, None, Some(&rejection(message))).await?;
             // Failed: the job ran already when it was handed back.
             let handed_back = |status| matches!(status, ExecutionStatus::Cancelled | ExecutionStatus::Failed);
             reported.is_some_and(|ended| handed_back(ended.status) && ended.same)
         }
         _ => false,
-    };
-    Ok(if repeated { Ok(Applied { repeated, job: None }) } else { Err(refusal.into()) })
+    })
+}
+
+impl Leader {
+    /// Takes an event, a report only from a worker that is in service. One that was removed is told of what was
+    /// accepted before, and nothing else.
+    pub(super) async fn take_event(&self, by: &Caller, job: JobId, event: JobEvent) -> Outcome {
+        match self.note_reporter(by, &event).await {
+            Ok(()) => self.apply(job, event).await,
+            Err(removed @ ServiceError::Conflict(Conflict::Removed(_))) => {
+                let mut transaction = self.core.begin().await?;
+                let repeated = says_again(&mut transaction, job, &event).await?;
+                if repeated { Ok(Applied { repeated, job: None }) } else { Err(removed) }
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// The event as the job's state is asked about it.
@@ -373,7 +399,7 @@ fn judged<'a>(event: &'a JobEvent, job: &JobState) -> Cow<'a, JobEvent> {
         | JobEvent::Completed { by, .. }
         | JobEvent::Failed { by, .. } = event.to_mut()
     {
-        *by = Reporter { worker_id: lease.worker_id, lease: None };
+        *by = Reporter { worker_id: lease.worker_id, lease: None, attempt_number: None };
     }
     event
 }

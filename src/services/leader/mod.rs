@@ -239,11 +239,9 @@ impl Commands for Leader {
             Command::SubmitOnce(submission) => {
                 self.submit_once(*submission).map_ok(Answer::SubmitOnce).boxed()
             }
-            Command::ApplyEvent(job, event) => async move {
-                self.note_reporter(&by, &event).await?;
-                self.apply(job, event).await.map(Answer::ApplyEvent)
+            Command::ApplyEvent(job, event) => {
+                async move { self.take_event(&by, job, event).await.map(Answer::ApplyEvent) }.boxed()
             }
-            .boxed(),
             Command::Outlook(shape) => ready(Ok(Answer::Outlook(self.outlook(&shape)))).boxed(),
             Command::ReadChanges(wanted) => self.read_changes(wanted).map_ok(Answer::Changes).boxed(),
             Command::RegisterWorker(new) => async move {
@@ -330,7 +328,10 @@ impl Core {
                     self.end(End::Unsure);
                 }
             }
-            StorageError::Rejected(_) | StorageError::Unexpected(_) | StorageError::TooOld { .. } => {}
+            StorageError::Rejected(_)
+            | StorageError::Unexpected(_)
+            | StorageError::PageTooLarge
+            | StorageError::TooOld { .. } => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! Submissions under an idempotency key.
 //!
-//! First the key is made to stand for the ids of the jobs, then the jobs are stored as any others. Whoever comes
-//! again with the key is told those ids, and stores the jobs if the first request got no further than its key. So
+//! First there must be room for the jobs, then the key is made to stand for their ids, then they are stored as any
+//! others. Whoever comes again with the key is told those ids, and stores the jobs if the first request got no further than its key. So
 //! nobody stores a second set, whatever broke in between and whoever leads; and who sends no key pays nothing.
 
 use std::collections::HashSet;
@@ -15,6 +15,7 @@ use super::upkeep::UpkeepError;
 use super::{Core, Leader};
 use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::ids::JobId;
+use crate::domain::job::NewJob;
 use crate::services::batcher::{Batcher, Limits, Stage};
 use crate::services::command::{SubmitOnce, Submitted};
 use crate::services::crash;
@@ -46,23 +47,46 @@ impl Leader {
     pub(super) async fn submit_once(&self, submission: SubmitOnce) -> Result<Submitted, ServiceError> {
         let SubmitOnce { key, fingerprint, mut jobs } = submission;
         let own: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
+        let room = match self.core.take_room(jobs.len()) {
+            Ok(room) => room,
+            Err(full) => return self.answer_without_room(&key, &fingerprint, jobs, full).await,
+        };
         let held = self.claim_key(key, fingerprint, own.clone()).await?;
         crash::point("key_claimed");
-        let Some(held) = held else { return self.submit(jobs).await.map(Submitted::Now) };
-        if !held.same || held.jobs.len() != own.len() {
+        let Some(held) = held else { return self.submit_into(room, jobs).await.map(Submitted::Now) };
+        if !held.stands_for(own.len()) {
             return Err(ServiceError::Conflict(Conflict::KeyInUse));
         }
         // A copy of the very command, which asks for what the first one was answered.
         if held.jobs == own {
-            return self.submit(jobs).await.map(Submitted::Now);
+            return self.submit_into(room, jobs).await.map(Submitted::Now);
         }
         if !held.stored {
             for (job, id) in jobs.iter_mut().zip(&held.jobs) {
                 job.id = *id;
             }
-            self.submit(jobs).await?;
+            self.submit_into(room, jobs).await?;
         }
         Ok(Submitted::Before(held.jobs))
+    }
+
+    /// What was stored before needs no room, and is answered as it would be with room. What is refused leaves no key
+    /// behind.
+    async fn answer_without_room(
+        &self,
+        key: &IdempotencyKey,
+        fingerprint: &[u8],
+        jobs: Vec<NewJob>,
+        full: ServiceError,
+    ) -> Result<Submitted, ServiceError> {
+        match self.core.parts.database.held_key(key, fingerprint).await? {
+            Some(held) if !held.stands_for(jobs.len()) => Err(ServiceError::Conflict(Conflict::KeyInUse)),
+            Some(held) if held.stored && jobs.iter().map(|job| &job.id).eq(&held.jobs) => {
+                self.submit_into(self.core.no_room(), jobs).await.map(Submitted::Now)
+            }
+            Some(held) if held.stored => Ok(Submitted::Before(held.jobs)),
+            _ => Err(full),
+        }
     }
 
     async fn claim_key(

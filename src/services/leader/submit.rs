@@ -37,7 +37,7 @@ pub(super) struct Submission {
 }
 
 /// Jobs that are being stored; they count until the room is dropped.
-struct Room {
+pub(super) struct Room {
     arriving: Arc<AtomicU64>,
     jobs: u64,
 }
@@ -52,7 +52,16 @@ impl Leader {
     /// Stores jobs, all or none. They are answered as accepted; by then they are on their way into the
     /// ready queue.
     pub(super) async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Accepted>, ServiceError> {
-        let (room, came) = (self.core.take_room(jobs.len())?, self.core.now());
+        self.submit_into(self.core.take_room(jobs.len())?, jobs).await
+    }
+
+    /// Stores jobs for which there is room.
+    pub(super) async fn submit_into(
+        &self,
+        room: Room,
+        jobs: Vec<NewJob>,
+    ) -> Result<Vec<Accepted>, ServiceError> {
+        let came = self.core.now();
         let bytes = jobs.iter().map(size).sum();
         let (reply, answer) = oneshot::channel();
         let span = self.core.trace_submission(&jobs);
@@ -193,9 +202,14 @@ impl Leader {
 }
 
 impl Core {
+    /// What jobs take that are stored already.
+    pub(super) fn no_room(&self) -> Room {
+        Room { arriving: Arc::clone(&self.arriving), jobs: 0 }
+    }
+
     /// Room for jobs that are to be stored: with those that wait and those that are being stored, no more than
     /// may wait.
-    fn take_room(&self, jobs: usize) -> Result<Room, ServiceError> {
+    pub(super) fn take_room(&self, jobs: usize) -> Result<Room, ServiceError> {
         let (jobs, limit) = (jobs as u64, self.parts.max_queue_size);
         // A job counts as waiting before its room is dropped, so it is seen here or there.
         let taken = self.arriving.fetch_update(Ordering::AcqRel, Ordering::Acquire, |arriving| {
