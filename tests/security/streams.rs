@@ -27,7 +27,9 @@ async fn events_end_with_their_token_and_those_of_a_good_one_go_on() {
     let scene = shared().await;
     for replica in scene.both().await {
         let open = async |token: String| {
-            let events = scene.send(replica, &Method::GET, "/api/v1/events", Some(&token), None).await;
+            let url = format!("http://{}/api/v1/events", scene.cluster.http(replica));
+            // Connections of the shared client end with the test that opened them.
+            let events = reqwest::Client::new().get(url).bearer_auth(token).send().await.unwrap();
             assert_eq!(events.status(), 200);
             events
         };
