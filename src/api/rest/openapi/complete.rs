@@ -14,9 +14,15 @@ const JSON: &str = "application/json";
 const HEALTH: &str = "/api/v1/health";
 
 /// Adds what is not said beside the handler. `examples` go by the names of schemas.
-pub(super) fn complete(operation: &mut Value, path: &str, access: Access, examples: &Map<String, Value>) {
+pub(super) fn complete(
+    operation: &mut Value,
+    method: &Method,
+    path: &str,
+    access: Access,
+    examples: &Map<String, Value>,
+) {
     tell_access(operation, access);
-    for status in refusals_of(operation, path, access) {
+    for status in refusals_of(operation, method, path, access) {
         let response = &mut operation["responses"][status.as_str()];
         if response.is_null() {
             *response = json!({"$ref": format!("#/components/responses/{}", name(status))});
@@ -48,7 +54,7 @@ pub(super) fn complete(operation: &mut Value, path: &str, access: Access, exampl
 }
 
 /// How an operation may be refused before and beside what its handler says.
-fn refusals_of(operation: &Value, path: &str, access: Access) -> Vec<StatusCode> {
+fn refusals_of(operation: &Value, method: &Method, path: &str, access: Access) -> Vec<StatusCode> {
     let mut refusals = vec![StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE];
     if access != Access::Open {
         refusals.extend([StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS]);
@@ -69,6 +75,14 @@ fn refusals_of(operation: &Value, path: &str, access: Access) -> Vec<StatusCode>
             StatusCode::REQUEST_TIMEOUT,
             StatusCode::PAYLOAD_TOO_LARGE,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ]);
+    } else if !method.is_safe() {
+        // One that takes no body refuses any.
+        refusals.extend([
+            StatusCode::BAD_REQUEST,
+            StatusCode::REQUEST_TIMEOUT,
+            StatusCode::PAYLOAD_TOO_LARGE,
             StatusCode::UNPROCESSABLE_ENTITY,
         ]);
     }

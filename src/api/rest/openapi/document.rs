@@ -66,7 +66,7 @@ fn assemble() -> Value {
     let examples = examples();
     for (method, path, access) in router::routes() {
         if let Some(operation) = paths.get_mut(path).and_then(|path| path.get_mut(member(&method))) {
-            complete(operation, path, access, &examples);
+            complete(operation, &method, path, access, &examples);
             let (tag, name) = (&operation["tags"][0], &operation["operationId"]);
             let id = format!("{}_{}", tag.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
             operation["operationId"] = id.into();
