@@ -1,4 +1,4 @@
-//! Large answers on their way: the memory that they take together is bounded, however slowly they are read.
+//! Large answers to reads on their way: the memory that they take together is bounded, however slowly they are read.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -50,14 +50,27 @@ impl Answers {
             return Problem::from(ServiceError::Internal).into_response();
         };
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-        Response::from_parts(parts, in_chunks(bytes, permit))
+        Response::from_parts(parts, in_chunks(Bytes::from_owner(Counted { bytes, _permit: permit })))
     }
 }
 
-fn in_chunks(bytes: Bytes, permit: OwnedSemaphorePermit) -> Body {
-    let chunks = stream::unfold((bytes, permit), async |(mut rest, permit)| {
+/// Bytes that count for as long as any part of them is kept.
+struct Counted {
+    bytes: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A connection asks for no more than it can pass on.
+fn in_chunks(bytes: Bytes) -> Body {
+    let chunks = stream::unfold(bytes, async |mut rest| {
         let chunk = rest.split_to(CHUNK.min(rest.len()));
-        (!chunk.is_empty()).then_some((Ok::<_, Infallible>(chunk), (rest, permit)))
+        (!chunk.is_empty()).then_some((Ok::<_, Infallible>(chunk), rest))
     });
     Body::from_stream(chunks)
 }
@@ -83,6 +96,7 @@ mod tests {
         assert_eq!(answers.carry(answer(UNIT)).await.status(), StatusCode::OK, "a small one always goes");
         let read = to_bytes(first.into_body(), usize::MAX).await.unwrap();
         assert!(read.len() == UNIT + 1 && read.iter().all(|byte| *byte == b'a'));
+        drop(read);
         let second = answers.carry(answer(UNIT + 1)).await;
         assert_eq!(second.status(), StatusCode::OK);
         drop(second);

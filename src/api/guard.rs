@@ -72,7 +72,10 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     if let Some(name) = packed_as {
         response = messagepack::packed(response, name).await;
     }
-    response = api.gate.answers.carry(response).await;
+    // What was changed is told in any case.
+    if reads {
+        response = api.gate.answers.carry(response).await;
+    }
     span.record("status", response.status().as_u16());
     trace.http_answered(response.status());
     let took = api.ambient.instant().saturating_duration_since(started);

@@ -19,9 +19,6 @@ pub(super) enum CommandError {
     /// The request was refused or failed: exit status 1.
     #[error("{0}")]
     Failed(String),
-    /// Whoever reads the output has seen enough: exit status 0.
-    #[error("nobody reads on")]
-    Unread,
 }
 
 impl From<ClientError> for CommandError {
@@ -41,23 +38,17 @@ impl From<InvalidEndpoint> for CommandError {
 
 impl From<std::io::Error> for CommandError {
     fn from(error: std::io::Error) -> Self {
-        match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Self::Unread,
-            _ => Self::Failed(format!("cannot print: {error}")),
-        }
+        Self::Failed(format!("cannot print: {error}"))
     }
 }
 
 /// Prints the error, if any, and answers the exit status.
 pub(super) fn finish(result: Result<(), CommandError>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    if !matches!(error, CommandError::Unread) {
-        eprintln!("error: {error}");
-    }
+    eprintln!("error: {error}");
     match error {
         CommandError::Usage(_) => ExitCode::from(2),
         CommandError::Failed(_) => ExitCode::from(1),
-        CommandError::Unread => ExitCode::SUCCESS,
     }
 }
 
@@ -75,9 +66,12 @@ pub(super) fn client(args: &ClientArgs) -> Result<JobsClient, CommandError> {
     Ok(JobsClient::builder(&args.server.endpoint).token(args.server.token.clone()).build()?)
 }
 
-/// Prints one line, or several. Unlike `println!` it fails, rather than panics, when nobody reads.
+/// Prints one line, or several. Whoever has read enough changes nothing of what is done and how it ends.
 pub(super) fn print_line(text: &str) -> Result<(), CommandError> {
-    Ok(writeln!(std::io::stdout(), "{text}")?)
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed?),
+    }
 }
 
 /// Prints a value as JSON, indented.

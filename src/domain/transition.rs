@@ -346,7 +346,7 @@ impl JobState {
             return Err(Refusal::HeldByWorker(lease.worker_id));
         }
         let given_away = patch.assigned_worker_id.is_some_and(|to| Some(to) != self.assigned_worker_id);
-        if given_away && !matches!(patch.status, None | Some(JobStatus::Running)) {
+        if given_away && patch.status.is_some_and(JobStatus::is_terminal) {
             return Err(Refusal::Illegal { from: self.status, action: "given to a worker as it ends" });
         }
         match patch.status {

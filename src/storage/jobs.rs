@@ -128,7 +128,8 @@ impl Database {
         let (mut page, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.try_next().await? {
             bytes += row.bytes();
-            if bytes > PAGE_BYTES {
+            // One job is shown, however large.
+            if bytes > PAGE_BYTES && !page.is_empty() {
                 return Err(StorageError::PageTooLarge);
             }
             page.push(row);

@@ -70,7 +70,7 @@ impl Leader {
         Ok(Submitted::Before(held.jobs))
     }
 
-    /// What was stored before needs no room, and is answered as it would be with room. What is refused leaves no key
+    /// What was stored before needs no room, and is answered as it would be with room. Where there is none, no key is left
     /// behind.
     async fn answer_without_room(
         &self,

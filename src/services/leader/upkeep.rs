@@ -60,12 +60,22 @@ pub struct Reconciliation {
     bloated: bool,
     /// Where the search for missing jobs goes on.
     looked_at: Option<QueuedJob>,
+    /// It is to be made once more after that.
+    again: bool,
 }
 
 impl Reconciliation {
     /// Nothing is known yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, compared: None, suspected: None, doubts: false, bloated: false, looked_at: None }
+        Self {
+            metrics,
+            compared: None,
+            suspected: None,
+            doubts: false,
+            bloated: false,
+            looked_at: None,
+            again: false,
+        }
     }
 
     fn show(&self, depth: [u64; 10]) {
@@ -280,7 +290,9 @@ impl Leader {
             && memory.suspected.is_none_or(|at| now.duration_since(at) >= SUSPECT_EVERY);
         if suspects {
             memory.suspected = Some(now);
-            (memory.doubts, memory.looked_at) = (true, None);
+            memory.doubts = true;
+            // What a search has passed may be missing by now. It goes on to its end, though, and is made once more.
+            memory.again = memory.looked_at.is_some();
             core.queue_known.store(false, Ordering::Release);
             core.loss_suspected.store(false, Ordering::Release);
         }
@@ -297,6 +309,10 @@ impl Leader {
             self.compare_queue(memory).await?;
         } else if let Some(after) = &memory.looked_at {
             memory.looked_at = self.put_missing_back(Some(after)).await?;
+        }
+        if memory.again && memory.looked_at.is_none() {
+            memory.looked_at = self.put_missing_back(None).await?;
+            memory.again = false;
         }
         // Whatever is behind the pages that were looked at may be missing still.
         memory.doubts &= memory.looked_at.is_some();
