@@ -27,7 +27,7 @@ use crate::security::TlsIdentity;
 /// Calls that may be open on one connection of gRPC: those of a worker that waits for jobs, say.
 const MAX_STREAMS: u32 = 1_024;
 
-/// How long a client may leave unread what was sent to it, before its connection is closed.
+/// How long a client may read nothing of what was sent to it, before its connection is closed.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long the head of a call to REST may take, or a connection may be kept without one: longer than most clients keep

@@ -1,8 +1,9 @@
 //! Submissions under an idempotency key.
 //!
 //! First there must be room for the jobs, then the key is made to stand for their ids, then they are stored as any
-//! others. Whoever comes again with the key is told those ids, and stores the jobs if the first request got no further than its key. So
-//! nobody stores a second set, whatever broke in between and whoever leads; and who sends no key pays nothing.
+//! others. Whoever comes again with the key is told those ids, and stores the jobs if the first request got no further
+//! than its key. So nobody stores a second set, whatever broke in between and whoever leads; and who sends no key pays
+//! nothing.
 
 use std::collections::HashSet;
 use std::sync::Arc;
