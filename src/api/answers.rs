@@ -1,7 +1,9 @@
-//! Large answers to reads on their way: the memory that they take together is bounded, however slowly they are read.
+//! Large answers to reads on their way: the memory that they take together is bounded, and none keeps its part for longer
+//! than a slow client needs.
 
-use std::convert::Infallible;
-use std::sync::Arc;
+use std::io::{Error, ErrorKind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody, to_bytes};
 use axum::http::{HeaderValue, header};
@@ -9,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::problem::{Problem, ProblemType};
 use crate::services::error::ServiceError;
@@ -19,6 +23,10 @@ const UNIT: usize = 1 << 20;
 const MOST: usize = 256;
 /// How much is handed to a connection at a time, in bytes.
 const CHUNK: usize = 64 << 10;
+/// How long any answer may take.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+/// How much longer for each unit.
+const READ_UNIT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Room for answers on their way.
 pub struct Answers(Arc<Semaphore>);
@@ -30,17 +38,15 @@ impl Default for Answers {
 }
 
 impl Answers {
-    /// Has a large answer count until it is written. If there is no room for it, another one goes out: it may be asked
-    /// for again.
+    /// Has a large answer count until it is written, or breaks it off if that takes too long. If there is no room for it,
+    /// another one goes out: it may be asked for again.
     pub(super) async fn carry(&self, response: Response) -> Response {
         let Some(size) = response.body().size_hint().exact().filter(|size| *size > UNIT as u64) else {
             return response;
         };
         let units = usize::try_from(size).unwrap_or(usize::MAX).div_ceil(UNIT);
-        let permit = u32::try_from(units)
-            .ok()
-            .and_then(|units| Arc::clone(&self.0).try_acquire_many_owned(units).ok());
-        let Some(permit) = permit else {
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let Ok(permit) = Arc::clone(&self.0).try_acquire_many_owned(units) else {
             let detail = format!("more than {MOST} MiB of answers are on their way to clients");
             return Problem::new(ProblemType::Overloaded, detail).into_response();
         };
@@ -50,34 +56,47 @@ impl Answers {
             return Problem::from(ServiceError::Internal).into_response();
         };
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-        Response::from_parts(parts, in_chunks(Bytes::from_owner(Counted { bytes, _permit: permit })))
+        let answer = Counted { bytes, _permit: permit };
+        Response::from_parts(parts, in_chunks(answer, READ_WITHIN + READ_UNIT_WITHIN * units))
     }
 }
 
-/// Bytes that count for as long as any part of them is kept.
+/// What is left of an answer. It counts as a whole until it is gone.
 struct Counted {
     bytes: Bytes,
     _permit: OwnedSemaphorePermit,
 }
 
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
+/// A connection asks for no more than it can pass on, and gets copies: what it keeps is small and not counted. One that asks
+/// too late finds the answer gone.
+fn in_chunks(answer: Counted, within: Duration) -> Body {
+    let left = Arc::new(Mutex::new(Some(answer)));
+    let late = tokio::spawn({
+        let left = Arc::clone(&left);
+        async move {
+            sleep(within).await;
+            left.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    });
+    let late = AbortOnDropHandle::new(late);
+    Body::from_stream(stream::unfold((left, late), async |(left, late)| {
+        let chunk = next_chunk(&mut left.lock().unwrap_or_else(PoisonError::into_inner)).transpose()?;
+        Some((chunk, (left, late)))
+    }))
 }
 
-/// A connection asks for no more than it can pass on.
-fn in_chunks(bytes: Bytes) -> Body {
-    let chunks = stream::unfold(bytes, async |mut rest| {
-        let chunk = rest.split_to(CHUNK.min(rest.len()));
-        (!chunk.is_empty()).then_some((Ok::<_, Infallible>(chunk), rest))
-    });
-    Body::from_stream(chunks)
+fn next_chunk(left: &mut Option<Counted>) -> Result<Option<Bytes>, Error> {
+    let Some(answer) = left else {
+        return Err(Error::new(ErrorKind::TimedOut, "the client read too slowly"));
+    };
+    let chunk = answer.bytes.split_to(CHUNK.min(answer.bytes.len()));
+    Ok((!chunk.is_empty()).then(|| Bytes::copy_from_slice(&chunk)))
 }
 
 #[cfg(test)]
 mod tests {
     use axum::http::StatusCode;
+    use futures::StreamExt;
 
     use super::*;
 
@@ -96,10 +115,22 @@ mod tests {
         assert_eq!(answers.carry(answer(UNIT)).await.status(), StatusCode::OK, "a small one always goes");
         let read = to_bytes(first.into_body(), usize::MAX).await.unwrap();
         assert!(read.len() == UNIT + 1 && read.iter().all(|byte| *byte == b'a'));
-        drop(read);
         let second = answers.carry(answer(UNIT + 1)).await;
         assert_eq!(second.status(), StatusCode::OK);
         drop(second);
         assert_eq!(answers.0.available_permits(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_read_too_slowly_is_broken_off_and_gives_its_room_back() {
+        let answers = Answers(Arc::new(Semaphore::new(2)));
+        let in_time = READ_WITHIN + 2 * READ_UNIT_WITHIN - Duration::from_millis(1);
+        let mut slow = answers.carry(answer(UNIT + 1)).await.into_body().into_data_stream();
+        sleep(in_time).await;
+        assert_eq!(slow.next().await.unwrap().unwrap().len(), CHUNK);
+        assert_eq!(answers.0.available_permits(), 0, "it counts as a whole");
+        sleep(Duration::from_millis(2)).await;
+        assert_eq!(answers.0.available_permits(), 2, "though nothing was asked for");
+        assert!(slow.next().await.unwrap().is_err());
     }
 }

@@ -3,19 +3,16 @@
 //! A handler runs within [`Caller::scope`]; without it no command is carried out. So a route that came past
 //! this gate could read, and change nothing.
 //!
-//! A stream ends with the token on whose strength it was opened: what goes on for hours is no single call.
+//! A stream ends with the token on whose strength it was opened ([`GoodUntil`]): what goes on for hours is no single call.
 
+use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 
-use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures::{StreamExt, stream};
-use http_body_util::{BodyStream, StreamBody};
-use hyper::body::Frame;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tower_http::cors::CorsLayer;
@@ -29,13 +26,30 @@ use crate::security::{Access, AuthError, Authenticator, Caller, Limiter};
 /// What opens the value of an `Authorization` header.
 const SCHEME: &str = "bearer";
 
-/// RPCs whose answers go on.
-const STREAMING: [&str; 2] = ["Session", "WatchJob"];
+/// When the token of a request expires, if it needs one. Every request that has passed has it among its extensions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GoodUntil(Option<Instant>);
 
-/// Whose request passes, and until when its token is good, if it needs one.
+impl GoodUntil {
+    /// Resolves then.
+    pub(super) async fn expired(self) {
+        match self.0 {
+            Some(at) => sleep_until(at).await,
+            None => pending().await,
+        }
+    }
+
+    /// What a stream of gRPC says last.
+    pub(super) fn status() -> Status {
+        let detail = "the token on which this stream was opened has expired";
+        Problem::new(ProblemType::TokenRefused, detail).into()
+    }
+}
+
+/// Whose request passes, and how long that holds.
 struct Admitted {
     caller: Caller,
-    until: Option<Instant>,
+    until: GoodUntil,
 }
 
 /// Who is asked what at the gate.
@@ -73,7 +87,7 @@ impl Gate {
         address: Option<IpAddr>,
     ) -> Result<Admitted, Problem> {
         let bearer = match &self.authenticator {
-            None => Ok(Admitted { caller: Caller::Anybody, until: None }),
+            None => Ok(Admitted { caller: Caller::Anybody, until: GoodUntil(None) }),
             Some(authenticator) => identify(authenticator, headers).await,
         };
         // Whoever guesses at tokens is counted by address.
@@ -81,10 +95,11 @@ impl Gate {
             let subject = bearer.as_ref().ok().and_then(|admitted| admitted.caller.subject());
             limiter.admit(subject, address).map_err(Problem::rate_limited)?;
         }
-        let Admitted { caller, until } = bearer?;
-        if caller.may(access) {
-            Ok(Admitted { caller, until })
+        let admitted = bearer?;
+        if admitted.caller.may(access) {
+            Ok(admitted)
         } else {
+            let caller = admitted.caller;
             let detail = format!("{caller} may not do this; the role must be {}", access.roles());
             Err(Problem::new(ProblemType::Forbidden, detail))
         }
@@ -110,7 +125,7 @@ async fn identify(authenticator: &Authenticator, headers: &HeaderMap) -> Result<
     match authenticator.bearer_of(token).await {
         // So late that it cannot be told is never.
         Ok(bearer) => {
-            let until = Instant::now().checked_add(bearer.good_for);
+            let until = GoodUntil(Instant::now().checked_add(bearer.good_for));
             Ok(Admitted { caller: bearer.caller, until })
         }
         Err(AuthError::Refused(reason)) => Err(refused(reason)),
@@ -120,18 +135,10 @@ async fn identify(authenticator: &Authenticator, headers: &HeaderMap) -> Result<
     }
 }
 
-/// An answer that ends at that moment, with these trailers, if it has not ended before.
-fn ending(body: Body, at: Instant, trailers: Option<HeaderMap>) -> Body {
-    let frames = stream::unfold(Some((BodyStream::new(body), trailers)), move |rest| async move {
-        let (mut frames, trailers) = rest?;
-        // One that always has something to say ends as well.
-        let next = if Instant::now() < at { timeout_at(at, frames.next()).await.ok() } else { None };
-        match next {
-            Some(frame) => Some((frame?, Some((frames, trailers)))),
-            None => trailers.map(|trailers| (Ok(Frame::trailers(trailers)), None)),
-        }
-    });
-    Body::new(StreamBody::new(frames))
+/// Lets a request pass.
+async fn pass(admitted: Admitted, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(admitted.until);
+    admitted.caller.scope(next.run(request)).await
 }
 
 /// Stands in front of one route.
@@ -145,13 +152,7 @@ pub(super) async fn http(
     }
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     match api.gate.admit(access, request.headers(), address).await {
-        Ok(Admitted { caller, until }) => {
-            let response = caller.scope(next.run(request)).await;
-            match until.filter(|_| is_event_stream(response.headers())) {
-                Some(until) => response.map(|body| ending(body, until, None)),
-                None => response,
-            }
-        }
+        Ok(admitted) => pass(admitted, request, next).await,
         Err(problem) => problem.into_response(),
     }
 }
@@ -159,7 +160,6 @@ pub(super) async fn http(
 /// Stands in front of all RPCs.
 pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -> Response {
     let access = access::of_rpc(request.uri().path());
-    let streams = access::rpc_name(request.uri().path()).is_some_and(|rpc| STREAMING.contains(&rpc));
     if access == Access::Open {
         return next.run(request).await;
     }
@@ -168,23 +168,7 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
     let tls = extensions.get::<TlsConnectInfo<TcpConnectInfo>>().map(TlsConnectInfo::get_ref);
     let address = tcp.or(tls).and_then(TcpConnectInfo::remote_addr).map(|address| address.ip());
     match api.gate.admit(access, request.headers(), address).await {
-        Ok(Admitted { caller, until }) => {
-            let response = caller.scope(next.run(request)).await;
-            match until.filter(|_| streams) {
-                Some(until) => response.map(|body| ending(body, until, Some(expired()))),
-                None => response,
-            }
-        }
+        Ok(admitted) => pass(admitted, request, next).await,
         Err(problem) => Status::from(problem).into_http(),
     }
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|of| of.as_bytes().starts_with(b"text/event-stream"))
-}
-
-/// How a stream of gRPC ends whose token has expired.
-fn expired() -> HeaderMap {
-    let detail = "the token on which this stream was opened has expired";
-    Status::from(Problem::new(ProblemType::TokenRefused, detail)).into_http::<Body>().headers().clone()
 }

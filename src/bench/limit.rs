@@ -45,10 +45,11 @@ pub(super) async fn run(options: &Options, mut say: impl FnMut(&Line)) -> Result
         .execute(&mut admin)
         .await
         .map_err(failed)?;
-    let measured = measure_all(options, &scratch_url(url, &name)?, &mut say).await;
+    let scratch = scratch_url(url, &name)?;
+    let measured = options.stop.run_until_cancelled(measure_all(options, &scratch, &mut say)).await;
     let drop_it = AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"));
     sqlx::query(drop_it).execute(&mut admin).await.map_err(failed)?;
-    measured
+    measured.unwrap_or(Err(BenchError::BrokenOff))
 }
 
 /// The same server, another database.

@@ -79,7 +79,7 @@ pub struct Options {
     pub payload_bytes: usize,
     /// Shows how far it is on standard error.
     pub progress: bool,
-    /// Breaks the run off; the queue is left as it was found all the same.
+    /// Breaks the run off: nothing more is submitted, and what was is run. The queue is left as it was found.
     pub stop: CancellationToken,
 }
 

@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::cluster::Cluster;
@@ -21,8 +22,6 @@ const SINGLE: &str = "/api/v1/jobs";
 const BATCH: &str = "/api/v1/jobs/batch";
 /// How long jobs may take to be run once all are stored.
 const RUN_WITHIN: Duration = Duration::from_secs(600);
-/// How often it is looked whether all were.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long submissions may be refused one after the other.
 const REFUSED_WITHIN: Duration = Duration::from_secs(60);
 const REFUSED: &str = "a submission was refused all the time: nobody leads, a store is down, or too many jobs wait (queue.max_queue_size)";
@@ -55,16 +54,19 @@ struct Submitted {
 }
 
 /// How much is left to submit.
-#[derive(Default)]
 struct Budget {
     jobs: Option<AtomicU64>,
     until: Option<u64>,
+    /// Nothing more is submitted then.
+    stop: CancellationToken,
 }
 
 /// Makes one run; each line that it has to say is handed to `say`. `id` makes its model name its own.
 ///
+/// Once `options.stop` is cancelled it submits nothing more, and runs what it has stored.
+///
 /// # Errors
-/// A usage that makes no sense, a call that failed, or counts that differ from what PostgreSQL holds.
+/// A usage that makes no sense, a call that failed, counts that differ from what PostgreSQL holds, or `BrokenOff`.
 pub async fn run(options: Options, id: Uuid, mut say: impl FnMut(&Line)) -> Result<(), BenchError> {
     if options.workload == Workload::Limit {
         return limit::run(&options, say).await;
@@ -89,15 +91,14 @@ pub async fn run(options: Options, id: Uuid, mut say: impl FnMut(&Line)) -> Resu
         model,
         options,
     };
-    let line = run.options.stop.run_until_cancelled(run.measure(&mut say)).await;
+    let line = run.measure(&mut say).await;
     run.bar.finish_and_clear();
-    match line {
-        Some(line) => line.map(|line| say(&line)),
-        None => {
-            run.finish_off().await?;
-            Err(BenchError::BrokenOff)
-        }
+    let line = line?;
+    if run.options.stop.is_cancelled() {
+        return Err(BenchError::BrokenOff);
     }
+    say(&line);
+    Ok(())
 }
 
 impl Run {
@@ -111,23 +112,6 @@ impl Run {
             Workload::Pipeline => self.pipeline().await,
             Workload::Limit => unreachable!("it has no cluster"),
         }
-    }
-
-    /// Runs what a run has left that was broken off.
-    async fn finish_off(&self) -> Result<(), BenchError> {
-        let crew = self.crew()?;
-        let all_run = async {
-            while self.cluster.count(&self.model, None).await?
-                > self.cluster.count(&self.model, Some("completed")).await?
-            {
-                sleep(LOOK_EVERY).await;
-            }
-            Ok(())
-        };
-        timeout(RUN_WITHIN, all_run)
-            .await
-            .map_err(|_| BenchError::Late(RUN_WITHIN, "not all stored jobs were run"))??;
-        crew.dismiss().await
     }
 
     async fn submit(&self) -> Result<Line, BenchError> {
@@ -210,11 +194,12 @@ impl Run {
         let mut submitters = JoinSet::new();
         for _ in 0..self.options.in_flight {
             let (mut submitter, template) = (Submitter::new(self.target.clone()), Arc::clone(&self.template));
-            let (turns, clock) = (Arc::clone(&turns), self.clock);
+            let (turns, clock, stop) = (Arc::clone(&turns), self.clock, self.options.stop.clone());
             submitters.spawn(async move {
                 let mut done = Submitted::new();
                 while turns.lock().await.recv().await.is_some() {
-                    submit(&mut submitter, SINGLE, 1, |at| template.single(at), clock, &mut done).await?;
+                    let body = |at| template.single(at);
+                    submit(&mut submitter, SINGLE, 1, body, clock, &stop, &mut done).await?;
                 }
                 Ok::<_, BenchError>(done)
             });
@@ -227,6 +212,7 @@ impl Run {
         for sent in 0..jobs {
             tokio::select! {
                 biased;
+                () = self.options.stop.cancelled() => break,
                 _ = said.tick() => {
                     let counts = Submitted { stored: sent, ..Submitted::new() };
                     let handled = crew.tally.handled() - before;
@@ -287,11 +273,13 @@ impl Run {
             submitters.spawn(async move {
                 let mut done = Submitted::new();
                 while let Some(jobs) = budget.take(batch as u64, clock) {
+                    let (submitter, stop) = (&mut submitter, &budget.stop);
                     if batch == 1 {
-                        submit(&mut submitter, SINGLE, 1, |at| template.single(at), clock, &mut done).await?;
+                        let body = |at| template.single(at);
+                        submit(submitter, SINGLE, 1, body, clock, stop, &mut done).await?;
                     } else {
-                        submit(&mut submitter, BATCH, jobs, |at| template.batch(jobs, at), clock, &mut done)
-                            .await?;
+                        let body = |at| template.batch(jobs, at);
+                        submit(submitter, BATCH, jobs, body, clock, stop, &mut done).await?;
                         bar.inc(jobs);
                     }
                 }
@@ -334,7 +322,8 @@ impl Run {
         self.bar.set_position(0);
         let until = seconds.map(|seconds| self.clock.micros() + seconds * SECOND);
         // Time goes before number where both could be meant.
-        Budget { jobs: jobs.filter(|_| until.is_none()).map(AtomicU64::new), until }
+        let jobs = jobs.filter(|_| until.is_none()).map(AtomicU64::new);
+        Budget { jobs, until, stop: self.options.stop.clone() }
     }
 
     fn line(
@@ -384,6 +373,9 @@ impl Run {
 impl Budget {
     /// The size of the next call, as long as there is one.
     fn take(&self, most: u64, clock: Clock) -> Option<u64> {
+        if self.stop.is_cancelled() {
+            return None;
+        }
         if let Some(until) = self.until {
             return (clock.micros() < until).then_some(most);
         }
@@ -408,7 +400,7 @@ impl Submitted {
     }
 }
 
-/// Sends one submission of `jobs` jobs, again and again if it is told to come again. `body` is handed the time at
+/// Sends one submission of `jobs` jobs, again and again if it is told to come again, until `stop`. `body` is handed the time at
 /// which it is sent.
 async fn submit(
     submitter: &mut Submitter,
@@ -416,6 +408,7 @@ async fn submit(
     jobs: u64,
     body: impl Fn(u64) -> Bytes,
     clock: Clock,
+    stop: &CancellationToken,
     done: &mut Submitted,
 ) -> Result<(), BenchError> {
     let came = clock.micros();
@@ -432,7 +425,9 @@ async fn submit(
             }
             Sent::ComeAgain(after) => {
                 done.refused += 1;
-                sleep(after).await;
+                if stop.run_until_cancelled(sleep(after)).await.is_none() {
+                    return Ok(());
+                }
             }
         }
     }

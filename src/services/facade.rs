@@ -287,9 +287,9 @@ impl Services {
         }
     }
 
-    /// Takes note that a session's stream has ended.
-    pub fn end_session(&self, session: Arc<Session>) {
-        session.close(Closing::Gone);
+    /// Ends a session: its worker gets nothing more by it. The first reason stands.
+    pub fn end_session(&self, session: Arc<Session>, reason: Closing) {
+        session.close(reason);
         self.sessions.forget(&session);
         let commands = Arc::clone(&self.commands);
         tokio::spawn(async move { session.detach(&*commands).await });
@@ -348,7 +348,7 @@ struct Opening<'a> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.services.end_session(Arc::clone(&self.session));
+            self.services.end_session(Arc::clone(&self.session), Closing::Gone);
         }
     }
 }

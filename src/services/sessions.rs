@@ -98,6 +98,8 @@ pub struct Batch {
 pub enum Closing {
     /// The worker has ended it.
     Gone,
+    /// The token on which it was opened is good no more.
+    Expired,
     /// A newer stream of the same worker has taken its place.
     Replaced,
     /// A message was larger than is taken.

@@ -107,7 +107,12 @@ impl Scene {
             _folder: folder,
             cluster,
             stores,
-            http: reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap(),
+            // A kept connection ends with the runtime of the test that opened it.
+            http: reqwest::Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                .pool_max_idle_per_host(0)
+                .build()
+                .unwrap(),
         }
     }
 

@@ -6,18 +6,18 @@ use cortex::security::Role;
 use cortex_client::proto::WatchJobRequest;
 use cortex_client::proto::client_service_client::ClientServiceClient;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 use tonic::Code;
 
 use crate::scene::{Scene, shared, token_since, with_token};
+use crate::support::eventually;
 use crate::workers::{Bearer, submit};
 
 /// So old a token is good for two seconds more, with the leeway of five.
 const NEARLY_EXPIRED: Duration = Duration::from_secs(3603);
 /// Longest wait for an end that must come.
 const SOON: Duration = Duration::from_secs(30);
-
 fn short(scene: &Scene, role: Role) -> String {
     token_since(&scene.private_pem, "ann", role, NEARLY_EXPIRED)
 }
@@ -28,8 +28,7 @@ async fn events_end_with_their_token_and_those_of_a_good_one_go_on() {
     for replica in scene.both().await {
         let open = async |token: String| {
             let url = format!("http://{}/api/v1/events", scene.cluster.http(replica));
-            // Connections of the shared client end with the test that opened them.
-            let events = reqwest::Client::new().get(url).bearer_auth(token).send().await.unwrap();
+            let events = scene.http.get(url).bearer_auth(token).send().await.unwrap();
             assert_eq!(events.status(), 200);
             events
         };
@@ -88,7 +87,29 @@ async fn a_session_ends_with_its_token_and_its_worker_gets_nothing_more() {
         let path = format!("/api/v1/jobs/{}", job["id"].as_str().unwrap());
         let admin = scene.token("root", Role::Admin);
         let shown = scene.send(replica, &Method::GET, &path, Some(&admin), None).await;
-        let shown: serde_json::Value = shown.json().await.unwrap();
+        let shown: Value = shown.json().await.unwrap();
         assert_ne!(shown["status"], json!("running"));
+    }
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_token_though_its_worker_reads_nothing() {
+    let scene = shared().await;
+    for (round, replica) in scene.both().await.into_iter().enumerate() {
+        let model = format!("unread-until-the-token-expires-{round}");
+        let worker = Bearer::new(scene, replica, "ann", Role::Worker).await.register(&model).await.unwrap();
+        let mut deaf = Bearer::deaf(scene, replica, short(scene, Role::Worker)).await;
+        let _session = deaf.session(&worker).await.unwrap();
+        let job = submit(scene, replica, &model).await;
+        let path = format!("/api/v1/jobs/{}/explain", job["id"].as_str().unwrap());
+        let admin = scene.token("root", Role::Admin);
+        let obstacle = async || {
+            let explained = scene.send(replica, &Method::GET, &path, Some(&admin), None).await;
+            let explained: Value = explained.json().await.unwrap();
+            let workers = explained["workers"]["list"].as_array().cloned().unwrap_or_default();
+            workers.iter().find(|one| one["worker_id"] == worker).map(|one| one["obstacle"].clone())
+        };
+        assert_eq!(obstacle().await, Some(json!("no_credits")), "it is attached");
+        eventually("it is attached no more", async || obstacle().await == Some(json!("disconnected"))).await;
     }
 }

@@ -27,6 +27,14 @@ impl Bearer {
         Self { client, token: scene.token(subject, role) }
     }
 
+    /// One whose connection takes no messages.
+    pub async fn deaf(scene: &Scene, replica: usize, token: String) -> Self {
+        let url = format!("http://{}", scene.cluster.grpc(replica));
+        let channel =
+            Channel::from_shared(url).unwrap().initial_stream_window_size(0).connect().await.unwrap();
+        Self { client: JobServiceClient::new(channel), token }
+    }
+
     pub async fn register(&mut self, hostname: &str) -> Result<String, Status> {
         let registration = WorkerRegistration {
             name: hostname.to_owned(),

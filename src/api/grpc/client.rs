@@ -10,10 +10,12 @@ use cortex_client::proto::{
     SubmitJobsRequest, SubmitJobsResponse, WatchJobRequest,
 };
 use futures::{Stream, StreamExt, stream};
+use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status};
 
-use super::jobs::invalid;
+use super::jobs::{good_until, invalid};
 use super::{replies, requests};
+use crate::api::gate::GoodUntil;
 use crate::api::problem::status;
 use crate::domain::job::JobDraft;
 use crate::services::error::ServiceError;
@@ -95,10 +97,11 @@ impl ClientService for Clients {
     async fn watch_job(&self, request: Request<WatchJobRequest>) -> Answer<Self::WatchJobStream> {
         let limit =
             requests::deadline(request.metadata().as_ref()).unwrap_or(WATCH_AT_MOST).min(WATCH_AT_MOST);
+        let good = good_until(&request)?;
         let WatchJobRequest { job_id, after } = request.into_inner();
         let (id, after) = requests::watch(&job_id, &after).map_err(invalid)?;
         let watch = self.services.watch_job(id, after).await.map_err(status)?;
-        Ok(Response::new(watched(watch, limit)))
+        Ok(Response::new(watched(watch, limit, good)))
     }
 
     async fn get_stats(&self, _: Request<GetStatsRequest>) -> Answer<JobStats> {
@@ -107,13 +110,22 @@ impl ClientService for Clients {
     }
 }
 
-/// The changes of a job until its end, for as long as the caller waits.
-fn watched(watch: Option<JobWatch>, limit: Duration) -> <Clients as ClientService>::WatchJobStream {
-    let until = tokio::time::Instant::now() + limit;
+/// The changes of a job until its end, for as long as the caller waits and may.
+fn watched(
+    watch: Option<JobWatch>,
+    limit: Duration,
+    good: GoodUntil,
+) -> <Clients as ClientService>::WatchJobStream {
+    let until = Instant::now() + limit;
     let messages = stream::unfold(watch, move |watch| async move {
         let mut watch = watch?;
-        let Ok(next) = tokio::time::timeout_at(until, watch.next()).await else {
-            return Some((vec![Err(Status::deadline_exceeded("the call's deadline has passed"))], None));
+        let next = tokio::select! {
+            biased;
+            () = good.expired() => return Some((vec![Err(GoodUntil::status())], None)),
+            () = sleep_until(until) => {
+                return Some((vec![Err(Status::deadline_exceeded("the call's deadline has passed"))], None));
+            }
+            next = watch.next() => next,
         };
         match next {
             Some(Ok(updates)) => {

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::parse;
 use super::session::{self, SessionStream};
+use crate::api::gate::GoodUntil;
 use crate::api::problem::{Problem, status};
 use crate::domain::ids::JobId;
 use crate::domain::trace::TraceContext;
@@ -96,6 +97,12 @@ impl JobService for Jobs {
         let (acknowledged, message) = self.report(id, event).await?;
         Ok(Response::new(JobCompletionResponse { acknowledged, message }))
     }
+}
+
+/// How long a stream may go on that is opened by this call.
+pub(super) fn good_until<T>(request: &Request<T>) -> Result<GoodUntil, Status> {
+    // The gate lets nothing pass without.
+    request.extensions().get().copied().ok_or_else(|| status(ServiceError::Internal))
 }
 
 pub(super) fn invalid(errors: Vec<FieldError>) -> Status {

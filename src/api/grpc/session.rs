@@ -1,6 +1,6 @@
 //! A worker's session: its stream of messages in, the stream of batches out.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,9 +15,10 @@ use futures::{Stream, StreamExt};
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, Streaming};
 
-use super::jobs::{invalid, shown};
+use super::jobs::{good_until, invalid, shown};
 use super::parse;
 use crate::api::convert;
+use crate::api::gate::GoodUntil;
 use crate::api::problem::status;
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::transition::JobEvent;
@@ -45,6 +46,7 @@ pub(super) async fn open(
     services: &Services,
     request: Request<Streaming<SessionRequest>>,
 ) -> Result<SessionStream, Status> {
+    let good = good_until(&request)?;
     let peer = request.remote_addr().map(|address| address.ip());
     let mut inbound = request.into_inner();
     let first = timeout(OPENING_WITHIN, inbound.message()).await;
@@ -63,7 +65,7 @@ pub(super) async fn open(
     let opened = services.open_session(worker_id, held, std::mem::take(&mut first.credits)).await;
     let session = opened.map_err(status)?;
     let reader = Reader { services: services.clone(), session: Arc::clone(&session) };
-    tokio::spawn(reader.read(first, inbound));
+    tokio::spawn(reader.read(first, inbound, good));
     Ok(SessionStream { services: services.clone(), session, greeted: false })
 }
 
@@ -100,13 +102,19 @@ struct Reader {
 impl Reader {
     /// Reads until the stream ends, on whichever side. Messages are begun in their order, and answered as
     /// they are done.
-    async fn read(self, first: SessionRequest, mut inbound: Streaming<SessionRequest>) {
+    async fn read(self, first: SessionRequest, mut inbound: Streaming<SessionRequest>, good: GoodUntil) {
+        let mut expired = pin!(good.expired());
         let mut under_way = FuturesUnordered::new();
         under_way.push(self.hear(first));
         loop {
             tokio::select! {
                 biased;
                 () = self.session.closed() => return,
+                () = &mut expired => {
+                    // Not left to the stream: its client need not take another message, and it would never end.
+                    self.services.end_session(Arc::clone(&self.session), Closing::Expired);
+                    break;
+                }
                 Some(()) = under_way.next() => {}
                 () = self.session.drained(), if !self.session.has_room() => {}
                 message = inbound.message(),
@@ -213,6 +221,7 @@ impl Stream for SessionStream {
         self.session.poll_batch(cx).map(|next| match next {
             Ok(batch) => Some(Ok(response(batch))),
             Err(Closing::Gone) => None,
+            Err(Closing::Expired) => Some(Err(GoodUntil::status())),
             Err(Closing::TooLarge) => {
                 Some(Err(Status::out_of_range("a message was larger than limits.max_body_bytes")))
             }
@@ -232,7 +241,7 @@ impl Stream for SessionStream {
 
 impl Drop for SessionStream {
     fn drop(&mut self) {
-        self.services.end_session(Arc::clone(&self.session));
+        self.services.end_session(Arc::clone(&self.session), Closing::Gone);
     }
 }
 

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -15,6 +16,7 @@ use serde_json::json;
 
 use super::openapi::requests;
 use super::path::JobPath;
+use crate::api::gate::GoodUntil;
 use crate::api::problem::Problem;
 use crate::api::state::Api;
 use crate::domain::changes::Cursor;
@@ -39,7 +41,11 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
     responses((status = 200, description = "Events, each with `id`, `event` and `data`", body = requests::StreamedEvent, content_type = "text/event-stream",
         example = json!({"id": "12-346", "event": "status", "data": "{\"job_id\":\"0190a5c0-0000-7000-8000-000000000001\",\"status\":\"running\",\"worker_id\":\"0190a5c0-0000-7000-8000-0000000000a1\",\"at\":\"2026-01-31T12:00:00Z\"}"})))
 )]
-pub(super) async fn all(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn all(
+    State(api): State<Api>,
+    Extension(good): Extension<GoodUntil>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let after = last_event_id(&headers)?;
     let mut follower = api.services.watching.follow().await?;
     let here = follower.at();
@@ -52,7 +58,7 @@ pub(super) async fn all(State(api): State<Api>, headers: HeaderMap) -> Result<Re
         let updates = follower.next().await?;
         Some((updates.iter().map(shown).collect::<Vec<_>>(), follower))
     });
-    Ok(answer(stream::iter(first).chain(later.flat_map(stream::iter))))
+    Ok(answer(stream::iter(first).chain(later.flat_map(stream::iter)), good))
 }
 
 /// Streams a job's present state, then its changes, until it has ended.
@@ -74,6 +80,7 @@ pub(super) async fn all(State(api): State<Api>, headers: HeaderMap) -> Result<Re
 )]
 pub(super) async fn of_job(
     State(api): State<Api>,
+    Extension(good): Extension<GoodUntil>,
     JobPath(id): JobPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -86,11 +93,11 @@ pub(super) async fn of_job(
         let updates = watch.next().await?.ok()?;
         Some((updates.iter().map(shown).collect::<Vec<_>>(), watch))
     });
-    Ok(answer(events.flat_map(stream::iter)))
+    Ok(answer(events.flat_map(stream::iter), good))
 }
 
-fn answer(events: impl Stream<Item = Event> + Send + 'static) -> Response {
-    let events = events.map(Ok::<_, Infallible>);
+fn answer(events: impl Stream<Item = Event> + Send + 'static, good: GoodUntil) -> Response {
+    let events = events.take_until(Box::pin(good.expired())).map(Ok::<_, Infallible>);
     Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("alive")).into_response()
 }
 

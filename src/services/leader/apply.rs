@@ -380,8 +380,12 @@ impl Leader {
         match self.note_reporter(by, &event).await {
             Ok(()) => self.apply(job, event).await,
             Err(removed @ ServiceError::Conflict(Conflict::Removed(_))) => {
-                let mut transaction = self.core.begin().await?;
-                let repeated = says_again(&mut transaction, job, &event).await?;
+                let repeated = self
+                    .core
+                    .transaction("repeated_report", || async {
+                        says_again(&mut self.core.begin().await?, job, &event).await
+                    })
+                    .await?;
                 if repeated { Ok(Applied { repeated, job: None }) } else { Err(removed) }
             }
             Err(error) => Err(error),
