@@ -24,6 +24,9 @@ use crate::services::error::ServiceError;
 /// Label value for whatever a client made up, so that no client can add label values.
 const OTHER: &str = "other";
 
+/// RPCs whose answers may be large.
+const LARGE: [&str; 2] = ["GetJob", "ListJobs"];
+
 /// So long before its deadline a gRPC call is given up: at the deadline the transport would answer, and call it
 /// `CANCELLED`.
 const BEFORE_DEADLINE: Duration = Duration::from_millis(10);
@@ -74,7 +77,8 @@ pub(super) async fn http(State(api): State<Api>, request: Request, next: Next) -
     }
     // What was changed is told in any case.
     if reads {
-        response = api.gate.answers.carry(response).await;
+        let carried = api.gate.answers.carry(response).await;
+        response = carried.unwrap_or_else(IntoResponse::into_response);
     }
     span.record("status", response.status().as_u16());
     trace.http_answered(response.status());
@@ -116,6 +120,10 @@ pub(super) async fn grpc(State(api): State<Api>, request: Request, next: Next) -
         && let Some(problem) = unreadable(&response)
     {
         response = Status::from(problem).into_http();
+    }
+    if LARGE.contains(&method) {
+        let carried = api.gate.answers.carry_whole(response).await;
+        response = carried.unwrap_or_else(|problem| Status::from(problem).into_http());
     }
     let code = code_name(code_of(&response));
     span.record("code", code);
