@@ -16,7 +16,7 @@ pub(super) async fn submit(strike: &mut Strike, count: usize, work_ms: u64) -> b
     let shared = strike.shared().await;
     let numbers: Vec<u64> = (0..count).map(|_| shared.next_number()).collect();
     let mut body = |number: &u64| {
-        let plan = Plan { number: *number, work_ms, fails: 0, run_at: None, poison: false };
+        let plan = Plan { number: *number, work_ms, fails: 0, run_at: None, overruns: false, poison: false };
         let mut body = plan.body(&mut strike.draw);
         body["priority"] = 10.into();
         body

@@ -40,7 +40,7 @@ async fn poison(mut strike: Strike) -> Struck {
     // A worker says that a job runs when it has run for a while: before that its death says less.
     let at_once = strike.draw.percent(50);
     let work_ms = if at_once { 0 } else { strike.draw.between(300, 1000) };
-    let plan = Plan { number, work_ms, fails: 0, run_at: None, poison: true };
+    let plan = Plan { number, work_ms, fails: 0, run_at: None, overruns: false, poison: true };
     let mut body = plan.body(&mut strike.draw);
     // What its policy allows must not matter.
     body["max_retries"] = 10.into();

@@ -1,7 +1,7 @@
-//! Hundreds of workers lose their leader at once.
+//! Hundreds of workers lose their connection and their leader at once.
 //!
-//! Each worker is attached to a replica of its own choice, so about a third of them lose their connection with the leader.
-//! The others keep theirs, and wait for the next leader to know them.
+//! Each worker is attached to a replica of its own choice. So that all of them are with the leader when it is killed, the
+//! followers are killed in turn before, until nobody has one left.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -63,6 +63,8 @@ pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
         submitters: 4,
         pace: Duration::from_millis(40),
         timed: false,
+        // Whoever is in the middle of a long job is attached, too, and would begin no other one.
+        longest: Duration::from_millis(60),
         readers: 0,
         cancellers: 0,
         intruders: 0,
@@ -76,14 +78,18 @@ pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
     let mut workload = Workload::start(&cluster, &recorder, options.seed, &size);
     let shared = Arc::clone(workload.shared());
 
+    let workers = u32::try_from(options.workers).unwrap_or(u32::MAX);
     all_begin(&shared, &options.folder, options.workers).await?;
     sleep(CALM).await;
     let before = memory(&cluster).await;
     let surge = Surge::watch(&cluster);
+    gather_at_leader(&cluster, workers).await?;
+    sleep(CALM).await;
     let Kill { at: first_kill, leader: first, workers: first_lost } =
         kill_leader(&cluster, &recorder).await?;
     let (attached, accepted) = all_begin(&shared, &options.folder, options.workers).await?;
     cluster.revive(first).await?;
+    gather_at_leader(&cluster, workers).await?;
     sleep(MARKER + CALM).await;
     let Kill { at: second_kill, leader: second, workers: second_lost } =
         kill_leader(&cluster, &recorder).await?;
@@ -107,8 +113,8 @@ pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let since = |at: u64| (at - first_kill) as f64 / 1000.0;
     let figures = [
-        Figure::new("workers attached to the leader, first kill", "", first_lost, None),
-        Figure::new("workers attached to the leader, second kill", "", second_lost, None),
+        Figure::new("workers attached to the leader, first kill", "", first_lost.into(), None),
+        Figure::new("workers attached to the leader, second kill", "", second_lost.into(), None),
         Figure::new("until a submission was accepted again", "ms", since(accepted), None),
         Figure::new("until every worker had been given a job again", "ms", since(attached), Some(3000.0)),
         Figure::new("p99 of the wait for a worker, calm", "ms", calm, None),
@@ -160,16 +166,41 @@ struct Kill {
     at: u64,
     leader: usize,
     /// How many workers were attached to it.
-    workers: f64,
+    workers: u32,
+}
+
+/// Has all workers attached to the leader: whoever loses a follower goes to the next replica in an order of its own, and nobody
+/// loses the leader.
+async fn gather_at_leader(cluster: &Cluster, workers: u32) -> Result<(), Error> {
+    let leader = cluster.leader_other_than(None).await?;
+    let deadline = Instant::now() + ALL_WITHIN;
+    let mut followers = (0..cluster.size()).filter(|index| *index != leader).cycle();
+    while attached(cluster, leader)? < workers {
+        let follower = followers.next().ok_or("there are no followers")?;
+        cluster.kill(follower).await;
+        while (0..cluster.size()).map(|index| attached(cluster, index)).sum::<Result<u32, _>>()? < workers {
+            if Instant::now() > deadline {
+                return Err("the workers did not all come to the leader".into());
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        cluster.revive(follower).await?;
+    }
+    Ok(())
 }
 
 async fn kill_leader(cluster: &Cluster, recorder: &Recorder) -> Result<Kill, Error> {
     let leader = cluster.leader_other_than(None).await?;
-    let port = cluster.grpc(leader).rsplit(':').next().unwrap_or_default().parse()?;
-    let workers = connections_to(&std::fs::read_to_string("/proc/net/tcp")?, port);
+    let workers = attached(cluster, leader)?;
     let at = recorder.now();
     cluster.kill(leader).await;
-    Ok(Kill { at, leader, workers: f64::from(workers) })
+    Ok(Kill { at, leader, workers })
+}
+
+/// How many workers are attached to a replica.
+fn attached(cluster: &Cluster, replica: usize) -> Result<u32, Error> {
+    let port = cluster.grpc(replica).rsplit(':').next().unwrap_or_default().parse()?;
+    Ok(connections_to(&std::fs::read_to_string("/proc/net/tcp")?, port))
 }
 
 /// Connections to a port in the text of `/proc/net/tcp`: each worker has one.
@@ -196,7 +227,8 @@ async fn all_begin(shared: &Arc<Shared>, folder: &Path, workers: usize) -> Resul
         if Instant::now() > deadline {
             return Err(format!("only {} of {workers} workers had a job in time", starts.len()).into());
         }
-        sleep(Duration::from_millis(200)).await;
+        // The history has the times; reading it costs.
+        sleep(Duration::from_secs(1)).await;
     }
 }
 
@@ -221,7 +253,8 @@ async fn submit(shared: &Arc<Shared>, count: usize) -> Result<u64, Error> {
             .iter()
             .map(|number| {
                 let work_ms = u64::try_from(MARKER.as_millis()).unwrap_or(u64::MAX);
-                let plan = Plan { number: *number, work_ms, fails: 0, run_at: None, poison: false };
+                let plan =
+                    Plan { number: *number, work_ms, fails: 0, run_at: None, overruns: false, poison: false };
                 let mut body = plan.body(&mut draw);
                 body["priority"] = 10.into();
                 body

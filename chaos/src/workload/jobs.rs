@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use crate::draw::Draw;
 
+/// How long a job works that may take one second.
+const OVERRUN_MS: u64 = 2500;
+
 /// `input_data` of a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
@@ -21,6 +24,9 @@ pub struct Plan {
     /// Not before this time, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_at: Option<String>,
+    /// Takes longer than it may.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overruns: bool,
     /// Kills its worker, whichever that is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub poison: bool,
@@ -29,7 +35,12 @@ pub struct Plan {
 impl Plan {
     /// A plan for the job of this number: mostly short and successful.
     pub fn draw(number: u64, draw: &mut Draw) -> Self {
-        let work_ms = if draw.percent(5) { draw.between(500, 3000) } else { draw.between(5, 60) };
+        let overruns = draw.percent(1);
+        let work_ms = match draw.between(0, 100) {
+            _ if overruns => OVERRUN_MS,
+            0..5 => draw.between(500, 3000),
+            _ => draw.between(5, 60),
+        };
         let fails = match draw.between(0, 100) {
             0..80 => 0,
             80..92 => 1,
@@ -40,7 +51,14 @@ impl Plan {
             let wait = TimeDelta::milliseconds(draw.between(200, 3000).cast_signed());
             (System.now() + wait).to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
         });
-        Self { number, work_ms, fails, run_at, poison: false }
+        Self { number, work_ms, fails, run_at, overruns, poison: false }
+    }
+
+    /// Has the work take no longer than that.
+    pub fn shorten(&mut self, longest: Duration) {
+        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        self.overruns &= self.work_ms <= longest;
+        self.work_ms = self.work_ms.min(longest);
     }
 
     /// How long the work takes.
@@ -64,7 +82,7 @@ impl Plan {
             "input_data": self,
             "priority": draw.between(1, 11),
             "max_retries": draw.between(1, 4),
-            "timeout_seconds": 20,
+            "timeout_seconds": if self.overruns { 1 } else { 20 },
             "metadata": {"retry_policy": policy},
         });
         if let Some(run_at) = &self.run_at {

@@ -39,6 +39,8 @@ pub struct Size {
     pub pace: Duration,
     /// Whether some jobs have a time before which they must not run.
     pub timed: bool,
+    /// How long a job runs at the most.
+    pub longest: Duration,
     /// Clients that read the same job again and again, everywhere.
     pub readers: usize,
     /// Clients that cancel, and try failed jobs again.
@@ -61,6 +63,7 @@ impl Default for Size {
             submitters: 6,
             pace: PACE,
             timed: true,
+            longest: Duration::from_secs(3),
             readers: 3,
             cancellers: 2,
             intruders: 1,

@@ -32,6 +32,7 @@ pub(super) async fn submit(shared: Arc<Shared>, number: usize, size: Size, stop:
         let mut draw_body = |number: &u64| {
             let mut plan = Plan::draw(*number, &mut draw);
             plan.run_at = plan.run_at.filter(|_| size.timed);
+            plan.shorten(size.longest);
             plan.body(&mut draw)
         };
         let mut bodies: Vec<_> = numbers.iter().map(&mut draw_body).collect();
