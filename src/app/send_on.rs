@@ -16,6 +16,11 @@ use crate::services::sessions::{Closing, Sessions};
 const ELECTION: u32 = 3;
 /// The same where it was this replica that led: as a rule nobody has answered it for one already.
 const REPLACEMENT: u32 = 1;
+/// For how many election timeouts a leader must be known until its loss is one like the first. If leaders come and go faster,
+/// workers stay for twice as long each time: hundreds that move at once cost replicas what they need to elect one that lasts.
+const STEADY: u32 = 20;
+/// How often the time is doubled at the most.
+const MOST_DOUBLINGS: u32 = 5;
 
 /// Sends workers on once this replica is no member any more.
 pub(super) async fn when_removed(node: Node, sessions: Arc<Sessions>, serving: ServingStatus) {
@@ -40,16 +45,25 @@ pub(super) async fn without_leader(
     election_timeout: Duration,
     stop: CancellationToken,
 ) {
-    let (mut led, mut lost, mut sent_on) = (false, None, false);
+    let (mut led, mut known, mut lost) = (false, None, None);
+    let (mut sent_on, mut doublings) = (false, 0);
     loop {
-        match &*leadership.borrow_and_update() {
-            Leadership::Leading { .. } => (led, lost, sent_on) = (true, None, false),
-            Leadership::Following { leader: Some(_) } => (led, lost, sent_on) = (false, None, false),
-            Leadership::Following { leader: None } | Leadership::Stopped { .. } => {
-                lost = lost.or_else(|| Some(Instant::now()));
+        let leads = match &*leadership.borrow_and_update() {
+            Leadership::Leading { .. } => Some(true),
+            Leadership::Following { leader: Some(_) } => Some(false),
+            Leadership::Following { leader: None } | Leadership::Stopped { .. } => None,
+        };
+        if let Some(leads) = leads {
+            known = known.or_else(|| Some(Instant::now()));
+            (led, lost, sent_on) = (leads, None, false);
+        } else if lost.is_none() {
+            lost = Some(Instant::now());
+            if known.take().is_none_or(|since| since.elapsed() >= election_timeout * STEADY) {
+                doublings = 0;
             }
         }
-        let patience = election_timeout * if led { REPLACEMENT } else { ELECTION };
+        let elections = if led { REPLACEMENT } else { ELECTION };
+        let patience = election_timeout * elections * 2_u32.pow(doublings);
         tokio::select! {
             () = stop.cancelled() => return,
             changed = leadership.changed() => if changed.is_err() { return },
@@ -59,6 +73,7 @@ pub(super) async fn without_leader(
                     tracing::warn!(workers, ?patience, "No leader is known here; workers are sent on to other replicas.");
                 }
                 sent_on = true;
+                doublings = (doublings + 1).min(MOST_DOUBLINGS);
             }
         }
     }
@@ -122,5 +137,34 @@ mod tests {
             assert_eq!(stays(before, Some(gap), true).await, None, "somebody was elected");
         }
         assert_eq!(stays(here(), None, false).await, None, "there is no other replica");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_faster_leaders_come_and_go_the_longer_workers_stay() {
+        let sessions = Arc::new(Sessions::default());
+        let leadership = watch::Sender::new(here());
+        let stop = CancellationToken::new();
+        let watching = without_leader(
+            leadership.subscribe(),
+            || true,
+            Arc::clone(&sessions),
+            ELECTION_TIMEOUT,
+            stop.clone(),
+        );
+        let watching = tokio::spawn(watching);
+        let mut stayed = Vec::new();
+        for steady in [20, 19, 1, 1, 1, 1, 1, 1, 20] {
+            let (worker, id) = (WorkerId(Uuid::nil()), SessionId(Uuid::nil()));
+            let session = sessions.open(Caller::Anybody, worker, id, [], 1).unwrap();
+            leadership.send_replace(here());
+            tokio::time::sleep(ELECTION_TIMEOUT * steady).await;
+            let began = Instant::now();
+            leadership.send_replace(NOBODY);
+            session.closed().await;
+            stayed.push(began.elapsed().as_millis() / ELECTION_TIMEOUT.as_millis());
+        }
+        assert_eq!(stayed, [1, 2, 4, 8, 16, 32, 32, 32, 1]);
+        stop.cancel();
+        watching.await.unwrap();
     }
 }

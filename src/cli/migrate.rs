@@ -43,3 +43,22 @@ pub(super) fn database(url: Option<String>, config: Option<PathBuf>) -> Result<D
     };
     Database::connect_lazily(&options).map_err(|error| failed(&error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_url_that_cannot_be_used_is_named() {
+        for (url, why) in [
+            ("", "relative URL without a base"),
+            ("postgres://a b/c", "invalid domain character"),
+            ("postgres://u:secret@host:99999/db", "invalid port number"),
+        ] {
+            let Err(CommandError::Failed(said)) = database(Some(url.to_owned()), None) else {
+                panic!("{url} was taken")
+            };
+            assert_eq!(said, format!("the URL of the database cannot be used: {why}"));
+        }
+    }
+}

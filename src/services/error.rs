@@ -155,7 +155,9 @@ impl From<StorageError> for ServiceError {
             StorageError::PageTooLarge => {
                 Self::Invalid(vec![FieldError::new("page_size", error.to_string())])
             }
-            StorageError::TooOld { .. } => Self::Unavailable { reason: error.to_string() },
+            StorageError::TooOld { .. } | StorageError::Url(_) => {
+                Self::Unavailable { reason: error.to_string() }
+            }
             StorageError::Rejected(cause) | StorageError::Unexpected(cause) => {
                 tracing::error!(%cause, "PostgreSQL refused a statement that should be valid.");
                 Self::Internal

@@ -101,7 +101,7 @@ impl Database {
     /// Prepares the pools; connections are opened when they are needed.
     pub fn connect_lazily(options: &DatabaseOptions) -> Result<Self, StorageError> {
         let mut connect = PgConnectOptions::from_str(&options.url)
-            .map_err(StorageError::Unexpected)?
+            .map_err(StorageError::Url)?
             .application_name("cortex")
             .disable_statement_logging();
         if options.pooler {

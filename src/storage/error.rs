@@ -29,6 +29,9 @@ pub enum StorageError {
     /// The jobs of a page take more memory together than is given for one.
     #[error("must be less here: the jobs of the page have more than {} MiB together", PAGE_BYTES >> 20)]
     PageTooLarge,
+    /// The URL of the database cannot be used.
+    #[error("the URL of the database cannot be used: {}", .0.to_string().trim_start_matches("error with configuration: "))]
+    Url(#[source] sqlx::Error),
     /// PostgreSQL lacks what the statements need.
     #[error("PostgreSQL {found} is too old: CORTEX needs PostgreSQL 14 or newer")]
     TooOld {
@@ -65,7 +68,7 @@ impl StorageError {
     /// Waiting will not help: PostgreSQL is too old, lets this user not in, or has no such database.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::TooOld { .. } | Self::Unexpected(_) => true,
+            Self::TooOld { .. } | Self::Url(_) | Self::Unexpected(_) => true,
             Self::Unavailable(sqlx::Error::Database(error)) => {
                 error.code().is_some_and(|code| code.starts_with("28") || code == "3D000")
             }
@@ -86,6 +89,7 @@ impl StorageError {
             | Self::ForeignCluster(_)
             | Self::OutcomeUnknown(_)
             | Self::TooOld { .. }
+            | Self::Url(_)
             | Self::PageTooLarge
             | Self::Rejected(_)
             | Self::Unexpected(_) => false,

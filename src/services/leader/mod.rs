@@ -331,6 +331,7 @@ impl Core {
             StorageError::Rejected(_)
             | StorageError::Unexpected(_)
             | StorageError::PageTooLarge
+            | StorageError::Url(_)
             | StorageError::TooOld { .. } => {}
         }
     }
