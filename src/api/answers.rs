@@ -1,6 +1,7 @@
 //! Large answers to reads on their way: the memory that they take together is bounded, and none keeps its part for longer
 //! than a slow client needs.
 
+use std::future::ready;
 use std::io::{Error, ErrorKind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::stream;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
@@ -74,6 +75,10 @@ impl Answers {
             let detail = format!("more than {MOST} MiB of answers are on their way to clients");
             return Err(Problem::new(ProblemType::Overloaded, detail));
         };
+        if counted == 0 {
+            let body = Full::new(bytes).with_trailers(ready(trailers.map(Ok)));
+            return Ok(Response::from_parts(parts, Body::new(body)));
+        }
         let answer = Counted { bytes, _permit: permit };
         let body = in_chunks(answer, READ_WITHIN + READ_UNIT_WITHIN * units, trailers);
         Ok(Response::from_parts(parts, body))

@@ -3,7 +3,7 @@
 //! A handler runs within [`Caller::scope`]; without it no command is carried out. So a route that came past
 //! this gate could read, and change nothing.
 //!
-//! A stream ends with the token on whose strength it was opened ([`GoodUntil`]): what goes on for hours is no single call.
+//! A stream of ours ends with the token on whose strength it was opened ([`GoodUntil`]): what goes on for hours is no single call.
 
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +26,8 @@ use crate::security::{Access, AuthError, Authenticator, Caller, Limiter};
 /// What opens the value of an `Authorization` header.
 const SCHEME: &str = "bearer";
 
-/// When the token of a request expires, if it needs one. Every request that has passed has it among its extensions.
+/// When the token of a request expires, if it needs one. Every request that has passed has it among its extensions,
+/// but for those of open routes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct GoodUntil(Option<Instant>);
 

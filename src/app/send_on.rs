@@ -20,7 +20,7 @@ const REPLACEMENT: u32 = 1;
 /// workers stay for twice as long each time: hundreds that move at once cost replicas what they need to elect one that lasts.
 const STEADY: u32 = 20;
 /// How often the time is doubled at the most.
-const MOST_DOUBLINGS: u32 = 5;
+const MOST_DOUBLINGS: u32 = 3;
 
 /// Sends workers on once this replica is no member any more.
 pub(super) async fn when_removed(node: Node, sessions: Arc<Sessions>, serving: ServingStatus) {
@@ -70,10 +70,10 @@ pub(super) async fn without_leader(
             () = sleep_until(lost.unwrap_or_else(Instant::now) + patience), if lost.is_some() && !sent_on => {
                 let workers = if has_peers() { sessions.send_on(Closing::NoLeader) } else { 0 };
                 if workers > 0 {
+                    doublings = (doublings + 1).min(MOST_DOUBLINGS);
                     tracing::warn!(workers, ?patience, "No leader is known here; workers are sent on to other replicas.");
                 }
                 sent_on = true;
-                doublings = (doublings + 1).min(MOST_DOUBLINGS);
             }
         }
     }
@@ -153,7 +153,7 @@ mod tests {
         );
         let watching = tokio::spawn(watching);
         let mut stayed = Vec::new();
-        for steady in [20, 19, 1, 1, 1, 1, 1, 1, 20] {
+        for steady in [20, 19, 1, 1, 1, 1, 20] {
             let (worker, id) = (WorkerId(Uuid::nil()), SessionId(Uuid::nil()));
             let session = sessions.open(Caller::Anybody, worker, id, [], 1).unwrap();
             leadership.send_replace(here());
@@ -163,7 +163,7 @@ mod tests {
             session.closed().await;
             stayed.push(began.elapsed().as_millis() / ELECTION_TIMEOUT.as_millis());
         }
-        assert_eq!(stayed, [1, 2, 4, 8, 16, 32, 32, 32, 1]);
+        assert_eq!(stayed, [1, 2, 4, 8, 8, 8, 1]);
         stop.cancel();
         watching.await.unwrap();
     }

@@ -106,7 +106,7 @@ pub enum BenchError {
         stored: u64,
     },
     /// It was called off.
-    #[error("the run was broken off; what it had stored was run")]
+    #[error("the run was broken off; nothing of it is left waiting")]
     BrokenOff,
     /// Something that must come did not.
     #[error("gave up after {0:?}: {1}")]

@@ -197,7 +197,7 @@ impl Run {
             let (turns, clock, stop) = (Arc::clone(&turns), self.clock, self.options.stop.clone());
             submitters.spawn(async move {
                 let mut done = Submitted::new();
-                while turns.lock().await.recv().await.is_some() {
+                while !stop.is_cancelled() && turns.lock().await.recv().await.is_some() {
                     let body = |at| template.single(at);
                     submit(&mut submitter, SINGLE, 1, body, clock, &stop, &mut done).await?;
                 }

@@ -372,6 +372,10 @@ impl Session {
     /// What the stream says next, and at last why it ends.
     pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Result<Batch, Closing>> {
         let mut state = self.lock();
+        // The leader was told already that the worker has nothing of what waits here.
+        if state.closing == Some(Closing::Expired) {
+            return Poll::Ready(Err(Closing::Expired));
+        }
         let had_room = state.batch.answers() < MOST_ANSWERS;
         let mut batch = state.batch.part();
         if !had_room {

@@ -102,6 +102,18 @@ impl Wake for Woken {
 }
 
 #[test]
+fn a_session_that_has_expired_tells_its_worker_nothing_more() {
+    let (sessions, session) = open(&[]);
+    assert!(deliver(&sessions, assigned(1, 1)));
+    assert_eq!(next(&session).assignments.len(), 1);
+    assert!(deliver(&sessions, assigned(2, 1)));
+    session.answer([(7, None, Ok(()))]);
+    session.close(Closing::Expired);
+    assert_eq!(closing(&session), Closing::Expired);
+    assert_eq!(session.known_to_worker(), [lease(1)], "the leader may give the other one to somebody else");
+}
+
+#[test]
 fn a_delivery_wakes_its_stream_and_uses_a_credit() {
     let (sessions, session) = open(&[]);
     let woken = Arc::new(Woken::default());

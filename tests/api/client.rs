@@ -114,6 +114,22 @@ async fn jobs_are_listed_page_by_page_and_by_every_filter() {
 }
 
 #[tokio::test]
+async fn a_large_page_arrives_as_a_whole() {
+    let api = Api::of("grpc-large").await;
+    let input = format!(r#"{{"a": "{}"}}"#, "x".repeat(600_000));
+    for replica in 0..REPLICAS {
+        let job = JobSubmission { input_data: input.clone().into(), ..submission(&api) };
+        let mut client = client(&api, replica).await;
+        client.submit_job(SubmitJobRequest { job: Some(job), idempotency_key: String::new() }).await.unwrap();
+    }
+    let mut client = client(&api, 1).await;
+    let request = ListJobsRequest { created_by: api.name.clone(), ..Default::default() };
+    let page = client.list_jobs(request).await.unwrap().into_inner();
+    assert_eq!(page.jobs.iter().map(|job| job.input_data.len()).collect::<Vec<_>>(), [input.len(); REPLICAS]);
+    api.leave().await;
+}
+
+#[tokio::test]
 async fn jobs_are_cancelled_and_retried_by_the_same_rules() {
     let api = Api::of("grpc-cancel").await;
     for replica in 0..REPLICAS {

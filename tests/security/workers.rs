@@ -87,8 +87,17 @@ impl Bearer {
 
     /// Opens a session for a worker that is registered already.
     pub async fn session(&mut self, worker_id: &str) -> Result<tonic::Streaming<impl Sized + use<>>, Status> {
+        self.session_with(worker_id, 1).await
+    }
+
+    /// Opens one that asks for so many jobs.
+    pub async fn session_with(
+        &mut self,
+        worker_id: &str,
+        credits: u32,
+    ) -> Result<tonic::Streaming<impl Sized + use<>>, Status> {
         let opening = SessionOpening { worker_id: worker_id.to_owned(), ..SessionOpening::default() };
-        let first = SessionRequest { opening: Some(opening), ..SessionRequest::default() };
+        let first = SessionRequest { opening: Some(opening), credits, ..SessionRequest::default() };
         let requests = futures::stream::iter([first]).chain(futures::stream::pending());
         Ok(self.client.session(with_token(requests, &self.token)).await?.into_inner())
     }

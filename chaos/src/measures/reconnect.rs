@@ -86,13 +86,13 @@ pub async fn reconnect(options: &ReconnectOptions) -> Result<bool, Error> {
     gather_at_leader(&cluster, workers).await?;
     sleep(CALM).await;
     let Kill { at: first_kill, leader: first, workers: first_lost } =
-        kill_leader(&cluster, &recorder).await?;
+        kill_leader(&cluster, &recorder, workers).await?;
     let (attached, accepted) = all_begin(&shared, &options.folder, options.workers).await?;
     cluster.revive(first).await?;
     gather_at_leader(&cluster, workers).await?;
     sleep(MARKER + CALM).await;
     let Kill { at: second_kill, leader: second, workers: second_lost } =
-        kill_leader(&cluster, &recorder).await?;
+        kill_leader(&cluster, &recorder, workers).await?;
     sleep(CALM * 2).await;
     let afterwards = memory(&cluster).await;
     let peak = surge.end().await;
@@ -176,6 +176,9 @@ async fn gather_at_leader(cluster: &Cluster, workers: u32) -> Result<(), Error> 
     let deadline = Instant::now() + ALL_WITHIN;
     let mut followers = (0..cluster.size()).filter(|index| *index != leader).cycle();
     while attached(cluster, leader)? < workers {
+        if Instant::now() > deadline {
+            return Err("the workers did not all come to the leader".into());
+        }
         let follower = followers.next().ok_or("there are no followers")?;
         cluster.kill(follower).await;
         while (0..cluster.size()).map(|index| attached(cluster, index)).sum::<Result<u32, _>>()? < workers {
@@ -189,12 +192,15 @@ async fn gather_at_leader(cluster: &Cluster, workers: u32) -> Result<(), Error> 
     Ok(())
 }
 
-async fn kill_leader(cluster: &Cluster, recorder: &Recorder) -> Result<Kill, Error> {
+async fn kill_leader(cluster: &Cluster, recorder: &Recorder, workers: u32) -> Result<Kill, Error> {
     let leader = cluster.leader_other_than(None).await?;
-    let workers = attached(cluster, leader)?;
+    let lost = attached(cluster, leader)?;
+    if lost < workers {
+        return Err(format!("only {lost} of {workers} workers were attached to the leader").into());
+    }
     let at = recorder.now();
     cluster.kill(leader).await;
-    Ok(Kill { at, leader, workers })
+    Ok(Kill { at, leader, workers: lost })
 }
 
 /// How many workers are attached to a replica.
