@@ -101,10 +101,10 @@ async fn a_session_ends_with_its_token_though_its_worker_reads_nothing() {
     for (round, replica) in scene.both().await.into_iter().enumerate() {
         let model = format!("unread-until-the-token-expires-{round}");
         let worker = Bearer::new(scene, replica, "ann", Role::Worker).await.register(&model).await.unwrap();
-        let job = submit(scene, replica, &model).await;
         let token = token_since(&scene.private_pem, "ann", Role::Worker, A_WHILE_LEFT);
         let mut deaf = Bearer::deaf(scene, replica, token).await;
         let _session = deaf.session_with(&worker, 0).await.unwrap();
+        let job = submit(scene, replica, &model).await;
         let path = format!("/api/v1/jobs/{}/explain", job["id"].as_str().unwrap());
         let admin = scene.token("root", Role::Admin);
         let obstacle = async || {
