@@ -29,6 +29,8 @@ const MARKER: Duration = Duration::from_secs(8);
 const BATCH: usize = 100;
 /// Seconds after the kill that are looked at.
 const LOOKED_AT: u32 = 12;
+/// Seconds that are looked at together: the p99 of a single one's hundred waits is the longest of them.
+const WINDOW: u64 = 3;
 /// In microseconds.
 const SECOND: u64 = 1_000_000;
 /// Time between two looks at the memory.
@@ -156,7 +158,7 @@ fn normal_after(waits: &[(u64, u64)], moment: u64, calm: f64) -> f64 {
     let is_normal = |second: &u32| {
         let from = moment + u64::from(*second) * SECOND;
         // Where nothing is accepted nothing is normal.
-        p99_ms(waits, from, from + SECOND).is_some_and(|p99| p99 <= (2.0 * calm).max(50.0))
+        p99_ms(waits, from, from + WINDOW * SECOND).is_some_and(|p99| p99 <= (2.0 * calm).max(50.0))
     };
     (0..LOOKED_AT).rev().take_while(is_normal).last().unwrap_or(LOOKED_AT).into()
 }
