@@ -39,6 +39,9 @@ pub const BARS: [f64; 3] = [1_000.0, 1_500.0, 200.0];
 /// How long after a fault the leadership may change because of it, in microseconds.
 const AFTERMATH: u64 = 10_000_000;
 
+/// Somebody leads as long as a submission was accepted so short a time ago, in microseconds.
+const GOING: u64 = 500_000;
+
 /// How the leader went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -58,7 +61,8 @@ pub struct Failover {
     pub name: String,
     /// How the leader went.
     pub kind: Kind,
-    /// Whether no other fault was under way until things went on: otherwise the wait is not the leader's alone.
+    /// Whether the fault before it had been overcome and no other one was under way until things went on: otherwise the wait is not
+    /// the leader's alone.
     pub alone: bool,
     /// Until the next accepted submission was answered, in milliseconds; `None` if none was.
     pub to_submission_ms: Option<f64>,
@@ -152,10 +156,12 @@ fn measure(
     let dispatched =
         runs.filter(|(lease, at)| *at >= begun && granted_by_next(lease)).map(|(_, at)| at).min();
     let recovered = next.max(dispatched).unwrap_or(u64::MAX);
-    let others = evidence.history.faults.iter().filter(|other| other.fault != fault.fault);
-    let alone = !others
-        .into_iter()
-        .any(|other| other.begun <= recovered && in_fault(other, begun.max(other.begun), 0));
+    let others = || evidence.history.faults.iter().filter(|other| other.fault != fault.fault);
+    let beside = others().any(|other| other.begun <= recovered && in_fault(other, begun.max(other.begun), 0));
+    // After another fault there may be no leader yet that could be lost.
+    let again = others().any(|other| other.over.or(other.healed).is_some_and(|over| over <= begun));
+    let going = || accepted.iter().any(|(_, end, _)| (begun.saturating_sub(GOING)..=begun).contains(end));
+    let alone = !beside && (!again || going());
     Failover {
         fault: fault.fault,
         name: fault.name.clone(),

@@ -88,6 +88,16 @@ fn a_wait_beside_another_fault_is_not_the_leaders_alone() {
 }
 
 #[test]
+fn a_leader_that_has_accepted_nothing_yet_after_a_fault_is_not_lost_alone() {
+    let mut story = struck("stop-leader", 1600, 1700);
+    story.fault(100, 980, "postgres-kill", false);
+    story.submit_during(3, 90, Some(490), Story::ok(&[id(3)]));
+    assert!(!failovers(&story)[0].alone);
+    story.submit_during(4, 90, Some(510), Story::ok(&[id(4)]));
+    assert!(failovers(&story)[0].alone);
+}
+
+#[test]
 fn many_samples_are_judged_by_their_percentile() {
     let mut story = struck("kill-leader", 2300, 2400);
     for number in 0..30 {
@@ -106,6 +116,8 @@ fn many_samples_are_judged_by_their_percentile() {
         let at = (begun + 1290).cast_signed();
         story.change(job, at, "", "assigned", Some(job)).epoch = Some(number.cast_signed() + 2);
         story.act(begun + 1310, "w", Story::began(job, job, 1));
+        // Once more, when all is well again.
+        story.submit_during(job, begun + 9800, Some(begun + 9900), Story::ok(&[id(job)]));
     }
     refuted(&story.judge(&PROMISE), "submission after a failover: p99 of 30 is 1300 ms");
 }
