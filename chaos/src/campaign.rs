@@ -159,7 +159,7 @@ mod tests {
             build: String::new(),
         };
         assert_eq!(kinds(&options, 7), kinds(&options, 7));
-        let drawn: std::collections::BTreeSet<_> = (0..50).flat_map(|seed| kinds(&options, seed)).collect();
+        let drawn: std::collections::BTreeSet<_> = (0..200).flat_map(|seed| kinds(&options, seed)).collect();
         let possible = faults::ALL.iter().filter(|fault| fault.is_possible()).count();
         assert_eq!(drawn.len(), possible, "every kind comes up");
     }

@@ -5,6 +5,7 @@
 pub mod campaign;
 pub mod checks;
 pub mod cluster;
+mod disk;
 pub mod draw;
 pub mod faults;
 pub mod history;

@@ -30,12 +30,16 @@ const SIDE_BY_SIDE: TimeDelta = TimeDelta::milliseconds(500);
 
 /// How long after a fault its traces may last, in microseconds: what the promise allows, and the scheduler.
 const AFTERMATH: u64 = 1_500_000;
-/// Faults that strike neither replicas nor stores.
-const HARMLESS: [&str; 7] = [
+/// Faults that strike neither a store nor whoever leads.
+const HARMLESS: [&str; 11] = [
     "connection-flood",
     "duplicate-completion",
+    "kill-follower",
     "malformed-flood",
+    "partition-follower",
     "poison-job",
+    "raft-flipped-bit",
+    "raft-torn-tail",
     "slow-loris",
     "worker-crash",
     "zombie-worker",

@@ -1,7 +1,7 @@
 //! W1: a change of leaders costs no worker its job.
 //!
 //! Struck at the leader, a run that its worker had begun and not ended is cut where its lease is taken away as lost or
-//! handed back. That may be where the worker itself was struck, or where it was attached to the replica that was: by
+//! handed back, be it while the work goes on or before its end is heard. That may be where the worker itself was struck, or where it was attached to the replica that was: by
 //! its last report or registration, if it has made any by calls of its own. A worker with a session does not say where
 //! it is attached; it is at a surviving replica for certain only while no replica is struck.
 
@@ -46,7 +46,7 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
             continue;
         };
         cases += 1;
-        let Some(cut) = cut(*lease, stores, clock, fault, ended) else { continue };
+        let Some(cut) = cut(*lease, stores, clock, fault) else { continue };
         let since = fault.begun;
         let crashed = crashes
             .get(run.worker)
@@ -82,13 +82,13 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
     Verdict::with_doubts(cases, violations, &doubts)
 }
 
-/// When the lease was taken away because of the fault, before its worker came to its end.
-fn cut(lease: Uuid, stores: &Stores<'_>, clock: Clock, fault: &FaultRun, ended: u64) -> Option<u64> {
+/// When the lease was taken away because of the fault.
+fn cut(lease: Uuid, stores: &Stores<'_>, clock: Clock, fault: &FaultRun) -> Option<u64> {
     let lease = stores.leases.get(&lease)?;
     let lost = matches!(lease.execution?.error_code.as_deref(), Some("worker_lost" | "rejected" | "poison"));
     let change = lease.ended.filter(|_| lost)?;
     let until = fault.over.or(fault.healed).unwrap_or(u64::MAX).saturating_add(BECAUSE);
-    let because = clock.is_after(change.at, fault.begun) && clock.is_before(change.at, until.min(ended));
+    let because = clock.is_after(change.at, fault.begun) && clock.is_before(change.at, until);
     because.then(|| u64::try_from(clock.latest(change.at)).unwrap_or(0))
 }
 
@@ -153,6 +153,14 @@ mod tests {
     fn a_run_that_is_cut_is_a_violation() {
         refuted(&running(Some("worker_lost")).judge(&PROMISE), "and replica 2 survived");
         refuted(&running(Some("rejected")).judge(&PROMISE), "and replica 2 survived");
+    }
+
+    #[test]
+    fn a_run_whose_end_is_not_heard_before_its_lease_is_taken_away_is_cut() {
+        let mut story = running(Some("worker_lost"));
+        let Some((at, ..)) = story.acts.last_mut() else { panic!("it ended") };
+        *at = 2_000_000;
+        refuted(&story.judge(&PROMISE), "and replica 2 survived");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reqwest::Method;
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::edges::others;
@@ -80,9 +81,38 @@ impl Changes {
         }
     }
 
+    /// Waits until a replica knows all that were acknowledged.
+    ///
+    /// # Errors
+    /// When it does not come to.
+    pub(super) async fn are_known(&self, cluster: &Cluster, replica: usize) -> Result<(), String> {
+        let missing = || async {
+            let answer = cluster.administer(replica, Method::GET, "/api/v1/queues", None).await;
+            let Ok((200, queues)) = answer else { return self.paused.len() };
+            let names = queues["paused_models"].as_array().cloned().unwrap_or_default();
+            let known: BTreeSet<&str> = names.iter().filter_map(Value::as_str).collect();
+            self.paused.iter().filter(|number| !known.contains(self.model(**number).as_str())).count()
+        };
+        let known =
+            cluster.until("all acknowledged changes are known", || async { missing().await == 0 }).await;
+        match known {
+            Ok(()) => Ok(()),
+            Err(_) => Err(format!(
+                "replica {} lacks {} of {} acknowledged changes",
+                replica + 1,
+                missing().await,
+                self.paused.len()
+            )),
+        }
+    }
+
+    /// Long names fill the log sooner.
+    fn model(&self, number: u64) -> String {
+        format!("nobody-{}-{number}-{}", self.run, "x".repeat(150))
+    }
+
     async fn change(&self, cluster: &Cluster, replica: usize, what: &str, number: u64) -> bool {
-        // Long names fill the log sooner.
-        let model = format!("nobody-{}-{number}-{}", self.run, "x".repeat(150));
+        let model = self.model(number);
         let path = format!("/api/v1/queues/{what}?model_name={model}");
         let answer = cluster.administer(replica, Method::POST, &path, None).await;
         answer.is_ok_and(|(status, _)| status == 200)

@@ -28,7 +28,9 @@ mod partition_ring;
 mod poison_job;
 mod postgres_connections;
 mod postgres_restart;
+mod power_cut;
 mod raft_disk_full;
+mod raft_disks;
 mod raft_eio;
 mod raft_files;
 mod raft_flipped_bit;
@@ -157,6 +159,7 @@ pub const ALL: &[Fault] = &[
     poison_job::FAULT,
     postgres_connections::FAULT,
     postgres_restart::FAULT,
+    power_cut::FAULT,
     raft_disk_full::FAULT,
     raft_eio::FAULT,
     raft_flipped_bit::FAULT,

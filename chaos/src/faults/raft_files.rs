@@ -50,6 +50,14 @@ pub(super) enum Start {
 /// When it does neither, or ended without an error: it owes one of the two.
 pub(super) async fn try_start(cluster: &Cluster, index: usize) -> Result<Start, Miss> {
     cluster.restart(index).await?;
+    started(cluster, index).await
+}
+
+/// Waits until a replica that was started serves or has ended.
+///
+/// # Errors
+/// As for [`try_start`].
+pub(super) async fn started(cluster: &Cluster, index: usize) -> Result<Start, Miss> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let replicas = cluster.replicas.read().await;

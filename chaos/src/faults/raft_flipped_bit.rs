@@ -1,5 +1,6 @@
 //! A bit in the middle of a replica's log is flipped, or its end is gone: it must not start, and say why. It is then
-//! replaced by an empty one under a new id.
+//! replaced by an empty one under a new id. A bit by pure chance may be one that nothing depends on: then it may also come
+//! back as it was.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ async fn damage(mut strike: Strike) -> Struck {
     let cluster = Arc::clone(&strike.cluster);
     let (_, follower) = strike.leader_and_follower().await?;
     let former = cluster.id(follower).await;
+    let before = cluster.view(follower).await.ok_or("the follower does not answer")?;
     let path = log_in(&cluster.raft_dir(follower).await);
     strike.begins(&[follower], false, format!("the log of replica {} is damaged", follower + 1));
     cluster.kill(follower).await;
@@ -34,25 +36,37 @@ async fn damage(mut strike: Strike) -> Struck {
         cluster.revive(follower).await.map_err(Miss::Broke)?;
         strike.heals();
     }
-    let done = done?;
-    if try_start(&cluster, follower).await? != Start::Refused {
+    let Damage { what, must_refuse } = done?;
+    if try_start(&cluster, follower).await? == Start::Ready {
         strike.heals();
-        return Err(Miss::Broke(format!("it started all the same: {done}")));
+        let after = cluster.view(follower).await.ok_or("it does not say in which term it is")?;
+        let (was, is) = (before.term, after.term);
+        if must_refuse || is < was {
+            return Err(Miss::Broke(format!("{what}: it started all the same, in term {is} after {was}")));
+        }
+        return Ok(format!("{what}, where nothing is kept any more: it is back in term {is} after {was}"));
     }
     let said =
         cluster.log(follower).await.lines().rev().find(|line| line.contains(DAMAGED)).map(str::to_owned);
     let id = replace(&cluster, follower).await;
     strike.heals();
-    let said = said.ok_or_else(|| Miss::broke(format!("it did not start, and did not say why: {done}")))?;
+    let said = said.ok_or_else(|| Miss::broke(format!("it did not start, and did not say why: {what}")))?;
     let told = said.split(DAMAGED).nth(1).unwrap_or_default().trim().to_owned();
     Ok(format!(
-        "{done}, member {former} did not start: {told}; member {} is in its place",
+        "{what}, member {former} did not start: {told}; member {} is in its place",
         id.map_err(Miss::Broke)?
     ))
 }
 
-/// Does one damage; says what.
-fn damage_file(path: &Path, strike: &mut Strike) -> Result<String, String> {
+/// What was done to a log.
+struct Damage {
+    what: String,
+    /// Whether it is known to have struck what is in use.
+    must_refuse: bool,
+}
+
+/// Does one damage.
+fn damage_file(path: &Path, strike: &mut Strike) -> Result<Damage, String> {
     let file = open(path)?;
     let length = file.metadata().map_err(|error| error.to_string())?.len();
     if length <= FIRST_PAGE {
@@ -61,11 +75,16 @@ fn damage_file(path: &Path, strike: &mut Strike) -> Result<String, String> {
     if strike.draw.percent(20) {
         let cut = strike.draw.between(1, FIRST_PAGE);
         file.set_len(length - cut).and_then(|()| file.sync_all()).map_err(|error| error.to_string())?;
-        return Ok(format!("the last {cut} of {length} bytes cut off"));
+        return Ok(Damage { what: format!("the last {cut} of {length} bytes cut off"), must_refuse: true });
     }
-    let (offset, bit) = live_bit(path, strike)?;
+    let must_refuse = strike.draw.percent(60);
+    let (offset, bit) = if must_refuse {
+        live_bit(path, strike)?
+    } else {
+        (strike.draw.between(FIRST_PAGE, length), strike.draw.between(0, 8))
+    };
     flip(&file, offset, bit).map_err(|error| error.to_string())?;
-    Ok(format!("bit {bit} of byte {offset} of {length} flipped"))
+    Ok(Damage { what: format!("bit {bit} of byte {offset} of {length} flipped"), must_refuse })
 }
 
 /// A bit that counts. A page is never written over while it is in use, so most of the file is what once was in use; which

@@ -5,7 +5,6 @@
 //! system mounted anew, and the replica started again: whatever the group has acknowledged must be there, on every
 //! replica, and no replica may have gone back behind a term that it was seen in.
 
-mod disk;
 mod load;
 
 use std::path::{Path, PathBuf};
@@ -16,9 +15,9 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, ClusterOptions, Error};
+use crate::disk::Disk;
 use crate::draw::Draw;
 use crate::history::View;
-use disk::Disk;
 use load::{Acknowledged, Load};
 
 /// What to do.
@@ -92,7 +91,10 @@ async fn disks(folder: &Path, replicas: usize) -> Result<Vec<Disk>, Error> {
     let mut disks = Vec::new();
     for id in 1..=replicas {
         let mount = folder.join("cluster").join(format!("raft-{id}"));
-        disks.push(Disk::make(&folder.join(format!("disk-{id}.img")), &mount).await?);
+        std::fs::create_dir_all(&mount)?;
+        let disk = Disk::in_file(&folder.join(format!("disk-{id}.img")), &mount).await?;
+        disk.mount().await?;
+        disks.push(disk);
     }
     Ok(disks)
 }

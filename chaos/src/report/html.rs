@@ -36,6 +36,7 @@ pub(super) fn render(report: &Report, history: Option<&History>) -> Markup {
                     (figure(report.total(|round| round.acknowledged), "acknowledged jobs"))
                     (figure(report.total(|round| round.faults.values().map(|(count, _)| count).sum()), "faults"))
                     (figure(report.total(|round| round.starts), "runs of jobs"))
+                    (figure(report.total(|round| round.effects), "effects outside of the cluster"))
                     (figure(report.total(|round| round.unknown_submissions), "submissions with an unknown outcome"))
                 }
                 @if let Some(history) = history {

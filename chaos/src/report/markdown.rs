@@ -19,11 +19,13 @@ fn write(report: &Report, out: &mut String) -> fmt::Result {
     writeln!(out, "**{}**: `{}`\n", report.overall().word(), report.command)?;
     writeln!(
         out,
-        "{} rounds, {} acknowledged jobs, {} submissions of which the client does not know the outcome, {} runs of jobs.\n",
+        "{} rounds, {} acknowledged jobs, {} submissions of which the client does not know the outcome, {} runs of jobs, \
+         {} effects outside of the cluster.\n",
         report.rounds.len(),
         report.total(|round| round.acknowledged),
         report.total(|round| round.unknown_submissions),
         report.total(|round| round.starts),
+        report.total(|round| round.effects),
     )?;
     writeln!(out, "| promise | | verdict | |\n| --- | --- | --- | --- |")?;
     for row in report.rows() {

@@ -22,6 +22,8 @@ pub struct Summary {
     pub jobs: u64,
     /// Runs of jobs that workers began.
     pub starts: u64,
+    /// Effects that workers had outside of the cluster, one for each completion that was acknowledged to them.
+    pub effects: u64,
     /// Strikes by kind: how many there were, and of how many it was shown that they bit.
     pub faults: BTreeMap<String, (u64, u64)>,
     /// How long the cluster stood still after faults that took its leader away.
@@ -66,15 +68,16 @@ impl Summary {
         for (_, name) in &history.misses {
             faults.entry(name.clone()).or_default().0 += 1;
         }
-        let starts =
-            history.acts.iter().filter(|(_, _, act)| matches!(act, Act::Start { .. })).count() as u64;
+        let count =
+            |kind: fn(&Act) -> bool| history.acts.iter().filter(|(_, _, act)| kind(act)).count() as u64;
         let quiet = history.stage(Stage::Over).zip(history.stage(Stage::Quiet));
         Self {
             info: history.info.clone(),
             acknowledged: acknowledged.len() as u64,
             unknown_submissions,
             jobs: history.last.as_ref().map_or(0, |last| last.jobs.len() as u64),
-            starts,
+            starts: count(|act| matches!(act, Act::Start { .. })),
+            effects: count(|act| matches!(act, Act::Effect { .. })),
             faults,
             failovers: checks::failovers(history),
             quiet_ms: quiet.map(|(over, quiet)| milliseconds(over.saturating_sub(quiet))),
