@@ -124,9 +124,6 @@ pub struct PowerCutArgs {
     /// How often
     #[arg(long, default_value_t = 20)]
     pub cuts: u32,
-    /// A defect that the replicas are to have, to see that it is found
-    #[arg(long, value_name = "DEFECT")]
-    pub planted: Option<String>,
     /// Where everything is written; must not exist
     #[arg(long, value_name = "DIR", default_value = "target/chaos/power-cut")]
     pub output: PathBuf,

@@ -81,8 +81,8 @@ async fn dispatch(command: Command) -> Result<bool, Error> {
             Ok(true)
         }
         Command::PowerCut(args) => {
-            let PowerCutArgs { seed, cuts, planted, output: folder } = args;
-            let cuts = power_cut::run(&PowerCutOptions { seed, cuts, folder, planted }).await?;
+            let PowerCutArgs { seed, cuts, output: folder } = args;
+            let cuts = power_cut::run(&PowerCutOptions { seed, cuts, folder }).await?;
             Ok(cuts.iter().all(Cut::is_clean))
         }
         Command::Reconnect(args) => {

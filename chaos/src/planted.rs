@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::checks::Verdict;
 use crate::cluster::{Error, NetworkKind};
+use crate::faults::Fault;
 use crate::history::History;
-use crate::power_cut::{self, PowerCutOptions};
 use crate::report::Summary;
 use crate::run::{self, RunOptions};
 use crate::workload::Size;
@@ -20,15 +20,10 @@ pub struct Defect {
     pub name: &'static str,
     /// What is wrong.
     pub about: &'static str,
-    shows: Shows,
-}
-
-/// Where a defect shows.
-enum Shows {
-    /// In rounds with these faults, which bring it out, by these promises. A busy machine can break others by itself.
-    InRounds { faults: &'static [&'static str], breaks: &'static [&'static str] },
-    /// When power fails; a round is a cut.
-    InPowerCuts,
+    /// Faults that bring it out.
+    faults: &'static [&'static str],
+    /// The promises by which it shows. A busy machine can break others by itself.
+    breaks: &'static [&'static str],
 }
 
 /// All that are looked for.
@@ -36,51 +31,50 @@ pub const DEFECTS: &[Defect] = &[
     Defect {
         name: "fence_off",
         about: "a former leader's writes are let through",
-        shows: Shows::InRounds {
-            faults: &["freeze-leader", "partition-leader"],
-            breaks: &["S4", "S7", "S11", "S11R", "V1"],
-        },
+        faults: &["freeze-leader", "partition-leader"],
+        breaks: &["S4", "S7", "S11", "S11R", "V1"],
     },
     Defect {
         name: "lease_token_ignored",
         about: "a report counts whatever lease it names",
-        shows: Shows::InRounds { faults: &["zombie-worker", "worker-crash"], breaks: &["S4", "S6", "S7"] },
+        faults: &["zombie-worker", "worker-crash"],
+        breaks: &["S4", "S6", "S7"],
     },
     Defect {
         name: "retries_early",
         about: "retries do not wait for their time",
-        shows: Shows::InRounds { faults: &["kill-follower"], breaks: &["S9"] },
+        faults: &["kill-follower"],
+        breaks: &["S9"],
     },
     Defect {
         name: "redis_trusted",
         about: "what the queue hands out is run, whatever the table says",
-        shows: Shows::InRounds {
-            faults: &["redis-forge", "redis-flush"],
-            breaks: &["S4", "S7", "S8", "S9", "S10", "S13"],
-        },
+        faults: &["redis-forge", "redis-flush"],
+        breaks: &["S4", "S7", "S8", "S9", "S10", "S13"],
     },
     Defect {
         name: "completion_before_commit",
         about: "a completion is acknowledged before it is committed",
-        shows: Shows::InRounds {
-            faults: &["kill-leader", "postgres-connections", "postgres-restart"],
-            breaks: &["S4", "S6", "S7"],
-        },
+        faults: &["kill-leader", "postgres-connections", "postgres-restart"],
+        breaks: &["S4", "S6", "S7"],
     },
     Defect {
         name: "claims_not_recovered",
         about: "jobs that a former leader had claimed are forgotten",
-        shows: Shows::InRounds { faults: &["kill-leader", "kill-all"], breaks: &["V1"] },
+        faults: &["kill-leader", "kill-all"],
+        breaks: &["V1"],
     },
     Defect {
         name: "deposed_reports_accepted",
         about: "a former leader goes on to accept reports",
-        shows: Shows::InRounds { faults: &["freeze-leader"], breaks: &["S1", "S4", "S6", "S7"] },
+        faults: &["freeze-leader"],
+        breaks: &["S1", "S4", "S6", "S7"],
     },
     Defect {
         name: "fsync_left_out",
         about: "the Raft log answers before its bytes are on disk",
-        shows: Shows::InPowerCuts,
+        faults: &["power-cut"],
+        breaks: &["R1", "S12"],
     },
 ];
 
@@ -116,10 +110,14 @@ pub async fn run(
     if !cfg!(feature = "planted-defects") {
         return Err("this build can carry no defects: build it with --features planted-defects".into());
     }
-    let in_power_cuts = defects.iter().find(|defect| matches!(defect.shows, Shows::InPowerCuts));
-    if let Some(defect) = in_power_cuts.filter(|_| !nix::unistd::Uid::effective().is_root()) {
-        let name = defect.name;
-        return Err(format!("{name} shows in power cuts, which need root; --defects names the others").into());
+    let mut wanted =
+        defects.iter().flat_map(|defect| defect.faults.iter().map(|fault| (defect.name, *fault)));
+    let impossible = |(_, fault): &(&str, &str)| !Fault::named(fault).is_some_and(Fault::is_possible);
+    if let Some((defect, fault)) = wanted.find(impossible) {
+        let why = format!(
+            "{defect} shows under {fault}, which this machine does not allow; --defects names others"
+        );
+        return Err(why.into());
     }
     let mut all = Vec::new();
     for defect in defects {
@@ -127,12 +125,7 @@ pub async fn run(
         if place.exists() {
             fs::remove_dir_all(&place)?;
         }
-        let caught = match defect.shows {
-            Shows::InRounds { faults, breaks } => {
-                look_in_rounds(defect.name, faults, breaks, rounds, duration, &place).await?
-            }
-            Shows::InPowerCuts => look_in_power_cuts(defect.name, rounds, &place).await?,
-        };
+        let caught = look_for(defect, rounds, duration, &place).await?;
         match caught.round {
             Some(round) => {
                 println!("{}: caught in round {round} by {}", defect.name, caught.promises.join(", "))
@@ -145,21 +138,14 @@ pub async fn run(
     Ok(all)
 }
 
-async fn look_in_rounds(
-    defect: &str,
-    faults: &[&'static str],
-    breaks: &[&str],
-    rounds: u64,
-    duration: Duration,
-    folder: &Path,
-) -> Result<Caught, Error> {
-    let mut caught = Caught::not_yet(defect);
+async fn look_for(defect: &Defect, rounds: u64, duration: Duration, folder: &Path) -> Result<Caught, Error> {
+    let mut caught = Caught::not_yet(defect.name);
     for round in 1..=rounds {
         let place = folder.join(format!("round-{round:02}"));
-        let summary = run_round(defect, faults, round, duration, &place).await?;
+        let summary = run_round(defect, round, duration, &place).await?;
         for judgement in &summary.judgements {
             let Verdict::Fail { violations, .. } = &judgement.verdict else { continue };
-            if breaks.contains(&judgement.promise.as_str()) {
+            if defect.breaks.contains(&judgement.promise.as_str()) {
                 caught.round = Some(round);
                 caught.promises.push(judgement.promise.clone());
                 caught.violation = caught.violation.or_else(|| violations.first().cloned());
@@ -172,38 +158,15 @@ async fn look_in_rounds(
     Ok(caught)
 }
 
-async fn look_in_power_cuts(defect: &str, rounds: u64, folder: &Path) -> Result<Caught, Error> {
-    let options = PowerCutOptions {
-        seed: 1,
-        cuts: u32::try_from(rounds).unwrap_or(u32::MAX),
-        folder: folder.to_owned(),
-        planted: Some(defect.to_owned()),
-    };
-    let mut caught = Caught::not_yet(defect);
-    let cuts = power_cut::run(&options).await?;
-    if let Some(cut) = cuts.iter().find(|cut| !cut.lost.is_empty()) {
-        caught.round = Some(u64::from(cut.number));
-        caught.promises.push("what was acknowledged and is gone after a power cut".to_owned());
-        caught.violation = cut.lost.first().cloned();
-    }
-    Ok(caught)
-}
-
-async fn run_round(
-    defect: &str,
-    faults: &[&'static str],
-    round: u64,
-    duration: Duration,
-    folder: &Path,
-) -> Result<Summary, Error> {
+async fn run_round(defect: &Defect, round: u64, duration: Duration, folder: &Path) -> Result<Summary, Error> {
     let options = RunOptions {
         seed: round,
         duration,
-        faults: faults.to_vec(),
+        faults: defect.faults.to_vec(),
         folder: folder.to_owned(),
         network: NetworkKind::Loopback,
         size: Size::default(),
-        planted: Some(defect.to_owned()),
+        planted: Some(defect.name.to_owned()),
     };
     run::run(&options).await?;
     let summary = Summary::of(&History::read(folder)?);
@@ -215,13 +178,11 @@ async fn run_round(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::Fault;
 
     #[test]
     fn every_defect_names_faults_that_there_are() {
         for defect in DEFECTS {
-            let Shows::InRounds { faults, .. } = defect.shows else { continue };
-            for name in faults {
+            for name in defect.faults {
                 assert!(Fault::named(name).is_some(), "{}: no fault is called {name}", defect.name);
             }
         }
