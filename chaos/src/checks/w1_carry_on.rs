@@ -46,7 +46,12 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
             continue;
         };
         cases += 1;
-        let Some(cut) = cut(*lease, stores, clock, fault) else { continue };
+        // One that was told to stop, for it worked for too long or its job was cancelled, has nothing more to lose.
+        let loses_until = match run.ended {
+            Some((at, Ending::Cancelled)) => at,
+            _ => u64::MAX,
+        };
+        let Some(cut) = cut(*lease, stores, clock, fault, loses_until) else { continue };
         let since = fault.begun;
         let crashed = crashes
             .get(run.worker)
@@ -82,13 +87,14 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
     Verdict::with_doubts(cases, violations, &doubts)
 }
 
-/// When the lease was taken away because of the fault.
-fn cut(lease: Uuid, stores: &Stores<'_>, clock: Clock, fault: &FaultRun) -> Option<u64> {
+/// When the lease was taken away because of the fault, while its worker had something to lose.
+fn cut(lease: Uuid, stores: &Stores<'_>, clock: Clock, fault: &FaultRun, loses_until: u64) -> Option<u64> {
     let lease = stores.leases.get(&lease)?;
     let lost = matches!(lease.execution?.error_code.as_deref(), Some("worker_lost" | "rejected" | "poison"));
     let change = lease.ended.filter(|_| lost)?;
     let until = fault.over.or(fault.healed).unwrap_or(u64::MAX).saturating_add(BECAUSE);
-    let because = clock.is_after(change.at, fault.begun) && clock.is_before(change.at, until);
+    let because =
+        clock.is_after(change.at, fault.begun) && clock.is_before(change.at, until.min(loses_until));
     because.then(|| u64::try_from(clock.latest(change.at)).unwrap_or(0))
 }
 
@@ -161,6 +167,9 @@ mod tests {
         let Some((at, ..)) = story.acts.last_mut() else { panic!("it ended") };
         *at = 2_000_000;
         refuted(&story.judge(&PROMISE), "and replica 2 survived");
+        let Some((_, _, Act::End { end, .. })) = story.acts.last_mut() else { panic!("it ended") };
+        *end = Ending::Cancelled;
+        kept(&story.judge(&PROMISE), 1);
     }
 
     #[test]
