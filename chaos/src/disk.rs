@@ -30,8 +30,12 @@ impl Disk {
     pub(crate) async fn in_file(image: &Path, at: &Path) -> Result<Self, String> {
         let made = File::create_new(image).and_then(|file| file.set_len(IN_A_FILE));
         made.map_err(|error| format!("{}: {error}", image.display()))?;
-        run("mkfs.ext4", &["-q", "-F", &path(image)]).await?;
-        Ok(Self { image: Some(image.to_owned()), at: at.to_owned() })
+        let disk = Self { image: Some(image.to_owned()), at: at.to_owned() };
+        let made = run("mkfs.ext4", &["-q", "-F", &path(image)]).await;
+        if made.is_err() {
+            disk.discard();
+        }
+        made.map(|()| disk)
     }
 
     /// Where it is mounted.
@@ -55,6 +59,23 @@ impl Disk {
     /// Takes it away; nothing may use it any more.
     pub(crate) async fn unmount(&self) -> Result<(), String> {
         run("umount", &[&path(&self.at)]).await
+    }
+
+    /// Mounts one in a file anew, whether it is mounted or not. One in memory stays as it is.
+    pub(crate) async fn remount(&self) -> Result<(), String> {
+        if self.image.is_none() {
+            return Ok(());
+        }
+        let _ = self.unmount().await;
+        self.mount().await
+    }
+
+    /// Removes the file that it lies in.
+    pub(crate) fn discard(&self) {
+        if let Some(image) = &self.image {
+            // What cannot be removed takes up space and does no other harm.
+            let _ = std::fs::remove_file(image);
+        }
     }
 
     /// Cuts the power of one in a file: from now on nothing reaches it.

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use cortex_chaos::campaign::{self, CampaignOptions};
 use cortex_chaos::checks::Verdict;
-use cortex_chaos::cluster::{Error, NetworkKind, enter_network};
+use cortex_chaos::cluster::{Error, NetworkKind, enter_network, keep_mounts};
 use cortex_chaos::faults;
 use cortex_chaos::history::History;
 use cortex_chaos::measures::{self, FlushOptions, IdleOptions, ReconnectOptions};
@@ -20,6 +20,7 @@ use cortex_chaos::power_cut::{self, Cut, PowerCutOptions};
 use cortex_chaos::report::{Overall, Report, Summary};
 use cortex_chaos::run::{self, RunOptions};
 use cortex_chaos::workload::Size;
+use nix::errno::Errno;
 
 use args::{
     CampaignArgs, Cli, Command, FlushArgs, IdleArgs, PlantedArgs, PowerCutArgs, ReconnectArgs, RunArgs,
@@ -35,7 +36,14 @@ fn main() -> ExitCode {
     let first = std::env::args().nth(1);
     let product = first.is_some_and(|first| PRODUCT.contains(&first.as_str()));
     let command = (!product).then(|| Cli::parse().command);
-    // Before there is a second thread: a namespace is the thread's that enters it.
+    // Before there is a second thread: a namespace is the thread's that enters it. Who may not have one mounts nothing.
+    if command.is_some()
+        && let Err(error) = keep_mounts()
+        && error != Errno::EPERM
+    {
+        eprintln!("error: mounts cannot be kept apart: {error}");
+        return ExitCode::from(2);
+    }
     let network = match &command {
         Some(Command::Run(args)) => args.network,
         Some(Command::Campaign(args)) => args.network,

@@ -1,9 +1,9 @@
 //! W1: a change of leaders costs no worker its job.
 //!
-//! Struck at the leader, a run that its worker had begun and not ended is cut where its lease is taken away as lost or
-//! handed back, be it while the work goes on or before its end is heard. That may be where the worker itself was struck, or where it was attached to the replica that was: by
-//! its last report or registration, if it has made any by calls of its own. A worker with a session does not say where
-//! it is attached; it is at a surviving replica for certain only while no replica is struck.
+//! Struck at the leader, a run that its worker had begun and whose end was not yet heard is cut where its lease is taken
+//! away as lost or handed back. That may be where the worker itself was struck, or where it was attached to the replica
+//! that was: by its last report or registration, if it has made any by calls of its own. A worker with a session does not
+//! say where it is attached; it is at a surviving replica for certain only while no replica is struck.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::evidence::{Clock, Evidence, Stores, time};
 use super::{Judge, Promise, Verdict};
-use crate::history::{Act, Ending, FaultRun};
+use crate::history::{Act, Ending, FaultRun, Says};
 
 pub(super) const PROMISE: Promise = Promise {
     id: "W1",
@@ -36,21 +36,23 @@ fn judge(evidence: &Evidence<'_>) -> Verdict {
     let Some(clock) = evidence.clock else { return Verdict::no_clock() };
     let crashes = crashes(evidence);
     let attached = attached(evidence);
+    let heard = heard(evidence);
     let (mut cases, mut violations, mut doubts) = (0, Vec::new(), Vec::new());
     let mut leases: Vec<_> = evidence.runs.iter().collect();
     leases.sort_unstable_by_key(|(lease, _)| **lease);
     for (lease, runs) in leases {
         let Some(run) = runs.first() else { continue };
-        let ended = run.ended.map_or(u64::MAX, |(at, _)| at);
-        let Some(fault) = struck.iter().rfind(|fault| run.began <= fault.begun && fault.begun < ended) else {
-            continue;
-        };
-        cases += 1;
         // One that was told to stop, for it worked for too long or its job was cancelled, has nothing more to lose.
         let loses_until = match run.ended {
             Some((at, Ending::Cancelled)) => at,
-            _ => u64::MAX,
+            Some((at, _)) => heard.get(lease).map_or(u64::MAX, |heard| at.max(*heard)),
+            None => u64::MAX,
         };
+        let under_way = |fault: &&&FaultRun| run.began <= fault.begun && fault.begun < loses_until;
+        let Some(fault) = struck.iter().rfind(under_way) else {
+            continue;
+        };
+        cases += 1;
         let Some(cut) = cut(*lease, stores, clock, fault, loses_until) else { continue };
         let since = fault.begun;
         let crashed = crashes
@@ -109,6 +111,13 @@ fn crashes<'a>(evidence: &Evidence<'a>) -> HashMap<&'a str, Vec<u64>> {
     crashes
 }
 
+/// When the end of a run was acknowledged, by lease.
+fn heard(evidence: &Evidence<'_>) -> HashMap<Uuid, u64> {
+    let ends = evidence.reports.iter().filter(|report| !matches!(report.says, Says::Running));
+    let heard = ends.filter(|report| report.acknowledged == Some(true));
+    heard.filter_map(|report| Some((report.lease, report.answered?))).collect()
+}
+
 /// Where workers were, as far as they say so.
 fn attached<'a>(evidence: &Evidence<'a>) -> HashMap<&'a str, Vec<(u64, usize)>> {
     let mut attached: HashMap<&str, Vec<(u64, usize)>> = HashMap::new();
@@ -125,7 +134,6 @@ fn attached<'a>(evidence: &Evidence<'a>) -> HashMap<&'a str, Vec<(u64, usize)>> 
 mod tests {
     use super::super::story::{Story, kept, refuted, undecided};
     use super::*;
-    use crate::history::Says;
 
     /// A worker at replica 2 runs a job when the leader, replica 1, is killed at 1,000 ms.
     fn running(code: Option<&str>) -> Story {

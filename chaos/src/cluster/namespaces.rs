@@ -38,17 +38,29 @@ pub struct Namespaces {
     conditions: Mutex<BTreeMap<Link, Condition>>,
 }
 
-/// Moves this process into a network of its own. Must be called while it has one thread only.
+/// Keeps what this process will mount to itself and its children, so that nothing of it outlives them. Must be called
+/// while it has one thread only.
+///
+/// # Errors
+/// When the kernel refuses, mostly for lack of root.
+pub fn keep_mounts() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    // Among the children, a file system that is taken away is gone for all of them.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
+}
+
+/// Moves this process into a network of its own. Must be called while it has one thread only, and after
+/// [`keep_mounts`].
 ///
 /// # Errors
 /// When the kernel refuses, mostly for lack of root.
 pub fn enter() -> Result<(), Error> {
     let refused = |what: &str, error: nix::Error| format!("--network netns: cannot {what}: {error}");
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+    unshare(CloneFlags::CLONE_NEWNET)
         .map_err(|error| refused("enter a network namespace (it needs root)", error))?;
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .map_err(|error| refused("keep its mounts to itself", error))?;
     std::fs::create_dir_all(NAMES)?;
     mount(Some("tmpfs"), NAMES, Some("tmpfs"), MsFlags::empty(), none)
         .map_err(|error| refused("hide its namespaces", error))?;

@@ -36,6 +36,11 @@ impl Changes {
         self.next
     }
 
+    /// How many models are paused because of them.
+    pub(super) fn paused(&self) -> usize {
+        self.paused.len()
+    }
+
     /// Makes one at this replica; answers whether it was acknowledged.
     pub(super) async fn make(&mut self, cluster: &Cluster, replica: usize) -> bool {
         if self.paused.len() == PAUSED
@@ -73,37 +78,39 @@ impl Changes {
         // The one after the last may have been made without an answer.
         self.paused.insert(self.next);
         for number in std::mem::take(&mut self.paused) {
+            let mut undone = false;
             for replica in 0..cluster.size() {
-                if self.change(cluster, replica, "resume", number).await {
-                    break;
-                }
+                undone = undone || self.change(cluster, replica, "resume", number).await;
+            }
+            if !undone {
+                // None of them takes changes; the others would only wait for that again.
+                return;
             }
         }
     }
 
-    /// Waits until a replica knows all that were acknowledged.
+    /// Waits until a replica knows all pauses that were acknowledged.
     ///
     /// # Errors
     /// When it does not come to.
     pub(super) async fn are_known(&self, cluster: &Cluster, replica: usize) -> Result<(), String> {
         let missing = || async {
             let answer = cluster.administer(replica, Method::GET, "/api/v1/queues", None).await;
-            let Ok((200, queues)) = answer else { return self.paused.len() };
+            let Ok((200, queues)) = answer else { return None };
             let names = queues["paused_models"].as_array().cloned().unwrap_or_default();
             let known: BTreeSet<&str> = names.iter().filter_map(Value::as_str).collect();
-            self.paused.iter().filter(|number| !known.contains(self.model(**number).as_str())).count()
+            let unknown = |number: &&u64| !known.contains(self.model(**number).as_str());
+            Some(self.paused.iter().filter(unknown).count())
         };
-        let known =
-            cluster.until("all acknowledged changes are known", || async { missing().await == 0 }).await;
-        match known {
-            Ok(()) => Ok(()),
-            Err(_) => Err(format!(
-                "replica {} lacks {} of {} acknowledged changes",
-                replica + 1,
-                missing().await,
-                self.paused.len()
-            )),
-        }
+        let what = "all acknowledged changes are known";
+        let Err(error) = cluster.until(what, || async { missing().await == Some(0) }).await else {
+            return Ok(());
+        };
+        let (name, all) = (replica + 1, self.paused.len());
+        Err(match missing().await {
+            Some(missing) => format!("replica {name} lacks {missing} of {all} acknowledged changes"),
+            None => format!("replica {name} does not say what it knows: {error}"),
+        })
     }
 
     /// Long names fill the log sooner.

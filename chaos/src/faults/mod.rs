@@ -87,6 +87,8 @@ pub enum Needs {
     Root,
     /// A program, by its name.
     Program(&'static str),
+    /// To be root, and a program.
+    RootAndProgram(&'static str),
 }
 
 /// Why a strike has nothing to show.
@@ -202,12 +204,9 @@ impl Fault {
     pub fn is_possible(&self) -> bool {
         match self.needs {
             Needs::Nothing => true,
-            Needs::Root => nix::unistd::Uid::effective().is_root(),
-            Needs::Program(program) => std::env::var_os("PATH").is_some_and(|path| {
-                std::env::split_paths(&path)
-                    .chain(["/usr/sbin".into(), "/sbin".into()])
-                    .any(|folder| folder.join(program).exists())
-            }),
+            Needs::Root => is_root(),
+            Needs::Program(program) => is_installed(program),
+            Needs::RootAndProgram(program) => is_root() && is_installed(program),
         }
     }
 
@@ -241,6 +240,18 @@ impl Fault {
         });
         struck
     }
+}
+
+fn is_root() -> bool {
+    nix::unistd::Uid::effective().is_root()
+}
+
+fn is_installed(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path)
+            .chain(["/usr/sbin".into(), "/sbin".into()])
+            .any(|folder| folder.join(program).exists())
+    })
 }
 
 impl Strike {

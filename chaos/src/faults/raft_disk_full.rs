@@ -34,8 +34,9 @@ async fn fill(mut strike: Strike) -> Struck {
     // It serves on until a write finds no room: how long it takes others to go on is not counted from here.
     strike.begins(&[index], false, format!("the disk of replica {} is full; it leads: {leads}", index + 1));
     let moved = MovedLog::onto(Disk::in_memory(&folder), &cluster, index).await?;
-    if leads {
-        cluster.make_leader(index).await.map_err(Miss::Broke)?;
+    if leads && let Err(why) = cluster.make_leader(index).await {
+        moved.back(&cluster).await?;
+        return Err(Miss::Broke(why));
     }
     let before = cluster.log(index).await.matches(FULL).count();
     let ballast = folder.join("ballast");

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Miss;
+use super::raft_files::{log_in, replace};
 use crate::cluster::Cluster;
 use crate::disk::{Disk, path, run};
 
@@ -20,20 +21,17 @@ impl MovedLog {
     /// # Errors
     /// When the disk cannot be mounted or filled, or the replica does not end or come back. The log is then where it was.
     pub(super) async fn onto(disk: Disk, cluster: &Cluster, index: usize) -> Result<Self, Miss> {
-        cluster.end(index).await.map_err(Miss::Broke)?;
-        let (folder, aside) = (disk.at().to_owned(), disk.at().with_extension("aside"));
-        std::fs::rename(&folder, &aside).map_err(|error| error.to_string())?;
-        std::fs::create_dir(&folder).map_err(|error| error.to_string())?;
-        if let Err(error) = filled(&disk, &aside).await {
-            // It may not even be mounted.
-            let _ = disk.unmount().await;
-            std::fs::remove_dir(&folder).map_err(|error| error.to_string())?;
-            std::fs::rename(&aside, &folder).map_err(|error| error.to_string())?;
+        let ended = cluster.end(index).await.map_err(Miss::Broke);
+        let moved = match ended {
+            Ok(_) => move_to(&disk).await.map_err(Miss::from),
+            Err(miss) => Err(miss),
+        };
+        if let Err(miss) = moved {
+            disk.discard();
             cluster.revive(index).await.map_err(Miss::Broke)?;
-            return Err(error.into());
+            return Err(miss);
         }
         let moved = Self { index, disk };
-        std::fs::remove_dir_all(&aside).map_err(|error| error.to_string())?;
         match cluster.revive(index).await {
             Ok(()) => Ok(moved),
             Err(error) => {
@@ -43,24 +41,59 @@ impl MovedLog {
         }
     }
 
-    /// Puts it back to where it was; the replica is killed for that and started again.
+    /// Puts it back to where it was; the replica is killed for that and started again. One whose log is gone with its disk is
+    /// replaced, for it must not come back under its id.
     ///
     /// # Errors
-    /// When it cannot be moved, or the replica does not come back.
+    /// When the log cannot be moved, or the replica does not come back.
     pub(super) async fn back(self, cluster: &Cluster) -> Result<(), Miss> {
         cluster.kill(self.index).await;
-        let (folder, aside) = (self.disk.at(), self.disk.at().with_extension("aside"));
-        run("cp", &["-a", &path(folder), &path(&aside)]).await?;
-        self.disk.unmount().await?;
-        std::fs::remove_dir(folder).map_err(|error| error.to_string())?;
-        std::fs::rename(&aside, folder).map_err(|error| error.to_string())?;
+        let moved = move_from(&self.disk).await;
+        self.disk.discard();
+        if let Err(error) = moved {
+            replace(cluster, self.index).await?;
+            return Err(error.into());
+        }
         cluster.revive(self.index).await.map_err(Miss::Broke)
     }
 }
 
+/// Mounts a disk over a folder and copies to it what was there; where that fails, all is as it was.
+async fn move_to(disk: &Disk) -> Result<(), String> {
+    let (folder, aside) = (disk.at(), disk.at().with_extension("aside"));
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    std::fs::rename(folder, &aside).map_err(failed)?;
+    let filled = match std::fs::create_dir(folder) {
+        Ok(()) => fill(disk, &aside).await,
+        Err(error) => Err(failed(error)),
+    };
+    if filled.is_err() {
+        // Whatever of it has been done.
+        let _ = disk.unmount().await;
+        let _ = std::fs::remove_dir(folder);
+        std::fs::rename(&aside, folder).map_err(failed)?;
+    }
+    filled?;
+    std::fs::remove_dir_all(&aside).map_err(failed)
+}
+
 /// Mounts a disk and copies a folder to it for good, with holes, so that pages that were never written take no room yet.
-async fn filled(disk: &Disk, from: &Path) -> Result<(), String> {
+async fn fill(disk: &Disk, from: &Path) -> Result<(), String> {
     disk.mount().await?;
     run("cp", &["-a", "--sparse=always", &format!("{}/.", path(from)), &path(disk.at())]).await?;
     run("sync", &["-f", &path(disk.at())]).await
+}
+
+/// Puts a disk's files where it was mounted.
+async fn move_from(disk: &Disk) -> Result<(), String> {
+    let (folder, aside) = (disk.at(), disk.at().with_extension("aside"));
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    disk.remount().await?;
+    if !log_in(folder).exists() {
+        return Err("the disk has lost the log".to_owned());
+    }
+    run("cp", &["-a", &path(folder), &path(&aside)]).await?;
+    disk.unmount().await?;
+    std::fs::remove_dir(folder).map_err(failed)?;
+    std::fs::rename(&aside, folder).map_err(failed)
 }

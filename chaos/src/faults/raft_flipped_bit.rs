@@ -44,7 +44,7 @@ async fn damage(mut strike: Strike) -> Struck {
         if must_refuse || is < was {
             return Err(Miss::Broke(format!("{what}: it started all the same, in term {is} after {was}")));
         }
-        return Ok(format!("{what}, where nothing is kept any more: it is back in term {is} after {was}"));
+        return Ok(format!("{what}, where nothing in use is: it is back in term {is} after {was}"));
     }
     let said =
         cluster.log(follower).await.lines().rev().find(|line| line.contains(DAMAGED)).map(str::to_owned);
@@ -77,34 +77,35 @@ fn damage_file(path: &Path, strike: &mut Strike) -> Result<Damage, String> {
         file.set_len(length - cut).and_then(|()| file.sync_all()).map_err(|error| error.to_string())?;
         return Ok(Damage { what: format!("the last {cut} of {length} bytes cut off"), must_refuse: true });
     }
-    let must_refuse = strike.draw.percent(60);
-    let (offset, bit) = if must_refuse {
-        live_bit(path, strike)?
-    } else {
-        (strike.draw.between(FIRST_PAGE, length), strike.draw.between(0, 8))
-    };
+    let (offset, bit, must_refuse) = a_bit(path, strike)?;
     flip(&file, offset, bit).map_err(|error| error.to_string())?;
     Ok(Damage { what: format!("bit {bit} of byte {offset} of {length} flipped"), must_refuse })
 }
 
-/// A bit that counts. A page is never written over while it is in use, so most of the file is what once was in use; which
-/// bits still are is tried on copies.
-fn live_bit(path: &Path, strike: &mut Strike) -> Result<(u64, u64), String> {
+/// A bit, and whether it counts. A page is never written over while it is in use, so most of the file is what once was in
+/// use; which bits still are is tried on copies. Mostly they are tried until one counts; now and then any will do.
+fn a_bit(path: &Path, strike: &mut Strike) -> Result<(u64, u64, bool), String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     let first = usize::try_from(FIRST_PAGE).unwrap_or(0);
     let used: Vec<usize> = (first..bytes.len()).filter(|offset| bytes[*offset] != 0).collect();
     if used.is_empty() {
         return Err("the log is empty".to_owned());
     }
+    let any = strike.draw.percent(30);
     let copy = path.with_extension("copy");
     for _ in 0..TRIES {
-        let (offset, bit) = (*strike.draw.choose(&used) as u64, strike.draw.between(0, 8));
+        let offset = if any {
+            strike.draw.between(FIRST_PAGE, bytes.len() as u64)
+        } else {
+            *strike.draw.choose(&used) as u64
+        };
+        let bit = strike.draw.between(0, 8);
         std::fs::write(&copy, &bytes).map_err(|error| error.to_string())?;
         open(&copy).and_then(|file| flip(&file, offset, bit).map_err(|error| error.to_string()))?;
         let sound = std::panic::catch_unwind(|| is_sound(&copy)).unwrap_or(false);
         std::fs::remove_file(&copy).map_err(|error| error.to_string())?;
-        if !sound {
-            return Ok((offset, bit));
+        if any || !sound {
+            return Ok((offset, bit, !sound));
         }
     }
     Err(format!("{TRIES} bits were tried and none counts"))
