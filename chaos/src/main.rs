@@ -36,21 +36,9 @@ fn main() -> ExitCode {
     let first = std::env::args().nth(1);
     let product = first.is_some_and(|first| PRODUCT.contains(&first.as_str()));
     let command = (!product).then(|| Cli::parse().command);
-    // Before there is a second thread: a namespace is the thread's that enters it. Who may not have one mounts nothing.
-    if command.is_some()
-        && let Err(error) = keep_mounts()
-        && error != Errno::EPERM
-    {
-        eprintln!("error: mounts cannot be kept apart: {error}");
-        return ExitCode::from(2);
-    }
-    let network = match &command {
-        Some(Command::Run(args)) => args.network,
-        Some(Command::Campaign(args)) => args.network,
-        _ => NetworkKind::Loopback,
-    };
-    if network == NetworkKind::Namespaces
-        && let Err(error) = enter_network()
+    // Before there is a second thread: a namespace is the thread's that enters it.
+    if let Some(command) = &command
+        && let Err(error) = enter_namespaces(command)
     {
         eprintln!("error: {error}");
         return ExitCode::from(2);
@@ -72,6 +60,23 @@ fn main() -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::from(2)
         }
+    }
+}
+
+/// A network of its own where one is asked for; in any case what will be mounted is kept to this process.
+fn enter_namespaces(command: &Command) -> Result<(), Error> {
+    let network = match command {
+        Command::Run(args) => args.network,
+        Command::Campaign(args) => args.network,
+        _ => NetworkKind::Loopback,
+    };
+    match network {
+        NetworkKind::Namespaces => enter_network(),
+        // Who may not have a namespace may not mount anything either.
+        NetworkKind::Loopback => match keep_mounts() {
+            Ok(()) | Err(Errno::EPERM) => Ok(()),
+            Err(error) => Err(format!("mounts cannot be kept apart: {error}").into()),
+        },
     }
 }
 

@@ -51,15 +51,15 @@ pub fn keep_mounts() -> nix::Result<()> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
 }
 
-/// Moves this process into a network of its own. Must be called while it has one thread only, and after
-/// [`keep_mounts`].
+/// Moves this process into a network of its own, and keeps its mounts to itself as [`keep_mounts`] does. Must be called
+/// while it has one thread only.
 ///
 /// # Errors
 /// When the kernel refuses, mostly for lack of root.
 pub fn enter() -> Result<(), Error> {
     let refused = |what: &str, error: nix::Error| format!("--network netns: cannot {what}: {error}");
-    unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|error| refused("enter a network namespace (it needs root)", error))?;
+    keep_mounts().map_err(|error| refused("keep its mounts to itself (it needs root)", error))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|error| refused("enter a network namespace", error))?;
     let none = None::<&str>;
     std::fs::create_dir_all(NAMES)?;
     mount(Some("tmpfs"), NAMES, Some("tmpfs"), MsFlags::empty(), none)
