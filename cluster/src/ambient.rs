@@ -77,6 +77,18 @@ pub(crate) fn length(path: &Path) -> io::Result<Option<u64>> {
     }
 }
 
+/// The first bytes of a file.
+pub(crate) fn beginning<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(disk) = crate::simulation::disk(path) {
+        redb::StorageBackend::read(&disk, 0, &mut bytes)?;
+        return Ok(bytes);
+    }
+    io::Read::read_exact(&mut std::fs::File::open(path)?, &mut bytes)?;
+    Ok(bytes)
+}
+
 /// Removes a file, if there is one.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     #[cfg(any(test, feature = "simulation"))]

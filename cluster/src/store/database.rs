@@ -31,6 +31,11 @@ const FILE: &str = "raft.redb";
 const UNFINISHED: &str = "raft.redb.new";
 /// The log is small; this bounds the page cache of redb, in bytes.
 const CACHE: usize = 8 * 1024 * 1024;
+/// Where redb's head says the size of a page in bytes, and of a region's head and the rest of it in pages, as it has them for
+/// every new file; and where that ends.
+const GEOMETRY: [u8; 12] = [0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0];
+const GEOMETRY_START: usize = 12;
+const GEOMETRY_END: usize = GEOMETRY_START + GEOMETRY.len();
 
 /// Why the store can't be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +111,7 @@ impl Store {
                 ambient::rename(&unfinished, &path).map_err(failed)?;
             }
             Some(0) => return Err(StoreError::Damaged { path, detail: "it is empty".into() }),
-            Some(_) => {}
+            Some(_) => check_geometry(&path)?,
         }
         // A database that another program scribbled over can make redb panic.
         let store = catch_unwind(|| Store::of(&path)).unwrap_or_else(|_| {
@@ -322,6 +327,19 @@ fn put(transaction: &WriteTransaction, key: &str, bytes: &[u8]) -> Result<(), re
     Ok(())
 }
 
+/// Checks what redb lays a file out by. No checksum covers it, and redb takes as much memory as it says.
+fn check_geometry(path: &Path) -> Result<(), StoreError> {
+    let damaged = |detail: String| StoreError::Damaged { path: path.to_owned(), detail };
+    let start: [u8; GEOMETRY_END] = ambient::beginning(path).map_err(|source| match source.kind() {
+        io::ErrorKind::UnexpectedEof => damaged("it ends within its head".to_owned()),
+        _ => StoreError::Open { path: path.to_owned(), detail: source.to_string() },
+    })?;
+    if start[GEOMETRY_START..] != GEOMETRY {
+        return Err(damaged("its head gives sizes that no log has".to_owned()));
+    }
+    Ok(())
+}
+
 /// Opens the file and verifies the checksum of each of its pages.
 fn open_checked(path: &Path) -> Result<Database, StoreError> {
     let refused = |error: DatabaseError| match error {
@@ -332,13 +350,9 @@ fn open_checked(path: &Path) -> Result<Database, StoreError> {
         error => StoreError::Damaged { path: path.to_owned(), detail: error.to_string() },
     };
     let mut builder = Database::builder();
-    builder.set_cache_size(CACHE);
-    let mut database = ambient::open_database(&builder, path).map_err(refused)?;
-    if !database.check_integrity().map_err(refused)? {
-        let detail = "its pages do not match their checksums".into();
-        return Err(StoreError::Damaged { path: path.to_owned(), detail });
-    }
-    Ok(database)
+    // Checked before anything in it is believed, such as how much there is.
+    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+    ambient::open_database(&builder, path).map_err(refused)
 }
 
 /// How redb reports a file that is too short or is no database at all.
