@@ -73,6 +73,11 @@ impl Guarded {
     /// Lets nobody in but with this password, and sends away who is in.
     async fn postgres_asks_for(&self, password: &str) {
         self.sql(&format!("ALTER ROLE {ROLE} PASSWORD '{password}'")).await;
+        self.postgres_sends_away().await;
+    }
+
+    /// Sends away who is in. Who was just showing the former password is not yet in, and not seen.
+    async fn postgres_sends_away(&self) {
         let away = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'");
         self.sql(&away).await;
     }
@@ -198,6 +203,7 @@ async fn no_secret_of_the_configuration_is_in_any_log_trace_metric_answer_or_err
     stores.postgres_asks_for("other").await;
     // A connection that breaks is an error, too, before any is refused.
     eventually("PostgreSQL refuses", async || {
+        stores.postgres_sends_away().await;
         let log = std::fs::read_to_string(scene.cluster.log(0)).unwrap();
         heard.ask_around(&scene, &admin).await >= 500 && log.contains("password authentication failed")
     })
