@@ -9,7 +9,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use redb::{Builder, Database, DatabaseError};
+use redb::backends::FileBackend;
+use redb::{Builder, Database, DatabaseError, StorageBackend};
 use tokio::task::JoinError;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -77,16 +78,19 @@ pub(crate) fn length(path: &Path) -> io::Result<Option<u64>> {
     }
 }
 
-/// The first bytes of a file.
-pub(crate) fn beginning<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
+/// A file that is there, to be read and written in place while nobody else has it open: else it would block.
+pub(crate) fn locked(path: &Path) -> io::Result<Box<dyn StorageBackend>> {
     #[cfg(any(test, feature = "simulation"))]
     if let Some(disk) = crate::simulation::disk(path) {
-        redb::StorageBackend::read(&disk, 0, &mut bytes)?;
-        return Ok(bytes);
+        return Ok(Box::new(disk));
     }
-    io::Read::read_exact(&mut std::fs::File::open(path)?, &mut bytes)?;
-    Ok(bytes)
+    let file = std::fs::File::options().read(true).write(true).open(path)?;
+    // The lock that redb takes as well, where there are any; given back with the file.
+    match file.try_lock().map_err(io::Error::from) {
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+        _ => {}
+    }
+    Ok(Box::new(FileBackend::new(file).map_err(io::Error::other)?))
 }
 
 /// Removes a file, if there is one.

@@ -68,8 +68,10 @@ fn reopen(image: &[u8], damage: &[u8]) {
         let count = found.len() as u64;
         assert!(count <= ENTRIES, "entries have come from nowhere");
         assert!(found == (0..count).map(entry).collect::<Vec<_>>(), "entries have changed");
-        let known = [None, Some(Vote::new(2, 1)), Some(Vote::new(LAST_VOTE.0, LAST_VOTE.1))];
-        assert!(known.contains(&store.vote()), "a vote has come from nowhere");
+        let last = Some(Vote::new(LAST_VOTE.0, LAST_VOTE.1));
+        // Two damages may fit together: one to what was written last, one to what tells that there was any.
+        let former = [None, Some(Vote::new(2, 1))].contains(&store.vote()) && damage.len() > 6;
+        assert!(store.vote() == last || former, "a vote is lost or has come from nowhere");
         assert!(count == ENTRIES, "{count} entries are left, and nobody was told");
         store.close();
     }

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::head;
 use crate::ambient;
 use crate::codec::{self, CodecError};
 use crate::raft::{Entry, LogId, SnapshotMeta, Vote};
@@ -31,11 +33,6 @@ const FILE: &str = "raft.redb";
 const UNFINISHED: &str = "raft.redb.new";
 /// The log is small; this bounds the page cache of redb, in bytes.
 const CACHE: usize = 8 * 1024 * 1024;
-/// Where redb's head says the size of a page in bytes, and of a region's head and the rest of it in pages, as it has them for
-/// every new file; and where that ends.
-const GEOMETRY: [u8; 12] = [0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0];
-const GEOMETRY_START: usize = 12;
-const GEOMETRY_END: usize = GEOMETRY_START + GEOMETRY.len();
 
 /// Why the store can't be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +88,8 @@ pub(crate) struct Store {
     database: RwLock<Option<Database>>,
     /// The vote on disk; replication asks for it all the time.
     vote: Mutex<Option<Vote>>,
+    /// Held while a snapshot is compared and replaced.
+    snapshots: Mutex<()>,
 }
 
 impl Store {
@@ -111,7 +110,7 @@ impl Store {
                 ambient::rename(&unfinished, &path).map_err(failed)?;
             }
             Some(0) => return Err(StoreError::Damaged { path, detail: "it is empty".into() }),
-            Some(_) => check_geometry(&path)?,
+            Some(_) => head::check(&path)?,
         }
         // A database that another program scribbled over can make redb panic.
         let store = catch_unwind(|| Store::of(&path)).unwrap_or_else(|_| {
@@ -122,7 +121,15 @@ impl Store {
         })?;
         store.claim(node_id)?;
         let scan = catch_unwind(AssertUnwindSafe(|| store.scan()));
-        scan.unwrap_or_else(|_| Err(store.damaged("reading it failed")))?;
+        match scan.unwrap_or_else(|_| Err(store.damaged("reading it failed"))) {
+            Ok(()) => {}
+            // The disk may read it the next time; what it has read is damaged for good.
+            Err(StoreError::Io { source: redb::Error::Io(error), .. }) if !is_damage(&error) => {
+                return Err(failed(error));
+            }
+            Err(error @ StoreError::Damaged { .. }) => return Err(error),
+            Err(error) => return Err(store.damaged(error)),
+        }
         *lock(&store.vote) = store.read_meta(VOTE)?;
         Ok(store)
     }
@@ -170,8 +177,12 @@ impl Store {
         self.read_meta(SNAPSHOT)
     }
 
+    /// Keeps a snapshot, unless there is a newer one: openraft builds them while it receives others, and entries that only the
+    /// newer one holds may have been purged.
     pub fn save_snapshot(&self, snapshot: &StoredSnapshot) -> Result<(), StoreError> {
-        self.put_meta(SNAPSHOT, snapshot)
+        let _turn = lock(&self.snapshots);
+        let kept = self.read_snapshot()?.and_then(|kept| kept.meta.last_log_id);
+        if kept > snapshot.meta.last_log_id { Ok(()) } else { self.put_meta(SNAPSHOT, snapshot) }
     }
 
     pub fn log_ends(&self) -> Result<LogEnds, StoreError> {
@@ -230,7 +241,12 @@ impl Store {
     /// The store in that file, whose pages match their checksums.
     fn of(path: &Path) -> Result<Self, StoreError> {
         let database = open_checked(path)?;
-        Ok(Store { path: path.to_owned(), database: RwLock::new(Some(database)), vote: Mutex::new(None) })
+        Ok(Store {
+            path: path.to_owned(),
+            database: RwLock::new(Some(database)),
+            vote: Mutex::new(None),
+            snapshots: Mutex::new(()),
+        })
     }
 
     /// Makes an empty file this member's, or checks that it is.
@@ -249,12 +265,12 @@ impl Store {
 
     /// Reads every record once, so that damage shows before this member speaks.
     fn scan(&self) -> Result<(), StoreError> {
-        self.read_meta::<Vote>(VOTE).map_err(|error| self.damaged(error))?;
-        self.committed().map_err(|error| self.damaged(error))?;
-        let snapshot = self.read_snapshot().map_err(|error| self.damaged(error))?;
-        let purged: Option<LogId> = self.read_meta(PURGED).map_err(|error| self.damaged(error))?;
+        self.read_meta::<Vote>(VOTE)?;
+        self.committed()?;
+        let snapshot = self.read_snapshot()?;
+        let purged: Option<LogId> = self.read_meta(PURGED)?;
         let mut next = purged.map(|purged| purged.index + 1);
-        for entry in self.entries(0..=u64::MAX).map_err(|error| self.damaged(error))? {
+        for entry in self.entries(0..=u64::MAX)? {
             let index = entry.log_id.index;
             if next.unwrap_or(0) != index {
                 return Err(self.damaged(format!("entry {} is missing", next.unwrap_or(0))));
@@ -327,19 +343,6 @@ fn put(transaction: &WriteTransaction, key: &str, bytes: &[u8]) -> Result<(), re
     Ok(())
 }
 
-/// Checks what redb lays a file out by. No checksum covers it, and redb takes as much memory as it says.
-fn check_geometry(path: &Path) -> Result<(), StoreError> {
-    let damaged = |detail: String| StoreError::Damaged { path: path.to_owned(), detail };
-    let start: [u8; GEOMETRY_END] = ambient::beginning(path).map_err(|source| match source.kind() {
-        io::ErrorKind::UnexpectedEof => damaged("it ends within its head".to_owned()),
-        _ => StoreError::Open { path: path.to_owned(), detail: source.to_string() },
-    })?;
-    if start[GEOMETRY_START..] != GEOMETRY {
-        return Err(damaged("its head gives sizes that no log has".to_owned()));
-    }
-    Ok(())
-}
-
 /// Opens the file and verifies the checksum of each of its pages.
 fn open_checked(path: &Path) -> Result<Database, StoreError> {
     let refused = |error: DatabaseError| match error {
@@ -349,10 +352,14 @@ fn open_checked(path: &Path) -> Result<Database, StoreError> {
         }
         error => StoreError::Damaged { path: path.to_owned(), detail: error.to_string() },
     };
+    ambient::open_database(&builder(), path).map_err(refused)
+}
+
+/// How files are opened: checked before anything in them is believed, such as how much there is.
+pub(super) fn builder() -> Builder {
     let mut builder = Database::builder();
-    // Checked before anything in it is believed, such as how much there is.
     builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
-    ambient::open_database(&builder, path).map_err(refused)
+    builder
 }
 
 /// How redb reports a file that is too short or is no database at all.

@@ -7,6 +7,7 @@
 //! forgetting a vote.
 
 mod database;
+mod head;
 mod log;
 mod machine;
 #[cfg(feature = "planted-defects")]

@@ -7,8 +7,8 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
-use super::{LogStore, StateMachine, Store, StoreError};
-use crate::raft::Types;
+use super::{LogStore, StateMachine, Store, StoreError, StoredSnapshot};
+use crate::raft::{SnapshotMeta, Types};
 
 struct Builder;
 
@@ -187,6 +187,67 @@ fn a_crash_loses_nothing_and_a_flipped_bit_after_it_goes_unnoticed_nowhere() {
         }
     }
     assert!(refused > 0, "no damage was noticed");
+}
+
+/// No checksum covers the flags either. One of them says which of the last two commits counts: with it flipped, the vote that
+/// was answered last would be forgotten, and one before it be true again.
+#[test]
+fn a_flipped_flag_brings_no_former_vote_back() {
+    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let store = Store::open(dir.path(), 1).unwrap();
+    fill(&store);
+    let crashed = std::fs::read(dir.path().join("raft.redb")).unwrap();
+    store.close();
+    let closed = std::fs::read(dir.path().join("raft.redb")).unwrap();
+    let mut opened = 0;
+    for (image, bit) in [crashed, closed].iter().flat_map(|image| (0..8).map(move |bit| (image, bit))) {
+        let mut damaged = image.clone();
+        damaged[9] ^= 1 << bit;
+        std::fs::write(other.path().join("raft.redb"), damaged).unwrap();
+        if let Ok(store) = Store::open(other.path(), 1) {
+            assert_intact(&store, &format!("flipped flag {bit}"));
+            opened += 1;
+        }
+    }
+    assert!(opened > 0, "every flag was refused, so that none was read");
+}
+
+/// A crash between the two phases of a commit: what is new may be there or not.
+#[test]
+fn a_commit_that_was_broken_off_counts_only_if_all_of_it_is_there() {
+    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (path, image) = (dir.path().join("raft.redb"), other.path().join("raft.redb"));
+    let store = Store::open(dir.path(), 1).unwrap();
+    fill(&store);
+    let before = std::fs::read(&path).unwrap();
+    store.save_vote(openraft::Vote::new(4, 1)).unwrap();
+    let after = std::fs::read(&path).unwrap();
+    let vote_with = |file: &[u8]| {
+        std::fs::write(&image, file).unwrap();
+        Store::open(other.path(), 1).unwrap().vote()
+    };
+    let mut broken_off = after.clone();
+    broken_off[9] = before[9];
+    assert_eq!(vote_with(&broken_off), Some(openraft::Vote::new(4, 1)));
+    // Its head is there, and its pages are not.
+    let mut torn = before.clone();
+    torn[..320].copy_from_slice(&broken_off[..320]);
+    assert_eq!(vote_with(&torn), Some(openraft::Vote::new(3, 1)));
+}
+
+#[test]
+fn an_older_snapshot_replaces_no_newer_one() {
+    use openraft::vote::RaftLeaderIdExt;
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(dir.path(), 1).unwrap();
+    let leader = openraft::impls::leader_id_std::LeaderId::<u64, u64>::new_committed(3, 1);
+    for (index, kept) in [(10, 10), (20, 20), (15, 20), (20, 20), (21, 21)] {
+        let mut snapshot = StoredSnapshot { meta: SnapshotMeta::default(), data: Vec::new() };
+        snapshot.meta.last_log_id = Some(openraft::LogId::new(leader, index));
+        store.save_snapshot(&snapshot).unwrap();
+        let meta = store.read_snapshot().unwrap().unwrap().meta;
+        assert_eq!(meta.last_log_id.map(|id| id.index), Some(kept));
+    }
 }
 
 fn assert_intact(store: &Store, after: &str) {
