@@ -168,7 +168,8 @@ pub static CHECKS: [Check; 29] = [
     harm(
         "one_lease_at_a_time",
         Group::Histories,
-        "a lease was granted before the one before it had ended, so that two workers may have run the job at once",
+        "a lease was granted before the one before it had ended, so that two workers may have run the job at once; a \
+         clock of the database that was set back looks the same",
         "nothing undoes it; the job's attempts are in `GET /api/v1/jobs/{id}/executions`: check what they did outside",
     ),
     harm(

@@ -70,7 +70,7 @@ impl Stores<'_> {
             epoch.push("epoch", detail);
         }
         for (priority, said, jobs) in miscounted.iter().flatten() {
-            depth.push(format!("priority {priority}"), format!("the depth says {said}, there are {jobs}"));
+            depth.push(format!("priority {priority}"), miscount(*said, *jobs));
         }
         if miscounted.is_none() {
             depth.push("claims", "there are too many claims to count them");
@@ -194,4 +194,24 @@ fn out_of_place(entry: &StoredEntry, shape: &str, job: &QueuedJob) -> Option<(St
 
 fn named<const N: usize>(found: [(&str, Odd); N]) -> Found {
     found.into_iter().map(|(name, odd)| (name.to_owned(), odd)).collect()
+}
+
+/// By how much a depth is off. The numbers themselves change under load, and what is told has to be the same at both looks.
+fn miscount(said: i64, jobs: u64) -> String {
+    match said.saturating_sub_unsigned(jobs) {
+        off @ ..0 => format!("the depth is too low by {}", off.unsigned_abs()),
+        off => format!("the depth is too high by {off}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::miscount;
+
+    #[test]
+    fn a_depth_that_stays_wrong_is_told_in_the_same_words_while_jobs_come_and_go() {
+        assert_eq!(miscount(7, 5), "the depth is too high by 2");
+        assert_eq!(miscount(107, 105), miscount(7, 5));
+        assert_eq!(miscount(-1, 3), "the depth is too low by 4");
+    }
 }

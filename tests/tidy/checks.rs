@@ -31,7 +31,8 @@ written to it.
 
 **What it costs.** Jobs and executions are read a few times from end to end, and never each row against all others: 26 s for 1,000,000
 finished jobs with their executions (1.8 GB), of which half went into the attempts' sequence, on two cores that were busy otherwise.
-A snapshot lasts as long as its statement, and vacuum waits for it like for any long read; `--timeout` bounds that.
+A snapshot lasts as long as its statement, and vacuum and migrations wait for it like for any long read; `--timeout` bounds that. So
+look before an upgrade or after it, and not while its first replica starts: what waits behind a migration waits for both.
 
 **What counts.** What one snapshot decides counts at once. What a healthy cluster has for a moment, and what the stores say of each
 other, which are read one after the other, is looked at twice, `--settle` seconds (15) apart, and counts only if the same is off
