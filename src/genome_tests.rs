@@ -221,7 +221,7 @@ async fn there_is_a_limit_of_requests_at_once_for_one_call_and_for_all() {
 fn impatient(url: &str) -> Genome {
     let config = config::Genome {
         url: Secret::new(url),
-        timeout: Duration::from_millis(10),
+        timeout: Duration::from_millis(500),
         cache_ttl: Duration::from_secs(60),
         on_unavailable: OnUnavailable::Reject,
     };
@@ -238,11 +238,15 @@ async fn a_registry_that_does_not_answer_is_left_alone_and_then_asked_again() {
     }
     assert_eq!(server.asked().len(), usize::try_from(UNANSWERED).unwrap());
     server.open.send_replace(true);
-    while ask(&genome, "n", "1").await == Verdict::Unavailable {
-        genome.0.kept.invalidate_all();
-        tokio::task::yield_now().await;
+    for model in ["n", "o"] {
+        let mut verdict = Verdict::Unavailable;
+        while verdict == Verdict::Unavailable {
+            genome.0.kept.invalidate_all();
+            tokio::task::yield_now().await;
+            verdict = ask(&genome, model, "1").await;
+        }
+        assert_eq!(verdict, accepted(&json!({})));
     }
-    assert_eq!(ask(&genome, "o", "1").await, accepted(&json!({})));
 }
 
 #[tokio::test]

@@ -79,11 +79,17 @@ async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
+/// Waits longer than anything takes that goes well.
 fn client(addresses: &[SocketAddr]) -> JobsClient {
+    client_within(addresses, Duration::from_secs(60))
+}
+
+fn client_within(addresses: &[SocketAddr], deadline: Duration) -> JobsClient {
     let list: Vec<_> = addresses.iter().map(|a| format!("http://{a}")).collect();
     JobsClient::builder(&list.join(","))
         .token(Some("secret"))
-        .deadline(Duration::from_millis(2500))
+        .request_timeout(deadline)
+        .deadline(deadline)
         .build()
         .unwrap()
 }
@@ -181,9 +187,13 @@ async fn retry_after_is_waited_for_up_to_the_deadline() {
     assert!(started.elapsed() >= Duration::from_secs(1));
 
     let replica = Replica::playing(vec![not_ready()]).await;
-    let error = client(&[replica.address]).submit(&new_job()).await.unwrap_err();
-    assert_eq!(error.status(), Some(503));
-    assert_eq!(replica.requests().len(), 3);
+    let client = client_within(&[replica.address], Duration::from_secs(8));
+    let error = client.submit(&new_job()).await.unwrap_err();
+    // What is asked last may be answered too late.
+    assert!(error.status() == Some(503) || matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    // One a second at the most.
+    let requests = replica.requests().len();
+    assert!((2..=8).contains(&requests), "{requests} requests");
 }
 
 #[tokio::test]
@@ -224,7 +234,7 @@ async fn a_problem_is_shown_with_its_fields() {
 #[tokio::test]
 async fn nobody_at_home_names_the_addresses_that_were_tried() {
     let address = nobody().await;
-    let error = client(&[address]).stats().await.unwrap_err();
+    let error = client_within(&[address], Duration::from_secs(2)).stats().await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }));
     assert!(error.to_string().contains(&address.to_string()), "{error}");
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Ground, leader_of, within};
+use common::{Ground, PATIENCE, leader_of, within};
 use cortex_cluster::{ControlCommand, Leadership, Quorum, TransferError};
 use tokio::time::Instant;
 
@@ -14,9 +14,7 @@ async fn three_replicas_that_start_together_elect_one_leader_with_one_epoch() {
     let mut ground = Ground::new(&[1, 2, 3]);
     let replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
-    let took = started.elapsed();
-    println!("the first leader led after {took:?}");
-    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    println!("the first leader led after {:?}", started.elapsed());
     for replica in replicas.iter().filter(|replica| replica.id != led.id) {
         replica.follows(led.id).await;
         let mut control = replica.node.control();
@@ -67,18 +65,19 @@ async fn a_follower_forgets_a_leader_that_is_gone() {
     }
     // Without a majority nobody can follow, so only time can tell.
     let follower = replicas.swap_remove(replicas.iter().position(|replica| replica.id != led.id).unwrap());
-    let killed = Instant::now();
     replicas.into_iter().for_each(common::Replica::kill);
     follower.until("knowing no leader", |l| *l == Leadership::Following { leader: None }).await;
-    assert!(killed.elapsed() < Duration::from_secs(1), "it took {:?}", killed.elapsed());
     assert_eq!(follower.node.status().leader, None);
 }
 
 #[tokio::test]
 async fn a_leader_without_a_quorum_becomes_stale_and_then_leads_no_more() {
     let mut ground = Ground::new(&[1, 2, 3]);
+    // It is stale for half of the longest; a busy machine must not hide that.
+    ground.election_timeout = (Duration::from_secs(5), Duration::from_secs(10));
     let replicas = ground.start_all().await;
     let led = leader_of(&replicas).await;
+    common::all_joined(&replicas, &[1, 2, 3]).await;
     let (mut leaders, followers): (Vec<_>, Vec<_>) =
         replicas.into_iter().partition(|replica| replica.id == led.id);
     let leader = leaders.remove(0);
@@ -114,7 +113,7 @@ async fn a_transfer_gives_the_chosen_replica_the_lead_and_a_new_epoch() {
         let from = replicas.iter().find(|replica| replica.id == led.id).unwrap();
         let others = || replicas.iter().filter(|replica| replica.id != led.id);
         let started = Instant::now();
-        let to = from.node.transfer(None, Duration::from_secs(2)).await.unwrap();
+        let to = from.node.transfer(None, PATIENCE).await.unwrap();
         let next = leader_of(others()).await;
         println!("the hand-over took {:?}", started.elapsed());
         assert_eq!(next.id, to);
@@ -152,7 +151,7 @@ async fn a_transfer_to_a_dead_voter_ends_at_its_deadline() {
     let outcome = leader.node.transfer(Some(dead_id), Duration::from_millis(100)).await;
     assert!(matches!(outcome, Err(TransferError::Timeout { to, .. }) if to == dead_id), "{outcome:?}");
     // Whoever leads then takes changes again.
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let led = leader_of(&replicas).await;
         let leader = replicas.iter().find(|replica| replica.id == led.id).unwrap();
@@ -161,5 +160,6 @@ async fn a_transfer_to_a_dead_voter_ends_at_its_deadline() {
             Ok(_) => break,
             Err(error) => assert!(Instant::now() < deadline, "no change is taken: {error}"),
         }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

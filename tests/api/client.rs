@@ -191,7 +191,7 @@ async fn a_watch_ends_with_its_deadline() {
     let mut changes = client(&api, 1).await.watch_job(endless).await.unwrap().into_inner();
     assert!(changes.message().await.unwrap().is_some(), "as long as it likes");
     let mut request = watch();
-    request.set_timeout(Duration::from_millis(500));
+    request.set_timeout(Duration::from_secs(8));
     let mut changes = client(&api, 1).await.watch_job(request).await.unwrap().into_inner();
     let ended = loop {
         match changes.message().await {

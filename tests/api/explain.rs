@@ -52,7 +52,10 @@ async fn a_job_is_followed_from_a_full_worker_to_its_end() {
     assert_eq!((&running["reason"], &running["workers"]), (&json!("runs"), &json!(null)));
     assert!(running["detail"].as_str().unwrap().contains(&hand.id), "{running}");
 
-    let waits = api.submit(1, &json!({"priority": 1, "max_retries": 1})).await;
+    // After its failure it waits for longer than anybody looks.
+    let policy = json!({"strategy": "fixed", "initial_delay_seconds": 3_600, "max_delay_seconds": 3_600});
+    let fields = json!({"priority": 1, "max_retries": 1, "metadata": {"retry_policy": policy}});
+    let waits = api.submit(1, &fields).await;
     let behind = api.submit(1, &json!({"priority": 1})).await;
     for replica in 0..REPLICAS {
         let explanation = explain(&api, replica, &waits).await;

@@ -57,7 +57,8 @@ async fn start() -> Group {
         .set("scheduler.unhealthy_pause=1")
         // These tests are not about failover, and the machine may be busy.
         .set("cluster.heartbeat_ms=100")
-        .set("cluster.election_timeout_ms=[1000, 2000]")
+        .set("cluster.election_timeout_ms=[5000, 10000]")
+        .set("cluster.forward_timeout_ms=60000")
         .start()
         .await
         .unwrap();
@@ -118,6 +119,20 @@ impl Api {
 
     pub async fn post(&self, replica: usize, path: &str, body: &Value) -> Reply {
         self.send(replica, Method::POST, path, Some(body)).await
+    }
+
+    /// Waits until a replica says at `path` that all its parts work; answers what it says.
+    pub async fn healthy(&self, replica: usize, path: &str) -> Value {
+        let mut health = Value::Null;
+        eventually(&format!("{path} of replica {replica} is well"), async || {
+            let answer = self.http.get(self.url(replica, path)).send().await.unwrap();
+            let status = answer.status().as_u16();
+            MADE.lock().unwrap().push((Method::GET, path.to_owned(), status));
+            health = answer.json().await.unwrap();
+            status == 200
+        })
+        .await;
+        health
     }
 
     /// Posts under an `Idempotency-Key`.

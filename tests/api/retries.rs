@@ -77,7 +77,8 @@ struct Plan {
 async fn a_due_job_goes_straight_to_a_worker_with_a_slot_to_spare_and_waits_in_line_for_a_busy_one() {
     let api = Api::of("straight").await;
     let hand = Hand::new(&api, 1, 1).await;
-    let id = api.submit(0, &with_policy(&json!({"strategy": "fixed", "initial_delay_seconds": 1}))).await;
+    // Time enough to ask for work, or to be busy, before it is due.
+    let id = api.submit(0, &with_policy(&json!({"strategy": "fixed", "initial_delay_seconds": 5}))).await;
     let fail = async || {
         let job = hand.job().await;
         assert_eq!(job.job_id, id);

@@ -1,5 +1,7 @@
 //! Jobs that are submitted for later.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use cortex::domain::ambient::{Ambient, System};
 use cortex_client::proto::client_service_client::ClientServiceClient;
@@ -21,8 +23,10 @@ fn time(value: &Value) -> DateTime<Utc> {
 async fn a_job_waits_for_its_time_beside_a_free_worker_and_is_not_given_earlier() {
     let api = Api::of("later-waits").await;
     let hand = Hand::new(&api, 1, 10).await;
-    for replica in 0..REPLICAS {
-        let due = after(2);
+    let mut waiting = HashMap::new();
+    // So far apart that nothing which holds up the machine for a moment makes more than one late.
+    for (replica, seconds) in (0..REPLICAS).zip([10, 16, 22]) {
+        let due = after(seconds);
         let draft = api.draft(&json!({"run_at": due.to_rfc3339()}));
         let job = api.post(replica, "/api/v1/jobs", &draft).await.expect(201);
         assert_eq!((&job["status"], &job["queued_at"]), (&json!("pending"), &json!(null)));
@@ -31,13 +35,19 @@ async fn a_job_waits_for_its_time_beside_a_free_worker_and_is_not_given_earlier(
         let shown = api.job((replica + 1) % REPLICAS, id).await;
         assert_eq!((&shown["status"], &shown["next_retry_at"]), (&json!("pending"), &job["next_retry_at"]));
         assert!(!api.ready().await.contains(&id.to_owned()));
+        waiting.insert(id.to_owned(), due);
+    }
+    let mut late = Vec::new();
+    for _ in 0..REPLICAS {
         let given = hand.job().await;
-        assert_eq!(given.job_id, id);
-        let rows = api.rows(id).await;
+        let due = waiting.remove(&given.job_id).expect("each is given once");
+        let rows = api.rows(&given.job_id).await;
         let assigned = time(&rows["job"]["assigned_at"]);
-        assert!(assigned >= due && assigned - due < TimeDelta::seconds(1), "{assigned} for {due}");
+        assert!(assigned >= due && assigned - due < TimeDelta::seconds(10), "{assigned} for {due}");
+        late.push(assigned - due);
         assert!(hand.report(&hand.success(&given, &json!({}))).await.acknowledged);
     }
+    assert!(late.iter().min() < Some(&TimeDelta::seconds(1)), "{late:?}");
     api.leave().await;
 }
 

@@ -75,7 +75,8 @@ async fn a_submission_is_checked_against_the_registry_and_takes_requirements_fro
     }))
     .await;
     let scene = Scene::with(|builder| {
-        builder.set(format!("genome.url={:?}", registry.url)).set("genome.cache_ttl_s=0")
+        let url = format!("genome.url={:?}", registry.url);
+        builder.set(url).set("genome.cache_ttl_s=0").set("genome.timeout_ms=60000")
     })
     .await;
     for replica in 0..3 {
@@ -137,7 +138,8 @@ async fn a_registry_that_says_nothing_stops_submissions_only_where_that_is_asked
     registry.knows("moved/1", json!(format!("{}/api/v1/models/known/versions/1", registry.url)));
     let scene = Scene::with(|builder| {
         let url = format!("genome.url={:?}", registry.url);
-        builder.set(url).set("genome.cache_ttl_s=0").set("genome.on_unavailable=reject")
+        let builder = builder.set(url).set("genome.cache_ttl_s=0").set("genome.timeout_ms=60000");
+        builder.set("genome.on_unavailable=reject")
     })
     .await;
     for model in ["down", "moved"] {

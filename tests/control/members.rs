@@ -77,8 +77,9 @@ async fn a_fourth_replica_joins_empty_works_and_when_it_is_removed_serves_nobody
     eventually("the new replica is taken in", async || {
         // Until it listens it has not caught up, which is no error for good.
         let (status, answer) = scene.ask(follower, Method::POST, MEMBERS, Some(body.clone())).await;
-        assert!([201, 409].contains(&status), "{answer}");
-        status == 201
+        assert!([200, 201, 409, 503].contains(&status), "{answer}");
+        // One whose answer was lost has done its work.
+        [200, 201].contains(&status)
     })
     .await;
     eventually("the new replica serves", async || fourth.serves(&scene).await).await;
@@ -121,7 +122,10 @@ async fn a_fourth_replica_joins_empty_works_and_when_it_is_removed_serves_nobody
     })
     .await;
     assert!(fourth.process.try_wait().unwrap().is_none(), "it stays to say so");
-    assert_eq!(ids(&scene.get(1, "/api/v1/cluster").await), [1, 2, 3]);
+    eventually("the others know that it is gone", async || {
+        ids(&scene.get(1, "/api/v1/cluster").await) == [1, 2, 3]
+    })
+    .await;
 
     // An id is never used again.
     let (status, again) = scene.ask(follower, Method::POST, MEMBERS, Some(body)).await;
@@ -134,7 +138,8 @@ async fn a_fourth_replica_joins_empty_works_and_when_it_is_removed_serves_nobody
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leadership_is_transferred_at_the_word_of_any_replica() {
-    let scene = Scene::start().await;
+    // At nothing else: a leader that the machine holds up stays one.
+    let scene = Scene::with(|builder| builder.set("cluster.election_timeout_ms=[5000, 10000]")).await;
     scene.start_worker(&["m"], 2, Duration::ZERO);
     for round in 0..3 {
         let leader = scene.leader().await;
@@ -209,7 +214,7 @@ async fn a_replica_that_lost_its_disk_joins_under_a_new_id_and_so_does_one_that_
         let peer = scene.cluster.advertised_peer(replica);
         let body = json!({"id": scene.cluster.id(replica), "peer": peer.to_string()});
         eventually("the replica is taken in", async || {
-            scene.ask(leader, Method::POST, MEMBERS, Some(body.clone())).await.0 == 201
+            [200, 201].contains(&scene.ask(leader, Method::POST, MEMBERS, Some(body.clone())).await.0)
         })
         .await;
         eventually("it serves", async || scene.cluster.is_ready(replica).await).await;
@@ -220,6 +225,10 @@ async fn a_replica_that_lost_its_disk_joins_under_a_new_id_and_so_does_one_that_
     members.pop();
     assert_eq!(scene.ask(leader, Method::DELETE, &format!("{MEMBERS}/5"), None).await.0, 204);
     scene.cluster.retire_replica(another).await;
-    assert_eq!(ids(&scene.get(follower, "/api/v1/cluster").await), members);
-    assert_eq!(scene.cluster.leader().await, Some(leader));
+    eventually("a follower knows the members that are left", async || {
+        ids(&scene.get(follower, "/api/v1/cluster").await) == members
+    })
+    .await;
+    let leads = scene.cluster.leader().await;
+    assert!(leads.is_some_and(|leads| leads != another), "{leads:?}");
 }

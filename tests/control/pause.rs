@@ -98,7 +98,7 @@ async fn however_many_models_are_paused_all_can_be() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_queue_gives_nothing_to_anybody_until_it_is_resumed_and_running_jobs_go_on() {
     let scene = Scene::start().await;
-    scene.start_worker(&["m"], 2, Duration::from_secs(2));
+    scene.start_worker(&["m"], 2, Duration::from_secs(6));
     scene.submit(0, "m", 5, 2).await;
     scene.reach("m", "running", 2).await;
     scene.post(0, "/api/v1/queues/pause?model_name=n").await;

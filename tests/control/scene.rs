@@ -47,7 +47,8 @@ impl Scene {
             .set(format!("queue.queue_prefix={}", stores.queue_prefix))
             // For a busy machine.
             .set("cluster.heartbeat_ms=100")
-            .set("cluster.election_timeout_ms=[500, 1000]");
+            .set("cluster.election_timeout_ms=[500, 1000]")
+            .set("cluster.forward_timeout_ms=60000");
         let cluster = configure(builder).start().await.unwrap();
         let database = stores.pool(2).await;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();

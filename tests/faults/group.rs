@@ -1,14 +1,33 @@
 //! The group without its majority, without all of its members, and with members of another group.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::load::{Load, Outcome, Tally, accepted, submit};
-use crate::scene::{Scene, until};
+use crate::scene::{REFUSED_SOON, Scene, until};
 
 const WORK: Duration = Duration::from_millis(30);
+
+impl Scene {
+    /// Submits until a job is accepted: for a while there may be no leader.
+    async fn taken(&self, replica: SocketAddr, tally: &mut Tally) -> Uuid {
+        let mut taken = None;
+        until("writes are taken", async || {
+            let outcome = submit(&self.http, replica, json!({})).await;
+            if let Outcome::Accepted(id) = outcome {
+                taken = Some(id);
+            }
+            tally.note(outcome);
+            taken.is_some()
+        })
+        .await;
+        taken.unwrap()
+    }
+}
 
 #[tokio::test]
 async fn jobs_are_found_again_after_every_replica_was_killed() {
@@ -32,21 +51,20 @@ async fn jobs_are_found_again_after_every_replica_was_killed() {
 
 #[tokio::test]
 async fn without_a_majority_writes_are_refused_and_reads_go_on() {
-    let mut scene = Scene::start().await;
+    let mut scene = Scene::with(|builder, _| builder.set(REFUSED_SOON)).await;
     scene.start_worker(1, 8, WORK);
     let leader = scene.leader().await;
     let follower = scene.others(leader)[0];
     let mut tally = Tally::default();
     // Once it is the leader that is left, once it is not.
     for survivor in [leader, follower] {
-        let id = accepted(&scene.http, scene.cluster.http(survivor), json!({})).await;
-        tally.accepted.push(id);
+        let address = scene.cluster.http(survivor);
+        let id = scene.taken(address, &mut tally).await;
         scene.quiet().await;
         let lost = scene.others(survivor);
         for index in &lost {
             scene.kill(*index).await;
         }
-        let address = scene.cluster.http(survivor);
         until("writes are refused", async || {
             let outcome = submit(&scene.http, address, json!({})).await;
             let refused = matches!(outcome, Outcome::Refused);
@@ -63,13 +81,7 @@ async fn without_a_majority_writes_are_refused_and_reads_go_on() {
         for index in &lost {
             scene.cluster.restart(*index).await.unwrap();
         }
-        until("writes are taken again", async || {
-            let outcome = submit(&scene.http, address, json!({})).await;
-            let taken = matches!(outcome, Outcome::Accepted(_));
-            tally.note(outcome);
-            taken
-        })
-        .await;
+        scene.taken(address, &mut tally).await;
         for index in &lost {
             until("the replica is back", async || scene.cluster.is_ready(*index).await).await;
         }
@@ -79,7 +91,7 @@ async fn without_a_majority_writes_are_refused_and_reads_go_on() {
 
 #[tokio::test]
 async fn a_group_that_lost_its_memory_does_not_lead_on_the_jobs_of_another() {
-    let mut scene = Scene::with(|builder, _| builder.replicas(1)).await;
+    let mut scene = Scene::with(|builder, _| builder.replicas(1).set(REFUSED_SOON)).await;
     let address = scene.cluster.http(0);
     accepted(&scene.http, address, json!({})).await;
     let leadership = "SELECT md5(leadership::text) FROM leadership";

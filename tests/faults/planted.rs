@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 use crate::load::{Outcome, accepted, submit};
-use crate::scene::{Scene, until};
+use crate::scene::{REFUSED_SOON, Scene, until};
 
 /// One replica, and one worker with one slot that is driven by hand.
 struct Stage {
@@ -24,7 +24,7 @@ struct Stage {
 impl Stage {
     async fn set(plant: Option<&str>) -> Self {
         let scene = Scene::with(|builder, _| {
-            let builder = builder.replicas(1);
+            let builder = builder.replicas(1).set(REFUSED_SOON);
             plant.into_iter().fold(builder, |builder, plant| builder.env("CORTEX_PLANT", plant))
         })
         .await;
@@ -136,7 +136,7 @@ async fn with_the_token_ignored_the_report_of_an_ended_attempt_counts_for_the_ne
 
 #[tokio::test]
 async fn with_retries_early_an_attempt_begins_before_its_time() {
-    let policy = json!({"strategy": "fixed", "initial_delay_seconds": 2, "jitter": false});
+    let policy = json!({"strategy": "fixed", "initial_delay_seconds": 10, "jitter": false});
     for plant in [None, Some("retries_early")] {
         let stage = Stage::with_worker(plant).await;
         stage.submit(json!({"max_retries": 1, "metadata": {"retry_policy": policy}})).await;
@@ -144,7 +144,7 @@ async fn with_retries_early_an_attempt_begins_before_its_time() {
         stage.poll().await;
         let early = "SELECT count(*) FROM executions a JOIN executions b USING (job_id)
             WHERE a.attempt_number = 1 AND b.attempt_number = 2
-                AND b.created_at < a.completed_at + interval '2 seconds'";
+                AND b.created_at < a.completed_at + interval '10 seconds'";
         assert_eq!(stage.scene.count(early).await == 1, plant.is_some(), "{plant:?}");
     }
 }

@@ -17,6 +17,8 @@ use crate::support::{Scratch, Stores};
 
 /// Longest wait for anything that must come about.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// For tests of writes that no leader takes: these are refused soon.
+pub const REFUSED_SOON: &str = "cluster.forward_timeout_ms=2000";
 /// Time between two looks while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Lines of each replica's log that a failed test shows.
@@ -56,9 +58,9 @@ impl Scene {
         .await
     }
 
-    /// Three replicas on a PostgreSQL and a Redis of their own.
+    /// Three replicas on a PostgreSQL and a Redis of their own, which may be away.
     pub async fn with_own_stores() -> Self {
-        Self::on(Stores::fresh().await, |builder, _, _| builder).await
+        Self::on(Stores::fresh().await, |builder, _, _| builder.set(REFUSED_SOON)).await
     }
 
     async fn on(
@@ -73,13 +75,15 @@ impl Scene {
             .set(format!("queue.queue_prefix={}", stores.queue_prefix))
             // For a busy machine.
             .set("cluster.heartbeat_ms=100")
-            .set("cluster.election_timeout_ms=[300, 600]");
+            .set("cluster.election_timeout_ms=[300, 600]")
+            // Less than a request may take as a whole, so that a refusal is told as one.
+            .set("cluster.forward_timeout_ms=25000");
         let cluster = configure(builder, &stores, scratch.path()).start().await.unwrap();
         stores.database_url = cluster.database_url().to_owned();
         stores.redis_url = cluster.redis_url().to_owned();
         let pool = stores.pool(4).await;
         history::watch_writers(&pool).await;
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(15)).build().unwrap();
+        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         Self {
             cluster,
             stores,

@@ -250,10 +250,10 @@ async fn submissions_do_not_hold_up_reports() {
 #[tokio::test]
 async fn a_long_poll_may_wait_longer_than_other_commands() {
     let leader = Replica::leading(Arc::new(Idle)).await;
-    let answer_timeout = Duration::from_millis(200);
+    let answer_timeout = Duration::from_secs(3);
     let follower = Follower::new(leader.route(), ForwardConfig { answer_timeout, ..hasty() });
     let begun = Instant::now();
-    let wait = Duration::from_millis(500);
+    let wait = Duration::from_secs(6);
     assert!(matches!(outcome(follower.send(poll(wait))).await, Ok(Answer::PollJob(None))));
     assert!(begun.elapsed() >= wait - Duration::from_millis(50));
 }
@@ -309,7 +309,9 @@ async fn a_cancellation_sent_twice_that_finds_the_job_cancelled_is_a_success() {
 #[tokio::test]
 async fn a_refused_second_copy_says_nothing_about_the_first() {
     let (leader, mut script) = Replica::scripted().await;
-    let follower = Follower::new(leader.route(), hasty());
+    // Long enough for a first copy to arrive in any case.
+    let config = ForwardConfig { timeout: Duration::from_secs(2), ..hasty() };
+    let follower = Follower::new(leader.route(), config);
     let call = follower.send(event(JobEvent::Due));
     script.answer(Err(ServiceError::OutcomeUnknown)).await;
     let refuse = async {

@@ -35,7 +35,7 @@ struct Order {
 pub type Outcome = Result<Answer, ServiceError>;
 
 /// Longest wait for anything that should happen at once.
-pub const SOON: Duration = Duration::from_secs(5);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// Answers each sign of life with the id of the worker that gave it.
 pub struct Echo;

@@ -86,7 +86,8 @@ impl Scene {
             .set(format!("queue.queue_prefix={:?}", stores.queue_prefix))
             // These tests are not about failover, and the machine may be busy.
             .set("cluster.heartbeat_ms=100")
-            .set("cluster.election_timeout_ms=[1000, 2000]");
+            .set("cluster.election_timeout_ms=[5000, 10000]")
+            .set("cluster.forward_timeout_ms=60000");
         for setting in settings {
             builder = builder.set(*setting);
         }

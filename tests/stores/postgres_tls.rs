@@ -12,7 +12,7 @@ use sqlx::AssertSqlSafe;
 use crate::authority::Authority;
 use crate::redis_secured::Secured;
 use crate::scene::Replicas;
-use crate::support::Scratch;
+use crate::support::{Scratch, eventually};
 
 const PASSWORD: &str = "correct-horse";
 
@@ -56,7 +56,7 @@ impl Guarded {
         }
         let guarded = Self { authority, postgres, port: ports.first(), _ports: ports, _scratch: scratch };
         let tls = format!("sslmode=verify-full&sslrootcert={}", guarded.authority.file("ca.pem").display());
-        crate::support::eventually("PostgreSQL speaks TLS", async || {
+        eventually("PostgreSQL speaks TLS", async || {
             guarded.check(&guarded.url("localhost", PASSWORD, &tls)).await.is_ok()
         })
         .await;
@@ -135,7 +135,7 @@ async fn a_group_over_tls_to_both_stores_runs_jobs_and_a_wrong_password_ends_the
     }
     let worker = replicas.worker(4, &["--sleep-ms", "0"]);
     replicas.completes(0, 30).await;
-    assert_eq!(replicas.get(2, "/health").await.0, 200);
+    eventually("all is well", async || replicas.get(2, "/health").await.0 == 200).await;
     drop(worker);
     let admin = sqlx::PgPool::connect(&guarded.postgres.url()).await.unwrap();
     let plain = "SELECT count(*) FILTER (WHERE ssl), count(*) FILTER (WHERE NOT ssl)

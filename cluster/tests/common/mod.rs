@@ -14,19 +14,26 @@ use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
 
 /// Longest wait for any condition; reached only by a failing test.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The ground that replicas stand on: directories and addresses that outlive them.
 pub struct Ground {
     dir: TempDir,
     listeners: Vec<(u64, TcpListener)>,
     pub seeds: Vec<Seed>,
+    /// For all members; so long that one which the machine holds up for a while is not taken for dead.
+    pub election_timeout: (Duration, Duration),
 }
 
 impl Ground {
     /// Room for the first members `ids`.
     pub fn new(ids: &[u64]) -> Self {
-        let mut ground = Ground { dir: TempDir::new().unwrap(), listeners: Vec::new(), seeds: Vec::new() };
+        let mut ground = Ground {
+            dir: TempDir::new().unwrap(),
+            listeners: Vec::new(),
+            seeds: Vec::new(),
+            election_timeout: (Duration::from_secs(2), Duration::from_secs(4)),
+        };
         for id in ids {
             let peer = ground.reserve(*id);
             ground.seeds.push(Seed { id: *id, peer });
@@ -49,7 +56,11 @@ impl Ground {
 
     pub fn config_at(&self, id: u64, peer: String) -> ClusterConfig {
         let advertise = Addresses { peer, http: format!("http-{id}:1"), grpc: format!("grpc-{id}:1") };
-        ClusterConfig::new(id, self.data_dir(id), advertise, self.seeds.clone())
+        ClusterConfig {
+            heartbeat: Duration::from_millis(200),
+            election_timeout: self.election_timeout,
+            ..ClusterConfig::new(id, self.data_dir(id), advertise, self.seeds.clone())
+        }
     }
 
     pub fn data_dir(&self, id: u64) -> PathBuf {
