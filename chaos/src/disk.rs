@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
@@ -10,6 +11,11 @@ use tokio::process::Command;
 const IN_A_FILE: u64 = 64 << 20;
 /// Size of a disk in memory.
 const IN_MEMORY: &str = "32m";
+/// Size of the block that is lost with the power, in bytes.
+const BLOCK: usize = 4096;
+/// What of it was synced, and what was not.
+const SYNCED: u8 = b's';
+const UNSYNCED: u8 = b'u';
 /// Shuts down without flushing the journal: what was not synced is lost.
 const WITHOUT_FLUSHING: u32 = 2;
 
@@ -61,6 +67,11 @@ impl Disk {
         run("umount", &[&path(&self.at)]).await
     }
 
+    /// Takes it away however often it is mounted. Whoever still uses it goes on with it until it lets go.
+    pub(crate) async fn detach(&self) {
+        while run("umount", &["-l", &path(&self.at)]).await.is_ok() {}
+    }
+
     /// Mounts one in a file anew, whether it is mounted or not. One in memory stays as it is.
     pub(crate) async fn remount(&self) -> Result<(), String> {
         if self.image.is_none() {
@@ -86,6 +97,39 @@ impl Disk {
         // SAFETY: the descriptor is open, and the kernel reads one u32 from the pointer, which is valid meanwhile.
         let cut = unsafe { shutdown(folder.as_raw_fd(), &raw mut how) };
         cut.map(|_| ()).map_err(|error| format!("{} keeps its power: {error}", self.at.display()))
+    }
+}
+
+/// A block on a disk, whose newest content was not synced.
+pub(crate) struct Block {
+    at: PathBuf,
+}
+
+impl Block {
+    /// Writes one and syncs it.
+    pub(crate) fn synced(folder: &Path) -> Result<Self, String> {
+        let block = Self { at: folder.join("block") };
+        let written =
+            std::fs::write(&block.at, [SYNCED; BLOCK]).and_then(|()| File::open(&block.at)?.sync_all());
+        written.map_err(|error| error.to_string())?;
+        Ok(block)
+    }
+
+    /// Writes over it in its place, which no journal knows of, and syncs nothing.
+    pub(crate) fn write_over(&self) -> Result<(), String> {
+        let file = File::options().write(true).open(&self.at);
+        let written = file.and_then(|file| file.write_all_at(&[UNSYNCED; BLOCK], 0));
+        written.map_err(|error| error.to_string())
+    }
+
+    /// Takes it away again.
+    pub(crate) fn remove(self) -> Result<(), String> {
+        std::fs::remove_file(self.at).map_err(|error| error.to_string())
+    }
+
+    /// Whether what was written last is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        std::fs::read(&self.at).is_ok_and(|content| content.first() == Some(&SYNCED))
     }
 }
 

@@ -15,4 +15,5 @@ pub mod planted;
 pub mod power_cut;
 pub mod report;
 pub mod run;
+mod votes;
 pub mod workload;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Cluster, ClusterOptions, Error, NetworkKind};
 use crate::draw::Draw;
 use crate::faults::{self, Fault, Miss, Subject};
-use crate::history::{self, Record, Recorder, RunInfo, Stage};
+use crate::history::{self, NO_SUCCESSOR, Record, Recorder, RunInfo, Stage};
 use crate::monitor;
 use crate::workload::{Size, Workload};
 
@@ -32,6 +32,12 @@ const COMPARES_WITHIN: Duration = Duration::from_secs(12);
 /// How a process tells of a panic, a stack that is full, and memory that is not to be had.
 const PANICS: [&str; 4] =
     ["panicked", "has overflowed its stack", "memory allocation of", "fatal runtime error"];
+
+/// How the product's log begins to tell of a panic, and what stands before its place.
+const LOGGED: &str = "panicked: ";
+const PLACE: &str = "location=";
+/// Most lines of a panic's message, after the first.
+const MESSAGE_LINES: usize = 20;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -182,6 +188,7 @@ async fn strike_until(
                 Ok(proof) => println!("  {}: {proof}", fault.name),
                 Err(Miss::Idle(why)) => println!("  {}: did not bite: {why}", fault.name),
                 Err(Miss::Broke(why)) => println!("  {}: BROKEN: {why}", fault.name),
+                Err(Miss::NoSuccessor) => println!("  {}: BROKEN: {NO_SUCCESSOR}", fault.name),
             }
             fault.subject
         });
@@ -256,14 +263,33 @@ async fn watch_depth(cluster: Arc<Cluster>, recorder: Arc<Recorder>, stop: Cance
 
 /// By index of the replica, the lines of its log that tell of a panic or of an end that no code answers for.
 fn panics(logs: &[PathBuf]) -> Result<BTreeMap<usize, Vec<String>>, Error> {
-    let tells = |line: &&str| PANICS.iter().any(|sign| line.contains(sign));
     let mut panics = BTreeMap::new();
     for (replica, log) in logs.iter().enumerate() {
-        let text = fs::read(log)?;
-        let text = String::from_utf8_lossy(&text);
-        panics.insert(replica, text.lines().filter(tells).map(str::to_owned).collect());
+        panics.insert(replica, told_panics(&String::from_utf8_lossy(&fs::read(log)?)));
     }
     Ok(panics)
+}
+
+/// The lines of a log that tell of a panic. One that the product logs ends with its place: where its message has several
+/// lines, they become one.
+fn told_panics(log: &str) -> Vec<String> {
+    let tells = |line: &str| PANICS.iter().any(|sign| line.contains(sign));
+    let (mut told, mut lines) = (Vec::new(), log.lines());
+    while let Some(line) = lines.next() {
+        if !tells(line) {
+            continue;
+        }
+        let mut whole = line.to_owned();
+        if line.contains(LOGGED) && !line.contains(PLACE) {
+            let mut more = lines.clone().take(MESSAGE_LINES).take_while(|line| !tells(line));
+            let until = more.position(|line| line.contains(PLACE)).map_or(0, |last| last + 1);
+            for line in lines.by_ref().take(until) {
+                whole = format!("{whole} {}", line.trim());
+            }
+        }
+        told.push(whole);
+    }
+    told
 }
 
 /// Asks `cortex verify` and keeps what it says.
@@ -287,4 +313,28 @@ async fn ask_verify(cluster: &Cluster) -> Result<serde_json::Value, Error> {
     Ok(serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
         serde_json::json!({"error": String::from_utf8_lossy(&output.stderr), "status": output.status.code()})
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_with_its_place() {
+        let log = "INFO cortex: ready\n\
+            ERROR cortex::telemetry::logging: panicked: left == right\n  left: 1\n right: 2 location=/r/redb-4.6.0/a.rs:1:2 thread=\"main\"\n\
+            ERROR cortex::telemetry::logging: panicked: index location=src/b.rs:3:4 thread=\"main\"\n\
+            thread 'main' panicked at src/c.rs:5:6:\n\
+            thread 'main' has overflowed its stack\n\
+            ERROR cortex::telemetry::logging: panicked: without a place\n\
+            INFO cortex: gone\n";
+        let told = [
+            "ERROR cortex::telemetry::logging: panicked: left == right left: 1 right: 2 location=/r/redb-4.6.0/a.rs:1:2 thread=\"main\"",
+            "ERROR cortex::telemetry::logging: panicked: index location=src/b.rs:3:4 thread=\"main\"",
+            "thread 'main' panicked at src/c.rs:5:6:",
+            "thread 'main' has overflowed its stack",
+            "ERROR cortex::telemetry::logging: panicked: without a place",
+        ];
+        assert_eq!(told_panics(log), told);
+    }
 }

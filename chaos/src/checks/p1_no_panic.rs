@@ -1,15 +1,17 @@
 //! P1: nothing that is done to a replica makes it panic, and it ends only when it is struck.
 //!
-//! Strikes kill, restart and replace replicas, damage their logs and take their disks away: whatever a replica does under
-//! the strike that names it is R1's concern. One that such a strike has left behind without proof, because the harness
-//! could not go on, need not be ready at the end.
+//! Strikes end replicas, replace them, damage their logs and take their disks away: that one ends under such a strike that
+//! names it is R1's concern. Under one that stops it for a while, or breaks its network, it must live on. One that is not
+//! ready at the end because the harness could not finish such a strike at it leaves the run undecided.
 //!
-//! Judged by the replicas' own logs. Reading a damaged Raft log may panic in the library that reads it; that is caught,
-//! and the replica refuses to start, as R1 demands. So the logs of those whose files were damaged prove nothing here.
+//! Judged by the replicas' own logs. Reading a damaged Raft log may panic in redb, which reads it; that is caught, and the
+//! replica refuses to start, as R1 demands. So of a replica whose log was damaged, panics in redb prove nothing; all others
+//! do.
 
 use super::evidence::{Evidence, in_fault, time};
 use super::{Judge, Promise, Verdict};
-use crate::history::History;
+use crate::faults::{Fault, Subject};
+use crate::history::{FaultRun, History};
 
 pub(super) const PROMISE: Promise = Promise {
     id: "P1",
@@ -21,38 +23,73 @@ pub(super) const PROMISE: Promise = Promise {
 
 /// Faults that damage what is on a replica's disk.
 const DAMAGE: [&str; 2] = ["raft-flipped-bit", "raft-torn-tail"];
+/// Strikes at replicas that end none: it stands still for a while, or leads no longer.
+const SPARE: [&str; 3] = ["freeze-leader", "freeze-leader-long", "transfer-leader"];
+/// What stands before the place of a panic: in the product's log as text and as JSON, and in what Rust itself says.
+const BEFORE_PLACE: [&str; 3] = ["location=", "\"location\":\"", "panicked at "];
+/// The folder of redb's sources, up to its version.
+const REDB: &str = "/redb-";
 /// How long after a strike its traces may still be seen, in microseconds: replicas are looked at in turn.
 const AFTERMATH: u64 = 3_000_000;
 
 fn judge(evidence: &Evidence<'_>) -> Verdict {
-    let Some(panics) = &evidence.history.panics else {
+    let history = evidence.history;
+    let Some(panics) = &history.panics else {
         return Verdict::Unknown { why: "the logs of the replicas were not read".to_owned() };
     };
-    let damaged = |replica: &usize| {
-        let mut faults = evidence.history.faults.iter();
-        faults.any(|fault| DAMAGE.contains(&fault.name.as_str()) && fault.replicas.contains(replica))
-    };
-    let counts = panics.iter().filter(|(replica, _)| !damaged(replica));
-    let told = counts.flat_map(|(replica, lines)| {
-        lines.iter().map(move |line| format!("replica {}: {line}", replica + 1))
-    });
-    let mut violations: Vec<_> = told.collect();
-    ends(evidence.history, &mut violations);
-    Verdict::of(panics.keys().filter(|replica| !damaged(replica)).count() as u64, violations)
+    let damaged =
+        |replica: usize| struck(history, replica).any(|fault| DAMAGE.contains(&fault.name.as_str()));
+    let (mut violations, mut doubts) = (Vec::new(), Vec::new());
+    for (replica, lines) in panics {
+        let counts = lines.iter().filter(|line| !(is_in_redb(line) && damaged(*replica)));
+        violations.extend(counts.map(|line| format!("replica {}: {line}", replica + 1)));
+    }
+    ends(history, &mut violations);
+    not_ready(history, &mut violations, &mut doubts);
+    Verdict::with_doubts(panics.len() as u64, violations, &doubts)
 }
 
-/// Replicas that no strike has ended, and those that do not serve when all is over.
+/// Strikes that name a replica.
+fn struck(history: &History, replica: usize) -> impl DoubleEndedIterator<Item = &FaultRun> {
+    history.faults.iter().filter(move |fault| fault.replicas.contains(&replica))
+}
+
+/// Whether a strike of this kind ends the replicas that it names, or takes away what they run on.
+fn ends_them(fault: &FaultRun) -> bool {
+    let kind = Fault::named(&fault.name);
+    kind.is_some_and(|kind| kind.subject == Subject::Replicas) && !SPARE.contains(&fault.name.as_str())
+}
+
+/// Whether a line tells of a panic in redb.
+fn is_in_redb(line: &str) -> bool {
+    let place = BEFORE_PLACE.iter().find_map(|before| line.rsplit_once(*before));
+    let place = place.and_then(|(_, after)| after.split_whitespace().next());
+    place.is_some_and(|place| place.contains(REDB))
+}
+
+/// Replicas that no strike has ended.
 fn ends(history: &History, violations: &mut Vec<String>) {
-    let at = |replica: usize| history.faults.iter().filter(move |fault| fault.replicas.contains(&replica));
     for (when, replica, status) in &history.exits {
-        if !at(*replica).any(|fault| in_fault(fault, *when, AFTERMATH)) {
+        let mut strikes = struck(history, *replica).filter(|fault| ends_them(fault));
+        if !strikes.any(|fault| in_fault(fault, *when, AFTERMATH)) {
             let when = time(*when);
             violations.push(format!("replica {} ended by itself before {when}: {status}", replica + 1));
         }
     }
+}
+
+/// Replicas that do not serve when all is over.
+fn not_ready(history: &History, violations: &mut Vec<String>, doubts: &mut Vec<String>) {
     for replica in &history.not_ready {
-        if at(*replica).next_back().is_none_or(|fault| fault.proof.is_some()) {
-            violations.push(format!("replica {} was not ready at the end", replica + 1));
+        let told = format!("replica {} was not ready at the end", replica + 1);
+        // The harness may have left behind what it could not heal.
+        let left = |fault: &&FaultRun| ends_them(fault) || fault.healed.is_none();
+        let mut strikes = struck(history, *replica).filter(left);
+        match strikes.next_back() {
+            Some(last) if last.proof.is_none() => {
+                doubts.push(format!("{told}; {} at {} shows nothing", last.name, time(last.begun)));
+            }
+            _ => violations.push(told),
         }
     }
 }
@@ -61,6 +98,12 @@ fn ends(history: &History, violations: &mut Vec<String>) {
 mod tests {
     use super::super::story::{Story, kept, refuted, undecided};
     use super::*;
+
+    /// As a replica's log tells of a panic, and as Rust does by itself.
+    const IN_REDB: [&str; 2] = [
+        "ERROR cortex::telemetry::logging: panicked: a page location=/r/src/i-1/redb-4.6.0/src/db.rs:7:9 thread=\"main\"",
+        "thread 'main' panicked at /r/src/i-1/redb-4.6.0/src/db.rs:7:9:",
+    ];
 
     fn with(panics: &[(usize, &[&str])]) -> Story {
         let mut story = Story::new();
@@ -76,11 +119,23 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_whose_log_was_damaged_proves_nothing() {
-        let mut story = with(&[(0, &[]), (1, &["panicked: a page"])]);
+    fn of_a_replica_whose_log_was_damaged_panics_in_redb_alone_prove_nothing() {
+        let mut story = with(&[(0, &[]), (1, &IN_REDB)]);
+        refuted(&story.judge(&PROMISE), "replica 2: thread 'main' panicked at /r/src/i-1/redb-4.6.0");
         story.fault(1000, 2000, "raft-flipped-bit", false);
+        refuted(&story.judge(&PROMISE), "replica 2: ERROR");
         story.faults[0].replicas = vec![1];
-        kept(&story.judge(&PROMISE), 1);
+        kept(&story.judge(&PROMISE), 2);
+        let elsewhere = [
+            "panicked: redb said /redb-4.6.0/ location=src/leadership.rs:1:2 thread=\"main\"",
+            "thread 'main' panicked at cluster/src/store/database.rs:1:2:",
+            "memory allocation of 99999999999 bytes failed",
+            "panicked: index",
+        ];
+        for line in elsewhere {
+            story.panics = Some([(1, vec![line.to_owned()])].into());
+            refuted(&story.judge(&PROMISE), line);
+        }
     }
 
     #[test]
@@ -96,6 +151,26 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_that_ends_under_a_strike_that_must_not_end_it_is_a_violation() {
+        let strikes = ["lossy-network", "partition-leader", "cut-leader-postgres", "lose-replies-peer"];
+        for name in strikes.into_iter().chain(SPARE) {
+            let mut story = with(&[(0, &[])]);
+            story.fault(1000, 2000, name, true);
+            story.exits = vec![(1_100_000, 0, "exit status: 1".to_owned())];
+            refuted(&story.judge(&PROMISE), "replica 1 ended by itself before 1.100 s: exit status: 1");
+            story.fault(500, 1050, "kill-follower", false);
+            kept(&story.judge(&PROMISE), 1);
+        }
+    }
+
+    #[test]
+    fn every_kind_that_is_named_is_one_that_strikes_replicas() {
+        for name in SPARE.into_iter().chain(DAMAGE) {
+            assert!(Fault::named(name).is_some_and(|kind| kind.subject == Subject::Replicas), "{name}");
+        }
+    }
+
+    #[test]
     fn a_replica_that_does_not_serve_at_the_end_is_a_violation_unless_the_harness_has_left_it_so() {
         let mut story = with(&[(0, &[])]);
         story.not_ready = vec![0];
@@ -103,7 +178,22 @@ mod tests {
         story.fault(1000, 2000, "kill-leader", true);
         refuted(&story.judge(&PROMISE), "replica 1 was not ready at the end");
         story.faults[0].proof = None;
-        kept(&story.judge(&PROMISE), 1);
+        undecided(&story.judge(&PROMISE));
+        story.fault(3000, 4000, "slow-network", false);
+        undecided(&story.judge(&PROMISE));
+        story.fault(5000, 6000, "kill-follower", true);
+        refuted(&story.judge(&PROMISE), "replica 1 was not ready at the end");
+    }
+
+    #[test]
+    fn a_network_that_is_whole_again_excuses_no_replica_that_does_not_serve() {
+        let mut story = with(&[(0, &[])]);
+        story.not_ready = vec![0];
+        story.fault(1000, 2000, "lossy-network", false);
+        story.faults[0].proof = None;
+        refuted(&story.judge(&PROMISE), "replica 1 was not ready at the end");
+        story.faults[0].healed = None;
+        undecided(&story.judge(&PROMISE));
     }
 
     #[test]

@@ -357,6 +357,7 @@ impl Story {
             over: Some(over * 1000),
             proof: Some("it bit".to_owned()),
             broke: None,
+            no_successor: false,
         });
     }
 

@@ -18,7 +18,7 @@ pub(super) const FAULT: Fault = Fault {
 async fn strike_leader(mut strike: Strike) -> Struck {
     let cluster = std::sync::Arc::clone(&strike.cluster);
     let time = strike.draw.milliseconds(500, 8000);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let edges = [(Link { from: leader, to: End::Postgres }, Condition::Cut)];
     let detail = format!("replica {} cut off from PostgreSQL for {} ms", leader + 1, time.as_millis());
     strike.begins(&[leader], false, detail);

@@ -92,11 +92,14 @@ pub(super) fn others(cluster: &Cluster, replica: usize) -> impl Iterator<Item = 
 }
 
 /// A follower by draw.
-pub(super) async fn follower(strike: &mut Strike) -> Result<usize, String> {
-    let leader = strike.cluster.leader_other_than(None).await?;
+///
+/// # Errors
+/// When nobody leads, which the product owes.
+pub(super) async fn follower(strike: &mut Strike) -> Result<usize, Miss> {
+    let leader = strike.leader().await?;
     let followers: Vec<_> = others(&strike.cluster, leader).collect();
     if followers.is_empty() {
-        return Err("there is no follower".to_owned());
+        return Err("there is no follower".into());
     }
     Ok(*strike.draw.choose(&followers))
 }

@@ -15,7 +15,7 @@ pub(super) const FAULT: Fault = Fault {
 
 async fn strike_leader(mut strike: Strike) -> Struck {
     let cluster = std::sync::Arc::clone(&strike.cluster);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let time = strike.draw.milliseconds(1000, 6000);
     strike.begins(&[leader], true, format!("SIGSTOP of replica {} for {} ms", leader + 1, time.as_millis()));
     if !cluster.signal(leader, cortex::dev::Signal::SIGSTOP).await {

@@ -18,7 +18,7 @@ pub(super) const FAULT: Fault = Fault {
 
 async fn strike_leader(mut strike: Strike) -> Struck {
     let cluster = Arc::clone(&strike.cluster);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let term = cluster.view(leader).await.map_or(0, |view| view.term);
     let time = strike.draw.milliseconds(16_000, 24_000);
     strike.begins(&[leader], true, format!("SIGSTOP of replica {} for {} ms", leader + 1, time.as_millis()));

@@ -18,7 +18,7 @@ pub(super) const FAULT: Fault = Fault {
 
 async fn strike_all(mut strike: Strike) -> Struck {
     let cluster = Arc::clone(&strike.cluster);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let term = cluster.view(leader).await.map_or(0, |view| view.term);
     let all: Vec<usize> = (0..cluster.size()).collect();
     // No new leader can be elected while nobody is there: the wait for one says nothing about elections.

@@ -15,7 +15,7 @@ pub(super) const FAULT: Fault = Fault {
 
 async fn strike_leader(mut strike: Strike) -> Struck {
     let cluster = std::sync::Arc::clone(&strike.cluster);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     strike.begins(&[leader], true, format!("kill -9 of replica {}", leader + 1));
     if !cluster.kill(leader).await {
         return Err("it was gone already".into());

@@ -46,7 +46,7 @@ async fn strike_leader(
 ) -> Struck {
     let cluster = std::sync::Arc::clone(&strike.cluster);
     let time = strike.draw.milliseconds(1000, 5000);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let links = links(leader, &cluster);
     let before = cluster.affected(&links).await?;
     let detail = format!("answers of {whose} lost for {} ms, replica {}", time.as_millis(), leader + 1);

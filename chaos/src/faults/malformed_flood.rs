@@ -53,18 +53,31 @@ async fn flood(mut strike: Strike) -> Struck {
         .collect()
         .await;
     strike.heals();
+    let answers = answers(&outcomes)?;
+    let served = shared.accepted() - before;
+    Ok(format!("{answers}; {served} good submissions accepted meanwhile"))
+}
+
+/// What became of how many requests.
+///
+/// # Errors
+/// When none was answered by a replica: then nobody was flooded.
+fn answers(outcomes: &[Outcome]) -> Result<String, String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut answered = false;
     for outcome in outcomes {
         let what = match outcome {
             Outcome::Ok { status, .. } => format!("ACCEPTED with {status}"),
+            Outcome::Refused { status: 0, .. } => "not taken".to_owned(),
             Outcome::Refused { status, .. } => format!("refused with {status}"),
             Outcome::Unknown { .. } => "cut off".to_owned(),
         };
+        answered |= matches!(outcome, Outcome::Ok { .. } | Outcome::Refused { status: 1.., .. });
         *counts.entry(what).or_default() += 1;
     }
     let counts: Vec<String> = counts.into_iter().map(|(what, count)| format!("{count} {what}")).collect();
-    let served = shared.accepted() - before;
-    Ok(format!("{}; {served} good submissions accepted meanwhile", counts.join(", ")))
+    let counts = counts.join(", ");
+    if answered { Ok(counts) } else { Err(format!("no request was answered: {counts}")) }
 }
 
 fn attempt(cluster: &Cluster, replica: usize, number: u64, draw: &mut Draw) -> (Request, RequestBuilder) {
@@ -115,4 +128,19 @@ fn attempt(cluster: &Cluster, replica: usize, number: u64, draw: &mut Draw) -> (
         }
     };
     (Request::Intrusion { what: what.to_owned(), expected, job: None }, send)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_that_nobody_answers_has_flooded_nobody() {
+        let refused = |status| Outcome::Refused { status, why: String::new() };
+        let (lost, away) = (Outcome::Unknown { why: String::new() }, refused(0));
+        let none = answers(&[lost.clone(), away.clone(), lost.clone()]);
+        assert_eq!(none, Err("no request was answered: 2 cut off, 1 not taken".to_owned()));
+        let some = answers(&[lost, away, refused(413)]);
+        assert_eq!(some, Ok("1 cut off, 1 not taken, 1 refused with 413".to_owned()));
+    }
 }

@@ -58,7 +58,7 @@ use tokio::sync::Mutex;
 
 use crate::cluster::Cluster;
 use crate::draw::Draw;
-use crate::history::{Phase, Record, Recorder};
+use crate::history::{NO_SUCCESSOR, Phase, Record, Recorder};
 use crate::workload::{Shared, Workload};
 
 /// What a fault strikes: two that strike the same are never under way at once.
@@ -96,8 +96,11 @@ pub enum Needs {
 pub enum Miss {
     /// It found nothing to strike, left no trace, or the harness could not do it.
     Idle(String),
-    /// It bit, and the product did not take it as it must.
+    /// The product did not take it as it must, or did not do what it owes at any time.
     Broke(String),
+    /// Nobody came to lead in the place of the leader that it had cut off. While others are struck, too, too few may have been
+    /// left for that.
+    NoSuccessor,
 }
 
 /// What came of a strike: what shows that it bit, or why nothing does.
@@ -228,16 +231,14 @@ impl Fault {
             name: self.name,
         };
         let struck = (self.strike)(strike).await;
-        let proof = struck.as_ref().ok().cloned();
-        let broke = match &struck {
-            Err(Miss::Broke(why)) => Some(why.clone()),
-            _ => None,
+        let (proof, broke) = match &struck {
+            Ok(proof) => (Some(proof.clone()), None),
+            Err(Miss::Idle(_)) => (None, None),
+            Err(Miss::Broke(why)) => (None, Some(why.clone())),
+            Err(Miss::NoSuccessor) => (None, Some(NO_SUCCESSOR.to_owned())),
         };
-        recorder.note(Record::Fault {
-            fault: number,
-            name: self.name.to_owned(),
-            phase: Phase::Over { proof, broke },
-        });
+        let phase = Phase::Over { proof, broke, no_successor: struck == Err(Miss::NoSuccessor) };
+        recorder.note(Record::Fault { fault: number, name: self.name.to_owned(), phase });
         struck
     }
 }
@@ -266,9 +267,20 @@ impl Strike {
         self.note(Phase::Heals);
     }
 
+    /// Whoever leads.
+    ///
+    /// # Errors
+    /// When nobody comes to, which the product owes whatever else is under way.
+    async fn leader(&self) -> Result<usize, Miss> {
+        self.cluster.leader_other_than(None).await.map_err(Miss::Broke)
+    }
+
     /// Whoever leads, and one of the others of those that clients know.
-    async fn leader_and_follower(&mut self) -> Result<(usize, usize), String> {
-        let leader = self.cluster.leader_other_than(None).await?;
+    ///
+    /// # Errors
+    /// As for [`Strike::leader`].
+    async fn leader_and_follower(&mut self) -> Result<(usize, usize), Miss> {
+        let leader = self.leader().await?;
         let others: Vec<usize> = (0..self.cluster.size()).filter(|index| *index != leader).collect();
         Ok((leader, *self.draw.choose(&others)))
     }

@@ -18,7 +18,7 @@ pub(super) const FAULT: Fault = Fault {
 async fn strike_leader(mut strike: Strike) -> Struck {
     let cluster = std::sync::Arc::clone(&strike.cluster);
     let time = strike.draw.milliseconds(500, 4000);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let links = others(&cluster, leader).flat_map(|other| Link::between(leader, other));
     let edges: Vec<_> = links.map(|link| (link, Condition::Cut)).collect();
     strike.begins(&[leader], true, format!("replica {} cut off for {} ms", leader + 1, time.as_millis()));
@@ -26,8 +26,8 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     let (next, affected) = broken(&strike, &edges, meanwhile).await?;
     let united = united(&cluster).await;
     let fenced = cluster.metric(leader, "cortex_fenced_writes_total").await.unwrap_or(0.0);
-    let next = next.ok_or_else(|| Miss::broke("nobody else has come to lead meanwhile"))?;
     united?;
+    let next = next.ok_or(Miss::NoSuccessor)?;
     proof(
         affected,
         format_args!("replica {} leads; writes of the former leader fenced off: {fenced}", next + 1),

@@ -6,6 +6,7 @@ use tokio::time::sleep;
 use super::edges::{broken, others, proof, successor, united};
 use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::cluster::Link;
+use crate::history::NO_SUCCESSOR;
 
 pub(super) const FAULT: Fault = Fault {
     name: "partition-one-way",
@@ -19,7 +20,7 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     let cluster = std::sync::Arc::clone(&strike.cluster);
     let time = strike.draw.milliseconds(500, 4000);
     let dumb = strike.draw.percent(50);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let silenced = |other| if dumb { Link::silenced(leader, other) } else { Link::silenced(other, leader) };
     let edges: Vec<_> = others(&cluster, leader).flat_map(silenced).collect();
     let what = if dumb { "is heard by" } else { "hears" };
@@ -28,13 +29,10 @@ async fn strike_leader(mut strike: Strike) -> Struck {
     strike.begins(&[leader], dumb, detail);
     let meanwhile = async { tokio::join!(sleep(time), successor(&cluster, leader)).1 };
     let (next, affected) = broken(&strike, &edges, meanwhile).await?;
-    let united = united(&cluster).await;
-    if dumb && next.is_none() {
-        return Err(Miss::broke("nobody else has come to lead meanwhile"));
-    }
-    united?;
+    united(&cluster).await?;
     match next {
         Some(next) => proof(affected, format_args!("replica {} leads", next + 1)),
-        None => proof(affected, "nobody else has come to lead meanwhile"),
+        None if dumb => Err(Miss::NoSuccessor),
+        None => proof(affected, NO_SUCCESSOR),
     }
 }

@@ -84,12 +84,14 @@ async fn poison(mut strike: Strike) -> Struck {
     .map_err(|error| error.to_string())?;
     let said =
         format!("job {job} is {status}, code {code:?}, after {deaths} deaths of {workers} different workers");
-    if status == "failed" && code.as_deref() == Some("poison") && (at_once || workers == WORKERS) {
+    let given_up = status == "failed" && code.as_deref() == Some("poison");
+    if given_up && (at_once || workers == WORKERS) {
         return Ok(said);
     }
+    // The same workers took it again and again, until its retries were spent.
+    let spent = status == "failed" && code.as_deref() == Some("worker_lost") && decided == Ok(false);
     // A start whose report was lost beside another fault lets a further worker die.
-    let given_up = status == "failed" && code.as_deref() == Some("poison");
-    Err(if given_up { Miss::Idle(said) } else { Miss::Broke(said) })
+    Err(if given_up || spent { Miss::Idle(said) } else { Miss::Broke(said) })
 }
 
 /// Whether it has cost as much as it may, by its executions: what the product has counted is not asked.

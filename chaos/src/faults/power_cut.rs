@@ -1,12 +1,10 @@
 //! The power of the disks below Raft logs is cut while the group agrees on changes: what was not made durable is gone.
 //!
 //! The logs lie on file systems of their own meanwhile. What each of them must lose, too, is a block that was written over
-//! and not synced: where it is still there, nothing was cut.
+//! and not synced: where it is still there, nothing was cut. What none may lose is the vote for somebody who led.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::join_all;
@@ -14,16 +12,14 @@ use tokio::time::sleep;
 
 use super::control_changes::Changes;
 use super::raft_disks::MovedLog;
-use super::raft_files::{Start, started};
+use super::raft_files::{Start, log_in, started};
 use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::cluster::Cluster;
-use crate::disk::Disk;
+use crate::disk::{Block, Disk};
+use crate::votes::{self, Led};
 
-/// Size of the block that is lost, in bytes.
-const BLOCK: usize = 4096;
-/// What was synced, and what was not.
-const SYNCED: u8 = b's';
-const UNSYNCED: u8 = b'u';
+/// Time between the two looks at who leads.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 pub(super) const FAULT: Fault = Fault {
     name: "power-cut",
@@ -35,7 +31,7 @@ pub(super) const FAULT: Fault = Fault {
 
 async fn lose_power(mut strike: Strike) -> Struck {
     let cluster = Arc::clone(&strike.cluster);
-    cluster.leader_other_than(None).await?;
+    strike.leader().await?;
     let all = strike.draw.percent(50);
     let one = strike.draw.index(cluster.size());
     let struck: Vec<usize> = if all { (0..cluster.size()).collect() } else { vec![one] };
@@ -50,7 +46,10 @@ async fn lose_power(mut strike: Strike) -> Struck {
     };
     let mut back = Ok(());
     for log in logs {
-        back = log.back(&cluster).await.and(back);
+        let now = log.back(&cluster).await;
+        if !matches!(back, Err(Miss::Broke(_))) {
+            back = now.and(back);
+        }
     }
     strike.heals();
     changes.undo(&cluster).await;
@@ -89,16 +88,18 @@ async fn cut(strike: &mut Strike, logs: &[MovedLog], changes: &mut Changes) -> S
     };
     let cut = async {
         sleep(within).await;
+        let led = join_all((0..cluster.size()).map(|index| term_led(&cluster, index))).await;
         blocks.iter().try_for_each(Block::write_over)?;
         // All at the same moment: what only some have on disk must be enough.
-        logs.iter().try_for_each(|log| log.disk.cut())
+        logs.iter().try_for_each(|log| log.disk.cut())?;
+        Ok::<_, String>(led)
     };
     // The change under way at the cut may come to be known or not.
-    let cut: Result<(), String> = tokio::select! {
-        cut = cut => cut,
+    let led: Result<Vec<u64>, String> = tokio::select! {
+        led = cut => led,
         never = change => never,
     };
-    cut?;
+    let led = led?;
     join_all(logs.iter().map(|log| cluster.kill(log.index))).await;
     for log in logs {
         log.disk.unmount().await?;
@@ -108,6 +109,8 @@ async fn cut(strike: &mut Strike, logs: &[MovedLog], changes: &mut Changes) -> S
     for block in blocks {
         block.remove()?;
     }
+    let on_disk = |log: &MovedLog| votes::on_disk(&log_in(log.disk.at())).map(|term| (log.index, term));
+    let on_disks: Result<Vec<_>, String> = logs.iter().map(on_disk).collect();
     for log in logs {
         cluster.restart(log.index).await?;
     }
@@ -116,6 +119,8 @@ async fn cut(strike: &mut Strike, logs: &[MovedLog], changes: &mut Changes) -> S
             return Err(Miss::Broke(format!("replica {} does not start after the cut", log.index + 1)));
         }
     }
+    // What cannot be read at all would have kept its replica from starting.
+    are_kept(&cluster, &led, &on_disks?).await?;
     for log in logs {
         changes.are_known(&cluster, log.index).await.map_err(Miss::Broke)?;
     }
@@ -128,35 +133,30 @@ async fn cut(strike: &mut Strike, logs: &[MovedLog], changes: &mut Changes) -> S
     }
 }
 
-/// A block on a disk, whose newest content was not synced.
-struct Block {
-    at: PathBuf,
+/// In which term a replica leads just now; 0 if it does not.
+async fn term_led(cluster: &Cluster, index: usize) -> u64 {
+    let mut led = Led::default();
+    for _ in 0..2 {
+        if let Some(view) = cluster.view(index).await {
+            led.look(&view);
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    led.highest()
 }
 
-impl Block {
-    /// Writes one and syncs it.
-    fn synced(folder: &Path) -> Result<Self, String> {
-        let block = Self { at: folder.join("block") };
-        let written =
-            std::fs::write(&block.at, [SYNCED; BLOCK]).and_then(|()| File::open(&block.at)?.sync_all());
-        written.map_err(|error| error.to_string())?;
-        Ok(block)
+/// Looks whether the votes are there by which somebody led before the cut.
+///
+/// # Errors
+/// When one is not, or, after a cut of all, when nobody comes to lead in a later term.
+async fn are_kept(cluster: &Cluster, led: &[u64], on_disks: &[(usize, u64)]) -> Result<(), Miss> {
+    if let Some(gone) = votes::gone(led, on_disks).into_iter().next() {
+        return Err(Miss::Broke(gone));
     }
-
-    /// Writes over it in its place, which no journal knows of, and syncs nothing.
-    fn write_over(&self) -> Result<(), String> {
-        let file = File::options().write(true).open(&self.at);
-        let written = file.and_then(|file| file.write_all_at(&[UNSYNCED; BLOCK], 0));
-        written.map_err(|error| error.to_string())
+    if on_disks.len() < cluster.size() {
+        return Ok(());
     }
-
-    /// Takes it away again.
-    fn remove(self) -> Result<(), String> {
-        std::fs::remove_file(self.at).map_err(|error| error.to_string())
-    }
-
-    /// Whether what was written last is gone.
-    fn is_lost(&self) -> bool {
-        std::fs::read(&self.at).is_ok_and(|content| content.first() == Some(&SYNCED))
-    }
+    let leader = cluster.leader_other_than(None).await.map_err(Miss::Broke)?;
+    let view = cluster.view(leader).await.ok_or("the new leader does not say in which term it leads")?;
+    votes::repeated(led, view.term).map_or(Ok(()), |repeated| Err(Miss::Broke(repeated)))
 }

@@ -35,13 +35,14 @@ impl MovedLog {
         match cluster.revive(index).await {
             Ok(()) => Ok(moved),
             Err(error) => {
-                moved.back(cluster).await?;
+                // What the product owes counts before what the harness could not do.
+                let _ = moved.back(cluster).await;
                 Err(Miss::Broke(error))
             }
         }
     }
 
-    /// Puts it back to where it was; the replica is killed for that and started again. One whose log is gone with its disk is
+    /// Puts it back to where it was; the replica is killed for that and started again. One whose log cannot be had back is
     /// replaced, for it must not come back under its id.
     ///
     /// # Errors
@@ -49,6 +50,10 @@ impl MovedLog {
     pub(super) async fn back(self, cluster: &Cluster) -> Result<(), Miss> {
         cluster.kill(self.index).await;
         let moved = move_from(&self.disk).await;
+        if moved.is_err() {
+            // The folder below cannot be removed while anything is mounted there.
+            self.disk.detach().await;
+        }
         self.disk.discard();
         if let Err(error) = moved {
             replace(cluster, self.index).await?;
@@ -69,12 +74,14 @@ async fn move_to(disk: &Disk) -> Result<(), String> {
     };
     if filled.is_err() {
         // Whatever of it has been done.
-        let _ = disk.unmount().await;
+        disk.detach().await;
         let _ = std::fs::remove_dir(folder);
         std::fs::rename(&aside, folder).map_err(failed)?;
     }
     filled?;
-    std::fs::remove_dir_all(&aside).map_err(failed)
+    // The log has been moved whatever comes of this; what is left in the way makes the next move fail, and say so.
+    let _ = std::fs::remove_dir_all(&aside);
+    Ok(())
 }
 
 /// Mounts a disk and copies a folder to it for good, with holes, so that pages that were never written take no room yet.
@@ -86,14 +93,16 @@ async fn fill(disk: &Disk, from: &Path) -> Result<(), String> {
 
 /// Puts a disk's files where it was mounted.
 async fn move_from(disk: &Disk) -> Result<(), String> {
-    let (folder, aside) = (disk.at(), disk.at().with_extension("aside"));
+    let (folder, copy) = (disk.at(), disk.at().with_extension("back"));
     let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
     disk.remount().await?;
     if !log_in(folder).exists() {
         return Err("the disk has lost the log".to_owned());
     }
-    run("cp", &["-a", &path(folder), &path(&aside)]).await?;
+    // Nothing that was left by another time may be mixed in.
+    std::fs::create_dir(&copy).map_err(|error| format!("{}: {error}", copy.display()))?;
+    run("cp", &["-a", &format!("{}/.", path(folder)), &path(&copy)]).await?;
     disk.unmount().await?;
     std::fs::remove_dir(folder).map_err(failed)?;
-    std::fs::rename(&aside, folder).map_err(failed)
+    std::fs::rename(&copy, folder).map_err(failed)
 }

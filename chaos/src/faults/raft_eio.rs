@@ -31,7 +31,7 @@ pub(super) const FAULT: Fault = Fault {
 
 async fn refuse(mut strike: Strike) -> Struck {
     let cluster = Arc::clone(&strike.cluster);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let leads = strike.draw.percent(50);
     let index = if leads { leader } else { (leader + 1 + strike.draw.index(2)) % cluster.size() };
     let pid = cluster.pid(index).await.ok_or("it was gone already")?;

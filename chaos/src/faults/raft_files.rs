@@ -82,11 +82,11 @@ pub(super) async fn started(cluster: &Cluster, index: usize) -> Result<Start, Mi
 /// Removes a replica that has lost its log from the group, and has it join empty under a new id; answers the new id.
 ///
 /// # Errors
-/// When that does not come about.
-pub(super) async fn replace(cluster: &Cluster, index: usize) -> Result<u64, String> {
-    cluster.remove(index).await?;
+/// When it is not removed or does not join, both of which the product owes, or its folder cannot be emptied.
+pub(super) async fn replace(cluster: &Cluster, index: usize) -> Result<u64, Miss> {
+    cluster.remove(index).await.map_err(Miss::Broke)?;
     let id = cluster.renew(index).await?;
     cluster.restart(index).await?;
-    cluster.join(index).await?;
+    cluster.join(index).await.map_err(Miss::Broke)?;
     Ok(id)
 }

@@ -52,10 +52,7 @@ async fn damage(mut strike: Strike) -> Struck {
     strike.heals();
     let said = said.ok_or_else(|| Miss::broke(format!("it did not start, and did not say why: {what}")))?;
     let told = said.split(DAMAGED).nth(1).unwrap_or_default().trim().to_owned();
-    Ok(format!(
-        "{what}, member {former} did not start: {told}; member {} is in its place",
-        id.map_err(Miss::Broke)?
-    ))
+    Ok(format!("{what}, member {former} did not start: {told}; member {} is in its place", id?))
 }
 
 /// What was done to a log.

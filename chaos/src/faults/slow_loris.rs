@@ -57,6 +57,9 @@ async fn crawl(mut strike: Strike) -> Struck {
     let closed = streams.iter().filter(|(stream, _)| is_closed(stream)).count();
     drop(streams);
     strike.heals();
+    if opened == 0 {
+        return Err("no connection was taken".into());
+    }
     let served = shared.accepted() - before;
     Ok(format!(
         "{opened} connections held, {closed} closed by the replica; others waited {} ms at the most, {refused} in vain; \

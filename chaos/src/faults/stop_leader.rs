@@ -22,7 +22,7 @@ pub(super) const FAULT: Fault = Fault {
 
 async fn strike_leader(mut strike: Strike) -> Struck {
     let cluster = Arc::clone(&strike.cluster);
-    let leader = cluster.leader_other_than(None).await?;
+    let leader = strike.leader().await?;
     let watch = Watch::start(&strike.shared().await);
     strike.begins(&[leader], true, format!("SIGTERM to replica {}", leader + 1));
     let ended = cluster.end(leader).await;

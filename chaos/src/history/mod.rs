@@ -11,5 +11,7 @@ mod recorder;
 
 pub use last::{Audit, Execution, Final, Job, Key, Lease, RedisState, Write, dump};
 pub use read::{Call, FaultRun, History, RunInfo};
-pub use record::{Act, Ending, Line, Outcome, Phase, Record, RedisAct, Request, Says, Seen, Stage, View};
+pub use record::{
+    Act, Ending, Line, NO_SUCCESSOR, Outcome, Phase, Record, RedisAct, Request, Says, Seen, Stage, View,
+};
 pub use recorder::{Recorder, Writer};

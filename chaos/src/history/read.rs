@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::last::Final;
-use super::record::{Act, Line, Outcome, Phase, Record, RedisAct, Request, Stage, View};
+use super::record::{Act, Line, NO_SUCCESSOR, Outcome, Phase, Record, RedisAct, Request, Stage, View};
 
 /// What was run: `run.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -84,8 +84,10 @@ pub struct FaultRun {
     pub over: Option<u64>,
     /// What shows that it bit.
     pub proof: Option<String>,
-    /// What the product did that it must not do when it is struck in this way.
+    /// What the product did that it must not do when it is struck in this way, or at any time.
     pub broke: Option<String>,
+    /// Whether that is that nobody came to lead in the place of a leader that was cut off.
+    pub no_successor: bool,
 }
 
 /// A whole run, read back.
@@ -99,7 +101,7 @@ pub struct History {
     pub acts: Vec<(u64, String, Act)>,
     /// Faults in the order of their beginning.
     pub faults: Vec<FaultRun>,
-    /// Strikes that found nothing to strike: when they gave up, and their names.
+    /// Strikes that found nothing to strike, without the product's fault: when they gave up, and their names.
     pub misses: Vec<(u64, String)>,
     /// Views of the group: when, index of the replica, process id, view.
     pub views: Vec<(u64, usize, Option<u32>, View)>,
@@ -190,30 +192,36 @@ impl History {
     }
 
     fn add_phase(&mut self, at: u64, fault: u64, name: String, phase: Phase) {
-        if let Phase::Begins { replicas, leader, detail } = phase {
-            let (healed, over, proof, broke) = (None, None, None, None);
-            self.faults.push(FaultRun {
-                fault,
-                name,
-                replicas,
-                leader,
-                detail,
-                begun: at,
-                healed,
-                over,
-                proof,
-                broke,
-            });
-            return;
-        }
-        let Some(run) = self.faults.iter_mut().rev().find(|run| run.fault == fault) else {
-            self.misses.push((at, name));
-            return;
+        let place = self.faults.iter().rposition(|run| run.fault == fault);
+        let run = |replicas, leader, detail| FaultRun {
+            fault,
+            name: name.clone(),
+            replicas,
+            leader,
+            detail,
+            begun: at,
+            healed: None,
+            over: None,
+            proof: None,
+            broke: None,
+            no_successor: false,
         };
-        match phase {
-            Phase::Begins { .. } => {}
-            Phase::Heals => run.healed = Some(at),
-            Phase::Over { proof, broke } => (run.over, run.proof, run.broke) = (Some(at), proof, broke),
+        match (phase, place) {
+            (Phase::Begins { replicas, leader, detail }, _) => {
+                self.faults.push(run(replicas, leader, detail));
+            }
+            (Phase::Heals, Some(place)) => self.faults[place].healed = Some(at),
+            (Phase::Over { proof, broke, no_successor }, Some(place)) => {
+                let no_successor = no_successor || broke.as_deref() == Some(NO_SUCCESSOR);
+                let run = &mut self.faults[place];
+                (run.over, run.proof, run.broke, run.no_successor) = (Some(at), proof, broke, no_successor);
+            }
+            // It did not come to strike, for the product did not do what it owes at any time.
+            (Phase::Over { broke: Some(broke), .. }, None) => {
+                let run = run(Vec::new(), false, String::new());
+                self.faults.push(FaultRun { over: Some(at), broke: Some(broke), ..run });
+            }
+            (_, None) => self.misses.push((at, name)),
         }
     }
 }
@@ -231,24 +239,54 @@ fn read_if_any<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_strike_that_never_began_is_a_miss_and_no_fault() {
-        let folder = std::env::temp_dir().join(format!("cortex-history-{}", std::process::id()));
+    /// Reads a history of these phases of faults, by the number of the fault.
+    fn read(name: &str, phases: &[(u64, &str)]) -> History {
+        let folder = std::env::temp_dir().join(format!("cortex-history-{name}-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let run = r#"{"seed": 1, "duration_s": 1.0, "network": "loopback", "faults": [], "replicas": 3, "slots": 1,
             "started_at": "2026-01-01T00:00:00Z", "command": "", "version": "", "planted": null}"#;
         fs::write(folder.join("run.json"), run).unwrap();
-        let begins = Phase::Begins { replicas: vec![0], leader: true, detail: String::new() };
-        let over = Phase::Over { proof: None, broke: None };
-        let phases = [(1, begins), (1, over.clone()), (2, over)];
-        let lines = phases.into_iter().map(|(fault, phase)| {
-            let record = Record::Fault { fault, name: format!("fault-{fault}"), phase };
-            serde_json::to_string(&Line { at: fault * 10, record }).unwrap()
+        let lines = phases.iter().map(|(fault, phase)| {
+            format!(
+                r#"{{"at": {}, "kind": "fault", "fault": {fault}, "name": "fault-{fault}", "phase": {phase}}}"#,
+                fault * 10
+            )
         });
         fs::write(folder.join("history.jsonl"), lines.collect::<Vec<_>>().join("\n")).unwrap();
         let history = History::read(&folder).unwrap();
         fs::remove_dir_all(&folder).unwrap();
+        history
+    }
+
+    const BEGINS: &str = r#"{"phase": "begins", "replicas": [0], "leader": true, "detail": ""}"#;
+
+    #[test]
+    fn a_strike_that_never_began_is_a_miss_and_no_fault() {
+        let over = r#"{"phase": "over", "proof": null, "broke": null}"#;
+        let history = read("misses", &[(1, BEGINS), (1, over), (2, over)]);
         assert_eq!(history.faults.iter().map(|fault| fault.fault).collect::<Vec<_>>(), [1]);
         assert_eq!(history.misses, [(20, "fault-2".to_owned())]);
+    }
+
+    #[test]
+    fn a_strike_that_never_began_for_nobody_led_is_a_fault() {
+        let broke = r#"{"phase": "over", "proof": null, "broke": "no leader", "no_successor": false}"#;
+        let history = read("broke", &[(3, broke)]);
+        assert!(history.misses.is_empty());
+        let [fault] = history.faults.as_slice() else { panic!("{:?}", history.faults) };
+        assert_eq!((fault.name.as_str(), fault.begun, fault.over), ("fault-3", 30, Some(30)));
+        assert_eq!(fault.broke.as_deref(), Some("no leader"));
+        assert!(fault.replicas.is_empty() && !fault.leader && fault.healed.is_none());
+    }
+
+    #[test]
+    fn older_histories_say_in_words_alone_that_nobody_came_to_lead() {
+        let older = r#"{"phase": "over", "proof": null, "broke": "nobody else has come to lead meanwhile"}"#;
+        let newer = r#"{"phase": "over", "proof": null, "broke": "nobody", "no_successor": true}"#;
+        let other = r#"{"phase": "over", "proof": null, "broke": "the replicas see two leaders"}"#;
+        let phases = [(1, BEGINS), (1, older), (2, BEGINS), (2, newer), (3, BEGINS), (3, other)];
+        let history = read("older", &phases);
+        let without = history.faults.iter().map(|fault| fault.no_successor);
+        assert_eq!(without.collect::<Vec<_>>(), [true, true, false]);
     }
 }

@@ -339,6 +339,9 @@ pub enum Says {
     Failure,
 }
 
+/// What is said of a cut-off leader in whose place nobody came to lead.
+pub const NO_SUCCESSOR: &str = "nobody else has come to lead meanwhile";
+
 /// How far a fault is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "phase", rename_all = "snake_case")]
@@ -361,6 +364,9 @@ pub enum Phase {
         /// What the product did that it must not do when it is struck in this way, if anything.
         #[serde(default)]
         broke: Option<String>,
+        /// Whether that is [`NO_SUCCESSOR`]; older histories say it in those words alone.
+        #[serde(default)]
+        no_successor: bool,
     },
 }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::draw::Draw;
 use crate::history::View;
+use crate::votes::Led;
 
 /// Clients that make changes.
 const CLIENTS: usize = 3;
@@ -40,7 +41,16 @@ pub(super) struct Acknowledged {
 pub(super) struct Load {
     stop: CancellationToken,
     clients: JoinSet<Acknowledged>,
-    views: Vec<JoinHandle<View>>,
+    views: Vec<JoinHandle<Shown>>,
+}
+
+/// What a replica has shown of itself.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shown {
+    /// The highest term and index.
+    pub(super) highest: View,
+    /// In which terms it led.
+    pub(super) led: Led,
 }
 
 impl Load {
@@ -62,8 +72,8 @@ impl Load {
         Self { stop, clients, views }
     }
 
-    /// Ends them; answers what was acknowledged in all, and the highest view of each replica.
-    pub(super) async fn end(self) -> (Acknowledged, Vec<View>) {
+    /// Ends them; answers what was acknowledged in all, and what each replica has shown.
+    pub(super) async fn end(self) -> (Acknowledged, Vec<Shown>) {
         self.stop.cancel();
         let mut all = Acknowledged::default();
         for part in self.clients.join_all().await {
@@ -159,14 +169,15 @@ async fn transfer(cluster: Arc<Cluster>, mut draw: Draw, stop: CancellationToken
     done
 }
 
-/// The highest term and index that a replica shows.
-async fn watch(cluster: Arc<Cluster>, index: usize, stop: CancellationToken) -> View {
-    let mut highest = View::default();
+/// What a replica shows.
+async fn watch(cluster: Arc<Cluster>, index: usize, stop: CancellationToken) -> Shown {
+    let mut shown = Shown::default();
     while timeout(LOOK_EVERY, stop.cancelled()).await.is_err() {
         let looked = stop.run_until_cancelled(cluster.view(index)).await;
         let Some(Some(view)) = looked else { continue };
-        highest.term = highest.term.max(view.term);
-        highest.applied = highest.applied.max(view.applied);
+        shown.highest.term = shown.highest.term.max(view.term);
+        shown.highest.applied = shown.highest.applied.max(view.applied);
+        shown.led.look(&view);
     }
-    highest
+    shown
 }

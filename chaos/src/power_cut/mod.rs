@@ -3,7 +3,9 @@
 //! The Raft log of each replica lies on a file system of its own, in a file. A cut shuts the file system down without
 //! flushing its journal, so whatever has not been synced never reaches the file. Then the replica is killed, the file
 //! system mounted anew, and the replica started again: whatever the group has acknowledged must be there, on every
-//! replica, and no replica may have gone back behind a term that it was seen in.
+//! replica, and no replica may have gone back behind a term that it was seen in. Nor may a vote be gone by which somebody
+//! led: it is looked for on the disk before the replica is started, and after a cut of all whoever leads must do so in a
+//! later term than anybody before. A block that was written over and not synced proves of each disk that it has lost such things.
 
 mod load;
 
@@ -15,10 +17,14 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, ClusterOptions, Error};
-use crate::disk::Disk;
+use crate::disk::{Block, Disk};
 use crate::draw::Draw;
 use crate::history::View;
-use load::{Acknowledged, Load};
+use crate::votes;
+use load::{Acknowledged, Load, Shown};
+
+/// The Raft log on its disk.
+const LOG: &str = "raft.redb";
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -116,42 +122,18 @@ async fn cut_again_and_again(
         (Draw::new(options.seed, "power-cut"), Acknowledged::default(), Vec::new());
     println!("cut  replicas  acknowledged  transfers  terms before > after            violations");
     for number in 1..=options.cuts {
-        let load = Load::start(cluster, options.seed + u64::from(number), acknowledged);
-        sleep(draw.milliseconds(500, 2500)).await;
+        let within = draw.milliseconds(500, 2500);
         let struck: Vec<usize> =
             if draw.percent(75) { (0..disks.len()).collect() } else { vec![draw.index(disks.len())] };
-        // All at the same moment: what only some have on disk must be enough.
-        for index in &struck {
-            disks[*index].cut()?;
-        }
-        join_all(struck.iter().map(|index| cluster.kill(*index))).await;
-        let (seen, before) = load.end().await;
+        let struck: Vec<(usize, &Disk)> = struck.into_iter().map(|index| (index, &disks[index])).collect();
+        // Before the load: to sync a block may sync what else was written to its disk.
+        let blocks: Result<_, String> = struck.iter().map(|(_, disk)| Block::synced(disk.at())).collect();
+        let blocks = blocks?;
+        let load = Load::start(cluster, options.seed + u64::from(number), acknowledged);
+        sleep(within).await;
+        let (seen, shown) = lose_power(cluster, &struck, blocks, load).await?;
         acknowledged = seen;
-        for index in &struck {
-            disks[*index].unmount().await?;
-            disks[*index].mount().await?;
-        }
-        for index in &struck {
-            cluster.restart(*index).await?;
-        }
-        let (after, mut lost, late) = settle(cluster, &before).await;
-        for index in 0..disks.len() {
-            // A follower may have it and learn only from the next leader that it counts.
-            let known = || async { acknowledged.missing(cluster, index).await.is_empty() };
-            if cluster.until("all that was acknowledged is known", known).await.is_err() {
-                lost.extend(acknowledged.missing(cluster, index).await);
-            }
-        }
-        let cut = Cut {
-            number,
-            replicas: struck,
-            acknowledged: acknowledged.changes,
-            transfers: acknowledged.transfers,
-            before: before.iter().map(of).collect(),
-            after: after.iter().map(of).collect(),
-            lost,
-            late,
-        };
+        let cut = come_back(cluster, number, &struck, &acknowledged, &shown).await?;
         print(&cut);
         let clean = cut.is_clean();
         cuts.push(cut);
@@ -161,6 +143,83 @@ async fn cut_again_and_again(
         }
     }
     Ok(cuts)
+}
+
+/// Cuts the power of disks under load, kills their replicas and mounts the disks anew; answers what was acknowledged, and what
+/// each replica has shown until then.
+///
+/// # Errors
+/// When a disk keeps its power, or what was not synced: then nothing was cut.
+async fn lose_power(
+    cluster: &Cluster,
+    struck: &[(usize, &Disk)],
+    blocks: Vec<Block>,
+    load: Load,
+) -> Result<(Acknowledged, Vec<Shown>), Error> {
+    blocks.iter().try_for_each(Block::write_over)?;
+    // All at the same moment: what only some have on disk must be enough.
+    struck.iter().try_for_each(|(_, disk)| disk.cut())?;
+    join_all(struck.iter().map(|(index, _)| cluster.kill(*index))).await;
+    let seen = load.end().await;
+    for (_, disk) in struck {
+        disk.unmount().await?;
+        disk.mount().await?;
+    }
+    let kept = blocks.iter().filter(|block| !block.is_lost()).count();
+    if kept > 0 {
+        return Err(format!("{kept} of {} disks kept what was not synced", blocks.len()).into());
+    }
+    blocks.into_iter().try_for_each(Block::remove)?;
+    Ok(seen)
+}
+
+/// Starts the replicas again whose power was cut, and looks for what was acknowledged, and for the votes of those that led.
+///
+/// # Errors
+/// When a replica cannot be started, or its vote not be read though it comes back.
+async fn come_back(
+    cluster: &Cluster,
+    number: u32,
+    struck: &[(usize, &Disk)],
+    acknowledged: &Acknowledged,
+    shown: &[Shown],
+) -> Result<Cut, Error> {
+    let led: Vec<u64> = shown.iter().map(|shown| shown.led.highest()).collect();
+    let before: Vec<View> = shown.iter().map(|shown| shown.highest.clone()).collect();
+    let on_disk =
+        |(index, disk): &(usize, &Disk)| votes::on_disk(&disk.at().join(LOG)).map(|term| (*index, term));
+    let on_disks: Result<Vec<_>, String> = struck.iter().map(on_disk).collect();
+    for (index, _) in struck {
+        cluster.restart(*index).await?;
+    }
+    let (after, mut lost, late) = settle(cluster, &before).await;
+    match on_disks {
+        Ok(on_disks) => lost.extend(votes::gone(&led, &on_disks)),
+        Err(error) if late.is_empty() => return Err(error.into()),
+        // It cannot be read by its replica either, which is late.
+        Err(_) => {}
+    }
+    if struck.len() == shown.len() && late.is_empty() {
+        let now = after.iter().map(|view| view.term).max().unwrap_or(0);
+        lost.extend(votes::repeated(&led, now));
+    }
+    for index in 0..shown.len() {
+        // A follower may have it and learn only from the next leader that it counts.
+        let known = || async { acknowledged.missing(cluster, index).await.is_empty() };
+        if cluster.until("all that was acknowledged is known", known).await.is_err() {
+            lost.extend(acknowledged.missing(cluster, index).await);
+        }
+    }
+    Ok(Cut {
+        number,
+        replicas: struck.iter().map(|(index, _)| *index).collect(),
+        acknowledged: acknowledged.changes,
+        transfers: acknowledged.transfers,
+        before: before.iter().map(of).collect(),
+        after: after.iter().map(of).collect(),
+        lost,
+        late,
+    })
 }
 
 /// Waits until all replicas serve and know as much as before; says what is lost, and what does not come in time.
