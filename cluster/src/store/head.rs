@@ -67,19 +67,26 @@ fn other_is_newer(head: &[u8; LENGTH]) -> bool {
 ///
 /// redb would take the flags at their word. They tell of a commit that was broken off before it was answered, of which all
 /// may be there or not; or a bit in them has flipped, and the commit that would be dropped is one that others rely on. Raft
-/// may keep what it has not answered, and must keep what it has.
+/// may keep what it has not answered, and must keep what it has. Either way the commit that counts is whole: where it is not,
+/// its number may be what has changed, and the other one is older.
 fn count_the_newer(file: &dyn StorageBackend, flags: u8) -> io::Result<()> {
-    let newer = [flags ^ SECOND_SLOT];
-    let length = file.len()?;
-    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    let newer = flags ^ SECOND_SLOT;
+    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
     file.read(0, &mut bytes)?;
-    bytes[FLAGS] = newer[0];
-    let copy = InMemoryBackend::new();
-    copy.set_len(length)?;
-    copy.write(0, &bytes)?;
-    if catch_unwind(|| builder().create_with_backend(copy).is_ok()).unwrap_or(false) {
-        file.write(FLAGS as u64, &newer)?;
-        file.sync_data()?;
+    for flags in [flags, newer] {
+        bytes[FLAGS] = flags;
+        if !is_whole(&bytes)? {
+            return Ok(());
+        }
     }
-    Ok(())
+    file.write(FLAGS as u64, &[newer])?;
+    file.sync_data()
+}
+
+/// Whether a file with these bytes has all of the commit that counts.
+fn is_whole(bytes: &[u8]) -> io::Result<bool> {
+    let copy = InMemoryBackend::new();
+    copy.set_len(bytes.len() as u64)?;
+    copy.write(0, bytes)?;
+    Ok(catch_unwind(|| builder().create_with_backend(copy).is_ok()).unwrap_or(false))
 }
