@@ -8,6 +8,7 @@ use std::path::Path;
 
 use redb::{Database, ReadableDatabase, TableDefinition};
 
+use crate::cluster::log_in;
 use crate::history::View;
 
 /// Where a Raft log keeps its vote.
@@ -64,12 +65,13 @@ pub(crate) fn repeated(led: &[u64], now: u64) -> Option<String> {
     (now <= highest).then(tell)
 }
 
-/// The term of the vote in the Raft log of a replica that does not run; 0 if it has not voted. A copy is read: what a crash has
+/// The term of the vote in the folder of a replica that does not run; 0 if it has not voted. A copy is read: what a crash has
 /// left half done is the product's to mend.
-pub(crate) fn on_disk(log: &Path) -> Result<u64, String> {
+pub(crate) fn on_disk(folder: &Path) -> Result<u64, String> {
+    let log = log_in(folder);
     let copy = log.with_extension("copy");
     let failed = |error: &dyn std::fmt::Display| format!("the vote in {}: {error}", log.display());
-    std::fs::copy(log, &copy).map_err(|error| failed(&error))?;
+    std::fs::copy(&log, &copy).map_err(|error| failed(&error))?;
     let record = catch_unwind(|| read_vote(&copy).map_err(|error| error.to_string()));
     // What cannot be removed takes up room and does no other harm.
     let _ = std::fs::remove_file(&copy);
@@ -160,7 +162,7 @@ mod tests {
     fn the_vote_of_a_log_is_found_and_the_log_left_alone() {
         let folder = std::env::temp_dir().join(format!("cortex-votes-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let log = folder.join("raft.redb");
+        let log = log_in(&folder);
         let database = Database::create(&log).unwrap();
         let write = |record: Option<&[u8]>| {
             let transaction = database.begin_write().unwrap();
@@ -173,11 +175,11 @@ mod tests {
             transaction.commit().unwrap();
         };
         write(None);
-        assert_eq!(on_disk(&log), Ok(0));
+        assert_eq!(on_disk(&folder), Ok(0));
         write(Some(&[1, 0, 0, 0, 0, 251, 44, 1, 1, 3, 1]));
-        assert_eq!(on_disk(&log), Ok(300));
+        assert_eq!(on_disk(&folder), Ok(300));
         write(Some(&[1]));
-        assert!(on_disk(&log).is_err_and(|why| why.ends_with("it is of another format")));
+        assert!(on_disk(&folder).is_err_and(|why| why.ends_with("it is of another format")));
         drop(database);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
         std::fs::remove_dir_all(&folder).unwrap();

@@ -1,6 +1,6 @@
 //! Who belongs to the group, who leads it, and how replicas are set up.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -10,6 +10,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::Cluster;
+
+/// The Raft log of the replica whose folder this is.
+pub(crate) fn log_in(folder: &Path) -> PathBuf {
+    folder.join("raft.redb")
+}
 
 /// Members of the group.
 pub const MEMBERS: &str = "/api/v1/cluster/members";

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::history::{RedisState, View};
 
+pub(crate) use members::log_in;
 pub use namespaces::{enter as enter_network, keep_mounts};
 use network::Network;
 pub use network::{Condition, End, Link, NetworkKind};

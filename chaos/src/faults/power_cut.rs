@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::control_changes::Changes;
 use super::raft_disks::MovedLog;
-use super::raft_files::{Start, log_in, started};
+use super::raft_files::{Start, started};
 use super::{Fault, Miss, Needs, Strike, Struck, Subject};
 use crate::cluster::Cluster;
 use crate::disk::{Block, Disk};
@@ -109,7 +109,7 @@ async fn cut(strike: &mut Strike, logs: &[MovedLog], changes: &mut Changes) -> S
     for block in blocks {
         block.remove()?;
     }
-    let on_disk = |log: &MovedLog| votes::on_disk(&log_in(log.disk.at())).map(|term| (log.index, term));
+    let on_disk = |log: &MovedLog| votes::on_disk(log.disk.at()).map(|term| (log.index, term));
     let on_disks: Result<Vec<_>, String> = logs.iter().map(on_disk).collect();
     for log in logs {
         cluster.restart(log.index).await?;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::Miss;
-use super::raft_files::{log_in, replace};
-use crate::cluster::Cluster;
+use super::raft_files::replace;
+use crate::cluster::{Cluster, log_in};
 use crate::disk::{Disk, path, run};
 
 /// A log that has been moved.

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -15,11 +15,6 @@ use crate::cluster::{Cluster, PATIENCE};
 pub(super) const DAMAGED: &str = "is damaged and can't be trusted";
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// The log of the replica whose folder this is.
-pub(super) fn log_in(folder: &Path) -> PathBuf {
-    folder.join("raft.redb")
-}
 
 /// Opens a log to be damaged.
 pub(super) fn open(path: &Path) -> Result<File, String> {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 
-use super::raft_files::{DAMAGED, Start, flip, log_in, open, replace, try_start};
+use super::raft_files::{DAMAGED, Start, flip, open, replace, try_start};
 use super::{Fault, Miss, Needs, Strike, Struck, Subject};
+use crate::cluster::log_in;
 
 /// Where the pages begin: before them is the head of the file, which the next start rewrites.
 const FIRST_PAGE: u64 = 4096;

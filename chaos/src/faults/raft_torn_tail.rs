@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 
-use super::raft_files::{Start, log_in, open, replace, try_start};
+use super::raft_files::{Start, open, replace, try_start};
 use super::{Fault, Miss, Needs, Strike, Struck, Subject};
+use crate::cluster::log_in;
 
 /// Where the byte is whose lowest bit names the slot that counts.
 const FLAGS: u64 = 9;

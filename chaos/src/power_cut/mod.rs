@@ -23,9 +23,6 @@ use crate::history::View;
 use crate::votes;
 use load::{Acknowledged, Load, Shown};
 
-/// The Raft log on its disk.
-const LOG: &str = "raft.redb";
-
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct PowerCutOptions {
@@ -186,8 +183,7 @@ async fn come_back(
 ) -> Result<Cut, Error> {
     let led: Vec<u64> = shown.iter().map(|shown| shown.led.highest()).collect();
     let before: Vec<View> = shown.iter().map(|shown| shown.highest.clone()).collect();
-    let on_disk =
-        |(index, disk): &(usize, &Disk)| votes::on_disk(&disk.at().join(LOG)).map(|term| (*index, term));
+    let on_disk = |(index, disk): &(usize, &Disk)| votes::on_disk(disk.at()).map(|term| (*index, term));
     let on_disks: Result<Vec<_>, String> = struck.iter().map(on_disk).collect();
     for (index, _) in struck {
         cluster.restart(*index).await?;
